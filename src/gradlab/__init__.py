@@ -1,0 +1,1 @@
+"""gradlab: how does the gradient travel through time in a recurrent network?"""

@@ -1,0 +1,148 @@
+"""The contract of a recurrent cell.
+
+A cell is a Flax ``nnx.RNNCellBase``: ``(carry, x) -> (carry, y)``. Any such cell runs in gradlab,
+stock Flax cells and a user's own included. A :class:`Cell` names its gates besides, so that the
+probes can see them.
+
+To add one: a file with a subclass of :class:`Cell` (or of ``nnx.RNNCellBase``) and a yaml in
+``conf/model``. ``tests/cells/test_contract.py`` finds it there.
+
+Shapes: ``B`` examples (any leading axes), ``I`` input width, ``H`` hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import Dtype, Initializer, PromoteDtypeFn
+
+default_kernel_init = nnx.initializers.lecun_normal()
+default_recurrent_init = nnx.initializers.orthogonal()
+default_bias_init = nnx.initializers.zeros_init()
+
+
+class HiddenCarry(NamedTuple):
+    """The carry of a cell whose only state is h, ``(B, H)``."""
+
+    h: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of ``h``, as if this carry were Flax's bare array."""
+        return self.h.shape
+
+
+class MemoryCarry(NamedTuple):
+    """The carry of the LSTM family in Flax's order: cell state c and hidden state h, ``(B, H)``."""
+
+    c: jax.Array
+    h: jax.Array
+
+
+class Cell(nnx.RNNCellBase):
+    """A recurrent cell as one step that also names its gates.
+
+    A subclass writes :meth:`step`; everything else follows from it.
+
+    Attributes:
+      Carry: the NamedTuple of the state; its field ``h`` is the output.
+      retention_gate: name of the gate that multiplies the old state; None if there is none.
+      in_features: ``I``.
+      hidden_features: ``H``.
+      param_dtype: dtype of the parameters and of the first state.
+    """
+
+    Carry: ClassVar[type[Any]] = HiddenCarry
+    retention_gate: ClassVar[str | None] = None
+
+    in_features: int
+    hidden_features: int
+    param_dtype: Dtype = jnp.float32
+
+    def step(self, carry: Any, x: jax.Array) -> tuple[Any, NamedTuple]:
+        """``(carry, (B, I)) -> (carry, gates)``, with the carry as ``self.Carry``."""
+        raise NotImplementedError
+
+    def gates(self, carry: Any, x: jax.Array) -> NamedTuple:
+        """The gates' activations, ``(B, H)`` each, when the state is ``carry`` and x is read."""
+        return self.step(self._named(carry), x)[1]
+
+    def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
+        """``(carry, (B, I)) -> (carry, (B, H))``; the carry comes back in the form it was given.
+
+        A bare array (or a plain tuple, in the order of ``Carry``) is taken as Flax's own cells
+        take it.
+        """
+        new, _ = self.step(self._named(carry), inputs)
+        if isinstance(carry, self.Carry):
+            return new, new.h
+        return (tuple(new) if isinstance(carry, tuple) else new.h), new.h
+
+    def _named(self, carry: Any) -> Any:
+        if isinstance(carry, self.Carry):
+            return carry
+        return self.Carry(*(carry if isinstance(carry, tuple) else (carry,)))
+
+    def initialize_carry(
+        self,
+        input_shape: tuple[int, ...],
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+        carry_init: Initializer | None = None,
+    ) -> Any:
+        """The state before the first step, zeros unless ``carry_init`` draws it with ``rngs``.
+
+        Args:
+          input_shape: ``(B, I)``, any leading axes.
+          rngs: needed only with ``carry_init``.
+          carry_init: a Flax initializer.
+
+        Raises:
+          ValueError: if ``carry_init`` is given without ``rngs``.
+        """
+        shape = (*input_shape[:-1], self.hidden_features)
+        if carry_init is None:
+            return self.Carry(*(jnp.zeros(shape, self.param_dtype) for _ in self.Carry._fields))
+        if rngs is None:
+            raise ValueError("initialize_carry needs rngs to draw the carry with carry_init")
+        stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
+        return self.Carry(
+            *(carry_init(stream(), shape, self.param_dtype) for _ in self.Carry._fields)
+        )
+
+    @property
+    def num_feature_axes(self) -> int:
+        """One: the last axis of the input is its features."""
+        return 1
+
+
+def dense(
+    in_features: int,
+    out_features: int,
+    *,
+    kernel_init: Initializer,
+    bias_init: Initializer | None,
+    dtype: Dtype | None,
+    param_dtype: Dtype,
+    promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A Flax linear layer; without a bias when ``bias_init`` is None."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=bias_init is not None,
+        kernel_init=kernel_init,
+        bias_init=bias_init or default_bias_init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        promote_dtype=promote_dtype,
+        rngs=rngs,
+    )
+
+
+Activation = Callable[[jax.Array], jax.Array]

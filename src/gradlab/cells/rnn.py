@@ -1,0 +1,81 @@
+"""The simple recurrent network (Elman 1990)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer
+
+from gradlab.cells.base import (
+    Activation,
+    Cell,
+    HiddenCarry,
+    default_bias_init,
+    default_kernel_init,
+    default_recurrent_init,
+    dense,
+)
+
+ActivationName = Literal["tanh", "relu", "sigmoid", "identity"]
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "identity": lambda x: x,
+}
+
+
+class NoGates(NamedTuple):
+    """A cell without gates."""
+
+
+class SimpleRNN(Cell):
+    """``h' = φ(W_i x + b + W_h h)``, the Elman network; Flax's ``nnx.SimpleCell``.
+
+    Args:
+      in_features: ``I``.
+      hidden_features: ``H``.
+      activation_fn: φ, one of ``"tanh" "relu" "sigmoid" "identity"`` or a function of an array.
+      kernel_init: initializer of ``W_i`` ``(I, H)``.
+      recurrent_kernel_init: initializer of ``W_h`` ``(H, H)``.
+      bias_init: initializer of ``b`` ``(H,)``.
+      dtype: dtype of the computation; None takes it from inputs and parameters.
+      param_dtype: dtype of the parameters.
+      rngs: Flax random keys; the same ones give ``nnx.SimpleCell`` the same weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        activation_fn: ActivationName | Activation = "tanh",
+        kernel_init: Initializer = default_kernel_init,
+        recurrent_kernel_init: Initializer = default_recurrent_init,
+        bias_init: Initializer = default_bias_init,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.in_features, self.hidden_features = in_features, hidden_features
+        self.param_dtype = param_dtype
+        named = isinstance(activation_fn, str)
+        self.activation_fn = ACTIVATIONS[activation_fn] if named else activation_fn
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.dense_h = dense(
+            hidden_features,
+            hidden_features,
+            kernel_init=recurrent_kernel_init,
+            bias_init=None,
+            **types,
+        )
+        self.dense_i = dense(
+            in_features, hidden_features, kernel_init=kernel_init, bias_init=bias_init, **types
+        )
+
+    def step(self, carry: HiddenCarry, x: jax.Array) -> tuple[HiddenCarry, NoGates]:
+        """See :meth:`gradlab.cells.base.Cell.step`."""
+        return HiddenCarry(h=self.activation_fn(self.dense_i(x) + self.dense_h(carry.h))), NoGates()

@@ -1,0 +1,36 @@
+"""The one way gradlab refuses: which key, what was given, what is allowed, what to try."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadInput(Exception):
+    """A refusal the user can act on. The command line prints it and ends with exit code 2.
+
+    Args:
+      key: the configuration key or argument at fault, as the user would type it
+        (``"task.length"``).
+      given: the value that was given.
+      allowed: what would have been accepted, in words.
+      hint: what to try next, in words; empty if ``allowed`` says it all.
+    """
+
+    def __init__(self, key: str, given: object, allowed: str, hint: str = ""):
+        self.key, self.given, self.allowed, self.hint = key, given, allowed, hint
+        lines = [f"{key}: got {given!r}", f"  allowed: {allowed}"]
+        if hint:
+            lines.append(f"  try: {hint}")
+        super().__init__("\n".join(lines))
+
+
+def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """The ``n`` names in ``known`` most like ``word``, best first; empty if none is alike."""
+    return difflib.get_close_matches(word, sorted(known), n=n, cutoff=0.5)
+
+
+def at_least(key: str, value: int | float, minimum: int | float) -> None:
+    """Refuse ``value`` with :class:`BadInput` when it is below ``minimum``."""
+    if value < minimum:
+        raise BadInput(key, value, f"a number of at least {minimum}")

@@ -1,0 +1,1 @@
+"""Where measurements go: the run directory, W&B, the terminal, the figures."""

@@ -1,0 +1,103 @@
+"""The contract of a sink: what a run hands to whatever keeps or shows it.
+
+A sink sees host numbers only (numpy, float), never a device array, a config object or a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+Status = Literal["running", "finished", "diverged", "interrupted", "crashed"]
+
+
+class Variable(NamedTuple):
+    """What a recorded variable is. ``dims`` leaves out the leading ``step``.
+
+    Attributes:
+      dims: names of its dimensions, e.g. ``("layer", "t")``; ``()`` for a scalar.
+      units: e.g. ``"log10"``, ``"nats/step"``, ``"steps"``, ``"1"``.
+      long_name: what it is, in words that fit an axis.
+      attrs: further attributes, e.g. ``{"gate": "f"}``.
+    """
+
+    dims: tuple[str, ...]
+    units: str
+    long_name: str
+    attrs: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that is known about a run before its first step.
+
+    Attributes:
+      name: the experiment's name.
+      config: the composed configuration as nested plain dicts.
+      variables: every variable that will be recorded, by name.
+      coords: values of every dimension but ``step``, e.g. ``{"layer": [0, 1], "t": [0, ...]}``.
+      baseline: split -> ``{"name": str, "loss": float, "accuracy": float | None}``.
+      facts: what else a reader wants to see: ``task``, ``model``, ``parameters`` (a count),
+        ``readout`` ("last" or "every"), ``T``, ``steps``.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    variables: Mapping[str, Variable]
+    coords: Mapping[str, list[Any]]
+    baseline: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Row(NamedTuple):
+    """What was measured at one training step. Variables not measured at this step are absent.
+
+    Attributes:
+      step: training step, counted from 0; the measurement is of the parameters *before* update
+        ``step``.
+      scalars: variables without further dimensions (``train/loss``, ``val/loss``).
+      arrays: the others, float32 or float64, shaped as the variable's ``dims``.
+    """
+
+    step: int
+    scalars: Mapping[str, float]
+    arrays: Mapping[str, np.ndarray]
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      status: see ``Status``.
+      reason: in words; for ``diverged`` with the step, the layer and the timestep.
+      summary: final figures, flat: ``train/loss``, ``val/loss``, ..., ``memory_horizon/layer_0``.
+      timings: ``steps_per_second`` (steady state, compilation left out), ``probe_overhead``
+        (time of a probed step over that of a plain one), ``compile_seconds``, ``train_seconds``.
+      verdict: the verdict's lines, in plain words.
+    """
+
+    status: Status
+    reason: str = ""
+    summary: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float | None] = field(default_factory=dict)
+    verdict: list[str] = field(default_factory=list)
+
+
+class Sink(Protocol):
+    """Somewhere measurements go. Calls come in this order: ``open``, ``log``…, ``close``."""
+
+    def open(self, description: Description) -> None:
+        """Called once, before the first step."""
+        ...
+
+    def log(self, row: Row) -> None:
+        """Called at every logged step, in increasing ``step``."""
+        ...
+
+    def close(self, outcome: Outcome) -> None:
+        """Called once, however the run ended."""
+        ...

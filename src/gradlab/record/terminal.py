@@ -1,0 +1,166 @@
+"""Progress and verdict of a run on the terminal."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import TextIO
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from gradlab.record.base import Description, Outcome, Row
+
+PLAIN_LINES = 10
+"""About this many progress lines are printed where no live line can be shown."""
+_COLOURS = {"finished": "green", "diverged": "red", "crashed": "red"}
+
+
+class Terminal:
+    """A sink that shows a header, progress, and at the end a table and the verdict.
+
+    On a terminal one live line is kept up to date; elsewhere (a file, a pipe) about ten plain
+    lines are printed, without any escape codes.
+
+    Args:
+      stream: where to print; standard output if None.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        stream = stream or sys.stdout
+        tty = stream.isatty()
+        self.console = Console(
+            file=stream,
+            force_terminal=tty,
+            no_color=None if tty else True,
+            width=None if tty else 100,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        self.live: Live | None = None
+
+    def open(self, description: Description) -> None:
+        """Print the header line; start the live line on a terminal."""
+        self.baseline = _baseline(description)
+        self.steps = description.facts.get("steps")
+        self.layers = list(description.coords.get("layer", []))
+        self.start: tuple[float, int] | None = None
+        self.next_line, self.shown, self.latest = 0.0, -1, {}
+        self._print(_header(description, self.baseline), style="bold")
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.live = Live(Text("compiling…"), console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def log(self, row: Row) -> None:
+        """Show the latest figures."""
+        now = time.monotonic()
+        self.start = self.start or (now, row.step)
+        self.latest |= row.scalars
+        self.latest |= {name: row.arrays[name] for name in ("adjoint_slope",) if name in row.arrays}
+        line = self._line(row.step, now)
+        if self.live:
+            self.live.update(Text(line))
+        elif row.step >= self.next_line:
+            self._print(line)
+            self.shown = row.step
+            self.next_line = row.step + (self.steps or 0) / PLAIN_LINES
+        self.last = (row.step, line)
+
+    def close(self, outcome: Outcome) -> None:
+        """Print the last progress line, a table of the final figures, and the verdict."""
+        if self.live:
+            self.live.stop()
+            self.live = None
+        elif self.start and self.last[0] != self.shown:
+            self._print(self.last[1])
+        figures = _table(outcome)
+        if figures.row_count:
+            self.console.print(figures)
+        ending = f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+        self._print(ending, style=_COLOURS.get(outcome.status, "yellow"))
+        for line in outcome.verdict:
+            self._print(line)
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)
+
+    def _line(self, step: int, now: float) -> str:
+        total = f"/{self.steps}" if self.steps else ""
+        parts = [f"step {step}{total}"]
+        for key in ("train/loss", "val/loss"):
+            if key in self.latest:
+                parts.append(f"{key} {self.latest[key]:.4g}")
+        if len(parts) > 1 and self.baseline:
+            parts[-1] += f" (baseline {self.baseline['loss']:.4g})"
+        if "adjoint_slope" in self.latest:
+            slopes = np.ravel(self.latest["adjoint_slope"])
+            per_layer = " ".join(f"{slope:+.3g}" for slope in slopes)
+            parts.append(f"adjoint slope {per_layer} nats/step")
+        return "  ".join([*parts, *self._speed(step, now)])
+
+    def _speed(self, step: int, now: float) -> list[str]:
+        since, first = self.start or (now, step)
+        if step <= first or now <= since:
+            return []
+        rate = (step - first) / (now - since)
+        parts = [f"{rate:.3g} steps/s"]
+        if self.steps:
+            parts.append(f"{_duration((self.steps - step) / rate)} left")
+        return parts
+
+
+def _baseline(description: Description) -> dict | None:
+    """The validation split's baseline where there is one, else the training split's."""
+    for split in ("val", "train", "test"):
+        found = description.baseline.get(split)
+        if found and found.get("loss") is not None:
+            return dict(found)
+    return None
+
+
+def _header(description: Description, baseline: dict | None) -> str:
+    facts = description.facts
+    parts = [description.name]
+    if "model" in facts:
+        parts.append(str(facts["model"]))
+    if "parameters" in facts:
+        parts.append(f"{facts['parameters']:,} parameters")
+    if "task" in facts:
+        parts.append(f"task {facts['task']}")
+    if "T" in facts:
+        parts.append(f"T = {facts['T']}")
+    if baseline:
+        parts.append(f"baseline “{baseline['name']}”: loss {baseline['loss']:.4g}")
+    return " · ".join(parts)
+
+
+def _table(outcome: Outcome) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in outcome.summary.items():
+        table.add_row(name, _figure(value))
+    speed = outcome.timings.get("steps_per_second")
+    if speed is not None:
+        table.add_row("steps per second", _figure(speed))
+    overhead = outcome.timings.get("probe_overhead")
+    if overhead is not None:
+        table.add_row("cost of probing", f"{overhead:.3g} × a plain step")
+    return table
+
+
+def _figure(value: float | None) -> str:
+    if value is None or not isinstance(value, int | float | np.number):
+        return str(value)
+    return f"{value:.4g}" if math.isfinite(value) else str(float(value))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

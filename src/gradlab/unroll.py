@@ -1,0 +1,404 @@
+"""A stack of cells over time, forward and backward: where every adjoint comes from.
+
+The backward pass is written out rather than left to autodiff, for three reasons. It carries the
+adjoint as a mantissa and an exponent (:mod:`gradlab.scaling`), so that nothing underflows; it
+hands out the norm of every adjoint it passes as the cotangent of a dummy argument, a *tap*, so
+that measuring costs ``O(T B)`` memory; and it keeps only the carries of the forward pass and runs
+each step again where it is transposed, which is kinder to a processor's cache than stored
+activations. With taps or without, the parameter gradients come from the same arithmetic.
+
+Shapes: time-major ``(T, B, ...)``; ``D`` is ``H`` times the number of directions.
+
+The adjoint of t is that of the state after reading x_t, in the order in which the direction
+reads: for a backward direction t = 0 is the last input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from gradlab import scaling
+from gradlab.errors import BadInput
+from gradlab.scaling import Scaled
+
+Layer = Sequence[nnx.RNNCellBase]
+"""The cells that read the same input: one, or a forward and a backward one."""
+
+
+class Trace(NamedTuple):
+    """What one direction of one layer went through, in its own reading order.
+
+    Attributes:
+      before: the carry that each step began from, leaves ``(T, B, H)``.
+      inputs: what it read, ``(T, B, I)``.
+      final: the carry after the last step, leaves ``(B, H)``.
+    """
+
+    before: Any
+    inputs: jax.Array
+    final: Any
+
+
+class Unrolled(NamedTuple):
+    """The result of :func:`unroll`.
+
+    Attributes:
+      outputs: the top layer's output at every step, ``(T, B, D)``; None with ``every=False``.
+      last: its output after the last real step of each example, ``(B, D)``.
+      traces: a tuple per layer with one :class:`Trace` per direction. Observations only: no
+        gradient flows through them.
+    """
+
+    outputs: jax.Array | None
+    last: jax.Array
+    traces: tuple[tuple[Trace, ...], ...]
+
+
+def state_names(carry: Any) -> tuple[str, ...]:
+    """Names of a carry's leaves: its fields, ``("h",)`` for an array, ``("c", "h")`` for a pair."""
+    if hasattr(carry, "_fields"):
+        return tuple(carry._fields)
+    leaves = jax.tree.leaves(carry)
+    known = {1: ("h",), 2: ("c", "h")}
+    return known.get(len(leaves), tuple(f"s{i}" for i in range(len(leaves))))
+
+
+def hidden_index(carry: Any) -> int:
+    """The position of h among a carry's leaves; Flax puts it last."""
+    names = state_names(carry)
+    return names.index("h") if "h" in names else len(names) - 1
+
+
+def initial_carries(layers: Sequence[Layer], shape: tuple[int, ...]) -> list[list[Any]]:
+    """The carries before the first step, by layer and direction, for ``(T, B, I)`` inputs.
+
+    Raises:
+      BadInput: if a cell does not return a carry like the one it began with.
+    """
+    _, batch, width = shape
+    carries = []
+    for layer in layers:
+        carries.append([cell.initialize_carry((batch, width), nnx.Rngs(0)) for cell in layer])
+        outputs = [_output_shape(*pair, width) for pair in zip(layer, carries[-1], strict=True)]
+        width = sum(output[-1] for output in outputs)
+    return carries
+
+
+def _output_shape(cell: nnx.RNNCellBase, carry: Any, width: int) -> tuple[int, ...]:
+    name = type(cell).__name__
+    leaf = jax.tree.leaves(carry)[0]
+    x = jax.ShapeDtypeStruct((leaf.shape[0], width), leaf.dtype)
+    after, y = jax.eval_shape(lambda c, x: cell(c, x), carry, x)
+    before = jax.eval_shape(lambda c: c, carry)
+    if jax.tree.structure(before) != jax.tree.structure(after) or any(
+        (old.shape, old.dtype) != (new.shape, new.dtype)
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    ):
+        raise BadInput(
+            f"cell {name}",
+            after,
+            f"a new carry of the same form as the old one, {before}",
+            f"return (carry, y) from {name}.__call__ with the carry's names, shapes and dtypes",
+        )
+    return y.shape
+
+
+def make_taps(layers: Sequence[Layer], shape: tuple[int, ...]) -> list[list[dict[str, jax.Array]]]:
+    """Zeros for ``taps=``: one ``(T, B)`` array a layer, direction and state leaf.
+
+    Args:
+      layers: as for :func:`unroll`.
+      shape: ``(T, B, I)`` of the inputs.
+    """
+    return [
+        [{name: jnp.zeros(shape[:2]) for name in state_names(carry)} for carry in carries]
+        for carries in initial_carries(layers, shape)
+    ]
+
+
+def unroll(
+    layers: Sequence[Layer],
+    inputs: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    taps: Any = None,
+    every: bool = True,
+) -> Unrolled:
+    """Run stacked cells over a sequence, so that its gradient carries the adjoints out.
+
+    Differentiate a loss of the result by ``taps`` along with the parameters: the "gradient" of a
+    tap is the base-2 logarithm of the 2-norm of the adjoint of that state, for every timestep and
+    example. It is the adjoint of whatever scalar is differentiated, so a mean over ``B`` examples
+    gives every example's own adjoint divided by ``B``. Exactly zero adjoints give -inf.
+
+    Args:
+      layers: for each layer a sequence of one cell, or of a forward and a backward cell.
+      inputs: ``(T, B, I)``.
+      mask: ``(T, B)`` bool, False where there is nothing to read: the state waits there.
+      taps: from :func:`make_taps`, or None to measure nothing.
+      every: also give the top layer's outputs at every step.
+
+    Returns:
+      :class:`Unrolled`.
+    """
+    split = [[nnx.split(cell, nnx.Param, ...) for cell in layer] for layer in layers]
+    start = initial_carries(layers, inputs.shape)
+    top_is_state = all(map(_output_is_state, layers[-1], start[-1]))
+    spec = Spec(
+        graphs=tuple(tuple(graph for graph, _, _ in layer) for layer in split),
+        every=every or not top_is_state,
+    )
+    params = [[params for _, params, _ in layer] for layer in split]
+    rest = [[rest for _, _, rest in layer] for layer in split]
+    outputs, finals, seen = _run(spec, params, rest, start, inputs, mask, taps)
+    traces = tuple(
+        tuple(
+            Trace(*lax.stop_gradient((before, read, final)))
+            for (before, read), final in zip(layer, layer_finals, strict=True)
+        )
+        for layer, layer_finals in zip(seen, finals, strict=True)
+    )
+    if top_is_state:
+        last = jnp.concatenate([_hidden(final) for final in finals[-1]], axis=-1)
+    else:
+        last = _last_output(outputs, mask)
+    return Unrolled(outputs if every else None, last, traces)
+
+
+class Spec(NamedTuple):
+    """The static part of an unroll: what the compiled program depends on."""
+
+    graphs: tuple[tuple[Any, ...], ...]
+    every: bool
+
+
+class _Saved(NamedTuple):
+    """What the backward pass of one direction needs, in its reading order."""
+
+    before: Any
+    inputs: jax.Array
+    mask: jax.Array | None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(spec: Spec, params, rest, start, inputs, mask, taps):
+    return _run_forward(spec, params, rest, start, inputs, mask, taps)[0]
+
+
+def _run_forward(spec: Spec, params, rest, start, inputs, mask, taps):
+    finals, saved = [], []
+    read = inputs
+    for depth, graphs in enumerate(spec.graphs):
+        wanted = spec.every or depth < len(spec.graphs) - 1
+        layer, outputs = [], []
+        for direction, graph in enumerate(graphs):
+            cell = _merge(graph, params[depth][direction], rest[depth][direction])
+            one = _Saved(start[depth][direction], *_reading_order((read, mask), direction))
+            final, before, own_outputs = _forward(cell, one, wanted)
+            finals.append(final)
+            layer.append(one._replace(before=before))
+            outputs.append(_reading_order(own_outputs, direction))
+        saved.append(layer)
+        read = outputs[0] if len(outputs) == 1 or not wanted else jnp.concatenate(outputs, -1)
+    finals = _by_layer(finals, spec)
+    seen = [[(one.before, one.inputs) for one in layer] for layer in saved]
+    return (read, finals, seen), (params, rest, saved, taps is not None)
+
+
+def _by_layer(flat: list[Any], spec: Spec) -> list[list[Any]]:
+    rows = iter(flat)
+    return [[next(rows) for _ in graphs] for graphs in spec.graphs]
+
+
+def _run_backward(spec: Spec, residuals, cotangents):
+    params, rest, saved, scaled = residuals
+    from_outputs, from_finals, _ = cotangents
+    from_above = None if from_outputs is None else _as_scaled(from_outputs, 2, scaled)
+    param_grads, norms = [], []
+    for depth in reversed(range(len(spec.graphs))):
+        results = [
+            _backward(
+                graph,
+                params[depth][direction],
+                rest[depth][direction],
+                saved[depth][direction],
+                _part_of(from_above, direction, saved[depth]),
+                _as_scaled(from_finals[depth][direction], 1, scaled),
+            )
+            for direction, graph in enumerate(spec.graphs[depth])
+        ]
+        param_grads.insert(0, [result.params for result in results])
+        norms.insert(0, [result.norms for result in results])
+        from_above = results[0].inputs
+        for direction, result in enumerate(results[1:], start=1):
+            from_above = scaling.add(from_above, _reading_order(result.inputs, direction))
+    assert from_above is not None
+    return param_grads, None, None, scaling.plain(from_above), None, norms if scaled else None
+
+
+_run.defvjp(_run_forward, _run_backward)
+
+
+# One direction of one layer.
+
+
+def _forward(cell, run: _Saved, wanted: bool):
+    """``(final carry, carries before each step, outputs or None)``; ``run.before`` is the start."""
+    is_state = _output_is_state(cell, run.before)
+
+    def step(carry, read):
+        x, real = read
+        new, y = cell(carry, x)
+        new = _hold(new, carry, real)
+        output = (_hidden(new) if is_state else y) if wanted else None
+        return new, (carry, output)
+
+    final, (before, outputs) = lax.scan(step, run.before, (run.inputs, run.mask))
+    return final, before, outputs
+
+
+class _Gradients(NamedTuple):
+    params: Any
+    inputs: Scaled
+    norms: dict[str, jax.Array]
+
+
+def _backward(graph, params, rest, saved: _Saved, direct: Scaled | None, final: Scaled):
+    """The gradients of one direction, from those of its outputs and of its final carry.
+
+    Args:
+      graph, params, rest: the cell.
+      saved: what its forward pass kept.
+      direct: cotangents of its outputs ``(T, B, H)`` in reading order, normalised, or None.
+      final: cotangents of its final carry, normalised.
+    """
+
+    def apply(params, carry, x):
+        return _merge(graph, params, rest)(carry, x)
+
+    is_state = _output_is_state(_merge(graph, params, rest), final.mantissa)
+
+    def step(state, read):
+        after, total = state
+        before, x, real, from_output = read
+        adjoint, from_y = _inject(after, from_output, is_state)
+        gradient, earlier, from_x = _transpose(apply, params, before, x, adjoint, from_y, real)
+        total = jax.tree.map(jnp.add, total, gradient)
+        return (earlier, total), (from_x, _log2_norms(adjoint))
+
+    start = (final, jax.tree.map(jnp.zeros_like, params))
+    reads = (saved.before, saved.inputs, saved.mask, direct)
+    (_, total), (inputs, norms) = lax.scan(step, start, reads, reverse=True)
+    return _Gradients(total, scaling.normalise(inputs), norms)
+
+
+def _inject(after: Scaled, direct: Scaled | None, is_state: bool) -> tuple[Scaled, jax.Array]:
+    """The total adjoint of the state, and the cotangent of the output where that is not a state.
+
+    Both at one exponent, that of the result.
+    """
+    nothing = jnp.zeros_like(_hidden(after.mantissa))
+    if direct is None:
+        return after, nothing
+    aligned, from_y = scaling.align(after, direct)
+    if is_state:
+        return Scaled(_hidden_plus(aligned.mantissa, from_y), aligned.exponent), nothing
+    return aligned, from_y
+
+
+def _transpose(apply, params, before, x, adjoint: Scaled, from_y: jax.Array, real):
+    """One step transposed: ``(parameter gradient, adjoint before it, gradient of x)``.
+
+    The parameters are shared by all examples, so their gradient is taken at its true scale; the
+    other two keep the exponent of the adjoint.
+    """
+    _, pull = jax.vjp(apply, params, before, x)
+    cotangent = _silence((adjoint.mantissa, from_y), real)
+    gradient, earlier, from_x = pull(cotangent)
+    if adjoint.exponent is not None:
+        gradient, _, _ = pull(scaling.shift(cotangent, adjoint.exponent))
+    earlier = Scaled(_hold(earlier, adjoint.mantissa, real), adjoint.exponent)
+    return gradient, scaling.normalise(earlier), Scaled(from_x, adjoint.exponent)
+
+
+def _as_scaled(tree: Any, axes: int, scaled: bool) -> Scaled:
+    return scaling.scale(tree, axes) if scaled else Scaled(tree, None)
+
+
+def _log2_norms(adjoint: Scaled) -> dict[str, jax.Array]:
+    if adjoint.exponent is None:
+        return {}
+    leaves = jax.tree.leaves(adjoint.mantissa)
+    return {
+        name: scaling.log2_norm(leaf, adjoint.exponent)
+        for name, leaf in zip(state_names(adjoint.mantissa), leaves, strict=True)
+    }
+
+
+# Carries.
+
+
+def _hidden(carry: Any) -> jax.Array:
+    return jax.tree.leaves(carry)[hidden_index(carry)]
+
+
+def _hidden_plus(carry: Any, addend: jax.Array) -> Any:
+    leaves, tree = jax.tree.flatten(carry)
+    index = hidden_index(carry)
+    leaves[index] = leaves[index] + addend
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _hold(new: Any, old: Any, real: jax.Array | None) -> Any:
+    """``new`` where the step is real, else ``old``."""
+    if real is None:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(real[:, None], n, o), new, old)
+
+
+def _silence(tree: Any, real: jax.Array | None) -> Any:
+    if real is None:
+        return tree
+    return jax.tree.map(lambda leaf: jnp.where(real[:, None], leaf, 0), tree)
+
+
+def _merge(graph, params, rest):
+    return nnx.merge(graph, params, rest, copy=True)
+
+
+def _reading_order(tree: Any, direction: int) -> Any:
+    """Arrays ``(T, ...)`` as a direction reads them: as they are, or last step first."""
+    return jax.tree.map(lambda a: a[::-1], tree) if direction else tree
+
+
+def _part_of(joined: Scaled | None, direction: int, layer: list[_Saved]) -> Scaled | None:
+    """One direction's share of the cotangent of the joined outputs, in its reading order."""
+    if joined is None or len(layer) == 1:
+        return joined
+    widths = [_hidden(one.before).shape[-1] for one in layer]
+    begin = sum(widths[:direction])
+    part = Scaled(joined.mantissa[..., begin : begin + widths[direction]], joined.exponent)
+    return _reading_order(scaling.normalise(part), direction)
+
+
+def _last_output(outputs: jax.Array, mask: jax.Array | None) -> jax.Array:
+    if mask is None:
+        return outputs[-1]
+    last = jnp.maximum(jnp.sum(mask, axis=0) - 1, 0)
+    return jnp.take_along_axis(outputs, last[None, :, None], axis=0)[0]
+
+
+def _output_is_state(cell: nnx.RNNCellBase, carry: Any) -> bool:
+    """Whether the cell's output *is* the h of its carry, as in every common cell."""
+    leaf = jax.tree.leaves(carry)[0]
+    width = cell.in_features  # pyright: ignore[reportAttributeAccessIssue]
+    x = jax.ShapeDtypeStruct((*leaf.shape[:-1], width), leaf.dtype)
+    jaxpr = jax.make_jaxpr(lambda c, x: cell(c, x))(carry, x).jaxpr
+    return jaxpr.outvars[hidden_index(carry)] is jaxpr.outvars[-1]

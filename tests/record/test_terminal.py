@@ -1,0 +1,87 @@
+"""What the terminal sink prints."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from gradlab.record.base import Description, Outcome, Row
+from gradlab.record.terminal import Terminal
+
+from .synthetic import describe, finished, make_row
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show(stream: io.StringIO, outcome: Outcome, steps: int = 100) -> str:
+    description = describe(T=64, layers=[0, 1], steps=steps)
+    terminal = Terminal(stream)
+    terminal.open(description)
+    for step in range(0, steps, 2):
+        terminal.log(make_row(description, step))
+    terminal.close(outcome)
+    return stream.getvalue()
+
+
+def test_plain_lines(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = show(io.StringIO(), finished())
+    assert "\x1b" not in text
+    assert "\r" not in text
+    lines = text.splitlines()
+    header = "adding-problem · lstm · 17,217 parameters · task adding · T = 64"
+    assert lines[0] == header + " · baseline “always answer 1”: loss 0.1667"
+    progress = [line for line in lines if line.startswith("step ")]
+    assert 9 <= len(progress) <= 12
+    assert progress[0].startswith("step 0/100  train/loss ")
+    assert progress[-1].startswith("step 98/100  ")
+    assert "(baseline 0.1667)" in progress[-1]
+    assert "adjoint slope -0.0" in progress[-1]
+    assert "steps/s" in progress[-1]
+    assert "left" in progress[-1]
+
+
+def test_ending(monkeypatch):
+    text = show(io.StringIO(), finished())
+    assert "val/loss" in text
+    assert "finished: all steps done" in text
+    assert "1.03 × a plain step" in text
+    assert text.rstrip().endswith("Layer 0: the gradient reaches 37 steps back.")
+
+
+def test_reason_of_a_divergence():
+    text = show(io.StringIO(), Outcome("diverged", "the loss is NaN at step 57, layer 1, t = 3"))
+    assert "diverged: the loss is NaN at step 57, layer 1, t = 3" in text
+
+
+def test_live_line(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    text = show(Tty(), finished())
+    assert "\x1b[" in text
+    assert "step 98/100" in text
+    assert text.endswith("back.\n")
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is shown again
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Tty()])
+def test_little_is_needed(stream, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal(stream)
+    terminal.open(Description("n", {}, {}, {}, {}))
+    terminal.log(Row(0, {}, {}))
+    terminal.log(Row(1, {"train/loss": float("nan")}, {}))
+    terminal.close(Outcome("crashed"))
+    assert "crashed" in stream.getvalue()
+
+
+def test_a_run_that_ends_before_its_first_row():
+    stream = io.StringIO()
+    terminal = Terminal(stream)
+    terminal.open(describe())
+    terminal.close(Outcome("interrupted", "stopped by the user"))
+    assert stream.getvalue().splitlines()[-1] == "interrupted: stopped by the user"

@@ -228,7 +228,7 @@ def test_after_a_kill_every_flushed_row_is_there(tmp_path, seed):
     assert run.scalars["train/loss"].notnull().all()
 
 
-class Died(Exception):
+class DiedError(Exception):
     pass
 
 
@@ -243,7 +243,7 @@ def test_a_torn_flush_reads_as_the_one_before(tmp_path, monkeypatch):
         nonlocal left
         left -= 1
         if left < 0:
-            raise Died
+            raise DiedError
         replace(path, content)
 
     monkeypatch.setattr(module, "_replace", dies)
@@ -256,7 +256,7 @@ def test_a_torn_flush_reads_as_the_one_before(tmp_path, monkeypatch):
         directory.log(make_row(description, 3)._replace(step=1))
         left = survived
         if survived < files:
-            with pytest.raises(Died):
+            with pytest.raises(DiedError):
                 directory.flush()
         else:
             directory.flush()

@@ -45,7 +45,7 @@ def test_plain_lines(monkeypatch):
     assert "left" in progress[-1]
 
 
-def test_ending(monkeypatch):
+def test_ending():
     text = show(io.StringIO(), finished())
     assert "val/loss" in text
     assert "finished: all steps done" in text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def records(path: Path):
             continue
         _, length, kind = struct.unpack_from("<IHB", content, at)
         data = content[at + HEAD : at + HEAD + length]
+        if len(data) < length:
+            return  # still being written
         at += HEAD + length
         parts = data if kind in (WHOLE, FIRST) else parts + data
         if kind in (WHOLE, LAST):
@@ -36,22 +39,34 @@ def records(path: Path):
             yield record
 
 
-def load(directory: Path) -> dict[str, Any]:
-    """The one offline run in ``directory/wandb``: its run, config, history, summary, exit code."""
+def load(directory: Path, patience: float = 10.0) -> dict[str, Any]:
+    """The one offline run in ``directory/wandb``: its run, config, history, summary, exit code.
+
+    W&B's own process writes the last records a moment after ``finish`` returned: wait for them.
+    """
     (path,) = directory.glob("wandb/offline-run-*/*.wandb")
+    end = time.monotonic() + patience
+    found = _load(path)
+    while "exit" not in found and time.monotonic() < end:
+        time.sleep(0.05)
+        found = _load(path)
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "metrics": {}}
     found["files"] = path.parent / "files"
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found["run"] = record.run
-            found["config"] |= _items(record.run.config.update)
+            _update(found["config"], record.run.config.update)
         elif kind == "config":
-            found["config"] |= _items(record.config.update)
+            _update(found["config"], record.config.update)
         elif kind == "history":
-            found["history"].append(_items(record.history.item))
+            found["history"].append(_update({}, record.history.item))
         elif kind == "summary":
-            found["summary"] |= _items(record.summary.update)
+            _update(found["summary"], record.summary.update)
         elif kind == "metric":
             found["metrics"][record.metric.name or record.metric.glob_name] = record.metric
         elif kind == "exit":
@@ -59,5 +74,12 @@ def load(directory: Path) -> dict[str, Any]:
     return found
 
 
-def _items(items: Any) -> dict[str, Any]:
-    return {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+def _update(target: dict[str, Any], items: Any) -> dict[str, Any]:
+    """Set each item in ``target``; an item of a nested dict names the whole path to it."""
+    for item in items:
+        *path, last = list(item.nested_key) or [item.key]
+        place = target
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return target

@@ -1,8 +1,9 @@
 """What every task promises, for every yaml of ``conf/task`` without a list of them here.
 
 The file ``test_<module>.py`` beside this one may add what only it can know of its task:
-``guess(task, batch)``, the outputs of the guess that the baseline names (``RTOL``: how closely
-its loss on held-out data must match), and ``VARIANTS``, further options to run the contract with.
+``guess(task, batch, split)``, the outputs of the guess that the baseline names (``RTOL``: how
+closely its loss on held-out data must match the baseline's), and ``VARIANTS``, further options to
+run the contract with.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 from gradlab.tasks.base import Task
 
 CONF = Path(__file__).parents[2] / "conf" / "task"
+STEMS = sorted(path.stem for path in CONF.glob("*.yaml"))
 B = 500
 KEYS = jax.random.split(jax.random.key(3), 4)
 
@@ -56,7 +58,7 @@ def compiled(task):
 
 
 def builds():
-    for stem in sorted(path.stem for path in CONF.glob("*.yaml")):
+    for stem in STEMS:
         for variant in [{}, *getattr(oracle(read_yaml(stem)[0]), "VARIANTS", [])]:
             told = ",".join(f"{key}={value}" for key, value in variant.items())
             yield pytest.param((stem, tuple(variant.items())), id=f"{stem}[{told}]")
@@ -120,7 +122,7 @@ def examples(batch):
     return [a.tobytes() + b.tobytes() for a, b in zip(inputs, targets, strict=True)]
 
 
-@pytest.mark.parametrize("stem", sorted(path.stem for path in CONF.glob("*.yaml")))
+@pytest.mark.parametrize("stem", STEMS)
 def test_yaml_holds_every_option(stem):
     cls, options = read_yaml(stem)
     fields = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
@@ -151,8 +153,10 @@ def test_sample_obeys_under_jit_and_compiles_once(task):
     assert not same(one.inputs, other.inputs)
 
 
-def test_sample_maps_over_members(task):
+@pytest.mark.parametrize("stem", STEMS)
+def test_sample_maps_over_members(stem):
     """A population draws for all its members at once, and each gets what it would get alone."""
+    task = build(stem, ())
     many = jax.jit(jax.vmap(lambda key: task.sample(task.data, key, B)))(KEYS[:2])
     for member, key in enumerate(KEYS[:2]):
         alone = compiled(task)[0](key)
@@ -184,9 +188,9 @@ def test_no_example_is_in_two_splits(task):
 def test_baseline_is_what_its_guess_scores(task, split):
     own = oracle(type(task))
     if not hasattr(own, "guess"):
-        pytest.skip("its test file has no guess(task, batch)")
+        pytest.skip("its test file has no guess(task, batch, split)")
     batch, baseline = task.held_out(split), task.baseline(split)
-    outputs = np.asarray(own.guess(task, batch), float)
+    outputs = np.asarray(own.guess(task, batch, split), float)
     targets = np.asarray(batch.targets)
     B = batch.inputs.shape[1]
     steps = (task.length,) if task.readout == "every" else ()

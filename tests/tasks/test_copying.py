@@ -12,7 +12,7 @@ VARIANTS = [{"length": 21}]
 RTOL = 1e-5
 
 
-def guess(task, batch):
+def guess(task, batch, split):
     """All on the blank until the recall; there, the eight symbols alike."""
     logits = np.full((task.length, 1, 9), -1000.0)
     logits[:-10, :, 8] = 0
@@ -20,7 +20,7 @@ def guess(task, batch):
     return logits
 
 
-@pytest.mark.parametrize("delay", [1, 2, 50])
+@pytest.mark.parametrize("delay", [1, 50])
 def test_layout(delay):
     batch = draw(Copying(length=delay + 20), 0, 400)
     inputs, targets = np.asarray(batch.inputs), np.asarray(batch.targets)

@@ -9,11 +9,11 @@ from gradlab.tasks.digits import Digits, pixel_permutation
 
 from . import draw
 
-VARIANTS = [{"permuted": True}, {"length": 20, "val_fraction": 0.3, "split_seed": 5}]
+VARIANTS = [{"permuted": True, "length": 50, "val_fraction": 0.3, "split_seed": 5}]
 RTOL = 1e-5
 
 
-def guess(task, batch):
+def guess(task, batch, split):
     return np.log(np.bincount(task.data.targets) / len(task.data.targets))
 
 
@@ -45,7 +45,7 @@ def test_splits_hold_every_image_once_row_by_row(digits):
 def test_permuted_reads_the_same_pixels_in_one_other_order():
     order = pixel_permutation()
     assert sorted(order) == list(range(64))
-    assert order[:5].tolist() == [55, 40, 19, 31, 37] or (order != np.arange(64)).any()
+    assert order[:8].tolist() == [45, 29, 43, 61, 34, 33, 31, 40]  # whatever numpy's version
     plain, permuted = batches(Digits()), batches(Digits(permuted=True))
     for split in plain:
         np.testing.assert_array_equal(permuted[split].inputs, plain[split].inputs[order])

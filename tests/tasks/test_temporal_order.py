@@ -14,11 +14,11 @@ VARIANTS = [{"length": 20}]
 RTOL = 1e-6
 
 
-def guess(task, batch):
+def guess(task, batch, split):
     return np.zeros(4)
 
 
-@pytest.mark.parametrize("length", [10, 11, 15, 19, 50, 200])
+@pytest.mark.parametrize("length", [10, 15, 19, 200])
 def test_positions_and_classes(length):
     batch = draw(TemporalOrder(length=length), 0, 3000)
     inputs = np.asarray(batch.inputs)
@@ -42,6 +42,14 @@ def test_everything_is_uniform():
     positions, counts = np.unique((np.asarray(batch.inputs)[:40] < 2).argmax(0), return_counts=True)
     assert positions.tolist() == list(range(10, 20))
     np.testing.assert_allclose(counts / 8000, 0.1, atol=0.02)
+
+
+def test_class_and_positions_are_independent():
+    batch = draw(TemporalOrder(length=30), 2, 8000)
+    p0, p1 = np.argwhere((np.asarray(batch.inputs) < 2).T)[:, 1].reshape(-1, 2).T
+    joint = np.zeros((4, 3, 3))
+    np.add.at(joint, (np.asarray(batch.targets), p0 - 3, p1 - 15), 1)
+    np.testing.assert_allclose(joint, 8000 / 36, atol=5 * (8000 / 36) ** 0.5)
 
 
 def test_chance():

@@ -5,7 +5,6 @@ from collections import Counter
 from math import log
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,12 +13,12 @@ from gradlab.tasks.text import Text
 
 from . import draw
 
-VARIANTS = [{"predict": "last"}, {"vocabulary": 10, "max_characters": 50_000}]
-RTOL = 0.06  # the windows are a sample of the split's text
+VARIANTS = [{"predict": "last"}]
+RTOL = 0.08  # the windows are a sample of the split's text; with predict=last of 500 characters
 
 
-def guess(task, batch):
-    counts = np.bincount(np.ravel(batch.targets), minlength=task.outputs)
+def guess(task, batch, split):
+    counts = np.bincount(task._splits[split], minlength=task.outputs)
     return np.log(np.maximum(counts, 1e-9) / counts.sum())
 
 
@@ -72,8 +71,7 @@ def test_training_windows_start_everywhere_in_training_alone(write):
 def test_predict_last_asks_only_for_the_character_after_the_window(write):
     every, last = located(write), located(write, predict="last")
     assert (every.readout, last.readout) == ("every", "last")
-    key = jax.random.key(0)
-    all_steps, one_step = every.sample(every.data, key, 50), last.sample(last.data, key, 50)
+    all_steps, one_step = draw(every, 0, 50), draw(last, 0, 50)
     np.testing.assert_array_equal(one_step.inputs, all_steps.inputs)
     np.testing.assert_array_equal(one_step.targets, all_steps.targets[-1])
     np.testing.assert_allclose(all_steps.weights, 1 / 9, rtol=1e-6)

@@ -51,6 +51,8 @@ class Cell(nnx.RNNCellBase):
 
     Attributes:
       Carry: the NamedTuple of the state; its field ``h`` is the output.
+      gate_names: which fields of the gates are gates, with values in [0, 1]; the others are
+        candidates.
       retention_gate: name of the gate that multiplies the old state; None if there is none.
       in_features: ``I``.
       hidden_features: ``H``.
@@ -58,6 +60,7 @@ class Cell(nnx.RNNCellBase):
     """
 
     Carry: ClassVar[type[Any]] = HiddenCarry
+    gate_names: ClassVar[tuple[str, ...]] = ()
     retention_gate: ClassVar[str | None] = None
 
     in_features: int

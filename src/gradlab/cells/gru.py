@@ -1,4 +1,4 @@
-"""The gated recurrent unit, reset after the product, as Flax and cuDNN write it (Cho et al. 2014)."""
+"""The gated recurrent unit (Cho et al. 2014), reset after the product as in Flax and cuDNN."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ class GRU(Cell):
       rngs: Flax random keys; the same ones give ``nnx.GRUCell`` the same weights.
     """
 
+    gate_names = ("r", "z")
     retention_gate = "z"
 
     def __init__(

@@ -31,6 +31,7 @@ class GRUResetBefore(Cell):
     Args: as :class:`gradlab.cells.GRU`, without ``recurrent_bias``.
     """
 
+    gate_names = ("r", "z")
     retention_gate = "z"
 
     def __init__(

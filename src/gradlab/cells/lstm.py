@@ -59,6 +59,7 @@ class LSTM(Cell):
     """
 
     Carry = MemoryCarry
+    gate_names = ("i", "f", "o")
     retention_gate = "f"
 
     def __init__(

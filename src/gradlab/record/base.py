@@ -11,23 +11,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from gradlab.variable import Variable
+
+__all__ = ["Description", "Outcome", "Row", "Sink", "Status", "Variable"]
+
 Status = Literal["running", "finished", "diverged", "interrupted", "crashed"]
-
-
-class Variable(NamedTuple):
-    """What a recorded variable is. ``dims`` leaves out the leading ``step``.
-
-    Attributes:
-      dims: names of its dimensions, e.g. ``("layer", "t")``; ``()`` for a scalar.
-      units: e.g. ``"log10"``, ``"nats/step"``, ``"steps"``, ``"1"``.
-      long_name: what it is, in words that fit an axis.
-      attrs: further attributes, e.g. ``{"gate": "f"}``.
-    """
-
-    dims: tuple[str, ...]
-    units: str
-    long_name: str
-    attrs: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ FLOAT32_ZERO = -44.85
 
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 13,
     "axes.titlesize": 14,
     "axes.labelsize": 13,
@@ -124,7 +124,7 @@ def _over_lag(curves: xarray.Dataset, info: Mapping[str, Any]) -> Figure | None:
             _line(axes, panel, "adj_c_log10", k, color=colours[k], linestyle=(0, (4, 2)), lw=1.4)
         _quantile_band(axes, panel, colours[-1])
         horizon, zeros = _mark_horizon(axes, panel), _mark_zeros(panel)
-        axes.set_title("\n".join(filter(None, [f"layer {layer}{horizon}", zeros])), fontsize=13)
+        axes.set_title("\n".join(filter(None, [f"layer {layer}{horizon}", zeros])), fontsize=12)
         axes.set_xlim(0, float(panel["lag"].max()) or 1)
         axes.set_ylabel("log10 of the gradient's norm")
     handles = list(figure.axes[0].get_legend_handles_labels()[0])
@@ -241,13 +241,12 @@ def _losses(scalars: xarray.Dataset, info: Mapping[str, Any]) -> Figure | None:
 def _new_figure(panels: int, columns: int = 0, width: float = 6.5) -> Figure:
     """A figure of the right size: up to two panels side by side, or ``columns`` of them."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     across = columns or min(panels, 2)
     down = panels if columns else -(-panels // 2)
     size = (max(9.5, width * across), 1.6 + 4.0 * down)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
-    return figure
+    return Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
 
 
 def _panels(figure: Figure, count: int) -> list[Axes]:
@@ -293,7 +292,7 @@ def _mark_zeros(panel: xarray.Dataset) -> str:
     zero = np.isneginf(values)
     if not zero.any():
         return ""
-    return f"exactly zero at {zero.sum()} timesteps, the first at lag {lag[zero].min()}"
+    return f"exactly zero at {zero.sum()} timesteps, first at lag {lag[zero].min()}"
 
 
 def _mark_float32(panels: list[Axes]) -> list[Any]:

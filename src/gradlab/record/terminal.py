@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import TextIO
+from typing import TextIO, cast
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +31,7 @@ class Terminal:
     """
 
     def __init__(self, stream: TextIO | None = None):
-        stream = stream or sys.stdout
+        stream = stream or cast(TextIO, sys.stdout)
         tty = stream.isatty()
         self.console = Console(
             file=stream,

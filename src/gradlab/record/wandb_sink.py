@@ -30,6 +30,7 @@ import numpy as np
 from gradlab.record.base import Description, Outcome, Row, Variable
 from gradlab.record.directory import plain
 
+Mode = Literal["offline", "online", "disabled"]
 MOST_KEYS = 64
 """A variable with more values than this (a full Lyapunov spectrum) stays in the run directory."""
 MOST_ROWS = 400
@@ -39,6 +40,18 @@ LINES = 12
 MOST_LAGS = 100
 """Most points of a line in a chart over lag."""
 
+# Quiet, cheap, and on disk soon; those that another version of W&B lacks are left out.
+_SETTINGS = {
+    "console": "off",
+    "silent": True,
+    "quiet": True,
+    "disable_code": True,
+    "init_timeout": 30.0,
+    "reinit": "create_new",
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+    "x_transaction_log_flush_interval": 2.0,
+}
 _log = logging.getLogger(__name__)
 
 
@@ -62,7 +75,7 @@ class WandbSink:
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        mode: Literal["offline", "online", "disabled"] = "offline",
+        mode: Mode = "offline",
         project: str = "gradlab",
         group: str | None = None,
         job_type: str | None = None,
@@ -72,7 +85,8 @@ class WandbSink:
         finish_timeout: float = 60.0,
     ):
         self.directory = Path(directory).resolve()
-        self.mode, self.finish_timeout = mode, finish_timeout
+        self.mode: Mode = mode
+        self.finish_timeout = finish_timeout
         self.labels = {
             "project": project,
             "group": group,
@@ -152,21 +166,12 @@ class WandbSink:
         for stem in sorted({_stem(name).split("/")[0] for name in self.variables}):
             self.run.define_metric(f"{stem}/*", step_metric="train_step")
 
-    def _init(self, mode: str, config: dict[str, Any]) -> Any:
+    def _init(self, mode: Mode, config: dict[str, Any]) -> Any:
         import wandb
 
-        settings = wandb.Settings(
-            console="off",
-            silent=True,
-            quiet=True,
-            disable_code=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-            x_transaction_log_flush_interval=2.0,
-            init_timeout=30.0,
-            finish_timeout=self.finish_timeout,
-            reinit="create_new",
-        )
+        wanted = {**_SETTINGS, "finish_timeout": self.finish_timeout}
+        known = wandb.Settings.model_fields
+        settings = wandb.Settings(**{key: wanted[key] for key in wanted if key in known})
         self.directory.mkdir(parents=True, exist_ok=True)
         return wandb.init(
             dir=str(self.directory), mode=mode, config=config, settings=settings, **self.labels
@@ -287,13 +292,13 @@ def _heatmap(steps: np.ndarray, curves: np.ndarray, variable: Variable) -> tuple
     """``curves`` (n, T) as uint8 colours (height, width, 3), and a caption: how to read it."""
     from gradlab.record.figures import colour_limits, heat_colours
 
-    t = _spread(curves.shape[1], 1024)
+    t = _spread(curves.shape[1], 512)
     values = curves[:, t].T[::-1]
     low, high = colour_limits(values)
     scaled = np.ma.masked_invalid((values - low) / (high - low))
     scaled = np.ma.where(np.isneginf(values), -1.0, scaled)
     colours = heat_colours()(scaled, bytes=True)[..., :3]
-    tall, wide = (max(1, 400 // n) for n in values.shape)
+    tall, wide = (max(1, 600 // n) for n in values.shape)
     caption = (
         f"{variable.long_name}, log10: dark {low:.3g}, bright {high + 0.0:.3g}, "
         "black exactly zero. "

@@ -15,7 +15,7 @@ from gradlab.tasks.base import (
     Split,
     Task,
     below,
-    held_out_key,
+    generate_held_out,
     whole_number,
     words,
 )
@@ -71,8 +71,7 @@ class Copying(Task):
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:
         """See :meth:`Task.held_out`; generated from a key that no training run uses."""
-        sample = jax.jit(self.sample, static_argnames="batch")
-        return sample((), held_out_key(split), batch=self.held_out_examples)
+        return generate_held_out(self, split, self.held_out_examples)
 
     def baseline(self, split: Split) -> Baseline:
         """Exact: ``10 ln 8 / T`` nats; the accuracy is the share of right steps among all T."""

@@ -79,7 +79,7 @@ class Digits(Task):
 
         from sklearn.datasets import load_digits
 
-        images, labels = load_digits(return_X_y=True)
+        images, labels = map(np.asarray, load_digits(return_X_y=True))
         pixels = images.T / 16  # (64, N)
         if self.permuted:
             pixels = pixels[pixel_permutation()]

@@ -72,7 +72,7 @@ class Sunspots(Task):
 
         from statsmodels.datasets import sunspots
 
-        table = sunspots.load_pandas().data
+        table: Any = sunspots.load_pandas().data
         years, numbers = table["YEAR"].to_numpy(int), table["SUNACTIVITY"].to_numpy(float)
         sizes = split_sizes(len(years), self.val_fraction, self.test_fraction)
         train = sizes["train"]
@@ -132,11 +132,11 @@ class Sunspots(Task):
         borders = [self.first_year[name] for name in order] + [len(self.years)]
         begin, end = borders[order.index(split)], borders[order.index(split) + 1]
         forecast = np.arange(max(begin, self.length), end)
-        series = jnp.asarray(self.series, jnp.result_type(float))
-        return _windows(series, jnp.asarray(forecast - self.length), self.length)
+        windows = _windows(self.series, forecast - self.length, self.length)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), windows)
 
 
-def _windows(series: jax.Array, start: jax.Array, length: int) -> Batch:
+def _windows(series: Any, start: Any, length: int) -> Batch:
     """The ``length`` values of ``series`` from each of ``start (B,)`` on, and the one after."""
-    inputs = series[start + jnp.arange(length)[:, None]]
+    inputs = series[start + np.arange(length)[:, None]]
     return Batch(inputs[..., None], series[start + length][:, None])

@@ -15,7 +15,7 @@ from gradlab.tasks.base import (
     Split,
     Task,
     below,
-    held_out_key,
+    generate_held_out,
     whole_number,
     words,
 )
@@ -55,7 +55,7 @@ class TemporalOrder(Task):
         """See :meth:`Task.sample`; inputs ``(T, B)`` and targets ``(B,)``, both int32."""
         T, t = self.length, jnp.arange(self.length)[:, None]
         bits = words(key, T + 4, batch)
-        distractors = 2 + below(bits[:T], self.symbols - 2)
+        distractors = 2 + below(bits[:T], 4)
         first, second = below(bits[T], 2), below(bits[T + 1], 2)
         p0, p1 = (
             self._tenths(n) + below(bits[row], self._tenths(n + 1) - self._tenths(n))
@@ -66,8 +66,7 @@ class TemporalOrder(Task):
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:
         """See :meth:`Task.held_out`; generated from a key that no training run uses."""
-        sample = jax.jit(self.sample, static_argnames="batch")
-        return sample((), held_out_key(split), batch=self.held_out_examples)
+        return generate_held_out(self, split, self.held_out_examples)
 
     def baseline(self, split: Split) -> Baseline:
         """Exact: four classes, equally likely."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +161,7 @@ class Text(Task):
         count = min(self.held_out_examples, len(part) // (self.length + 1))
         # spacing >= T + 1 before rounding down, so the rounded starts keep that distance too
         starts = np.linspace(0, len(part) - self.length - 1, count).astype(np.int32)
-        return self._windows(jnp.asarray(part), jnp.asarray(starts))
+        return jax.tree.map(jnp.asarray, self._windows(part, starts))
 
     def baseline(self, split: Split) -> Baseline:
         """Measured on the whole text of ``split``: its own character frequencies as the answer.
@@ -184,10 +184,10 @@ class Text(Task):
         table[[ord(character) for character in self.alphabet]] = np.arange(other)
         return table[codes]
 
-    def _windows(self, text: jax.Array, start: jax.Array) -> Batch:
+    def _windows(self, text: Any, start: Any) -> Batch:
         """``length`` symbols of ``text`` from each of ``start (B,)`` on, and what comes next."""
-        steps = jnp.arange(self.length + 1)[:, None]
-        window = text[start + steps].astype(jnp.int32)
+        steps = np.arange(self.length + 1, dtype=np.int32)[:, None]
+        window = text[start + steps].astype(np.int32)
         if self.predict == "last":
             return Batch(window[:-1], window[-1])
         weights = jnp.full((self.length, start.shape[0]), 1 / self.length)

@@ -1,0 +1,226 @@
+"""One experiment from its parts to its verdict: what is left when configuration is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from gradlab.errors import BadInput
+from gradlab.model import MakeCell, SequenceModel
+from gradlab.optimizer import Optimizer
+from gradlab.probes.base import Probe
+from gradlab.record.base import Description, Outcome, Row, Sink, Variable
+from gradlab.record.directory import RunDirectory
+from gradlab.record.figures import draw
+from gradlab.record.reader import open_run
+from gradlab.step import Steps, by_name, parameter_names, setting_of, supported
+from gradlab.tasks.base import Task
+from gradlab.train import Trainer, train
+from gradlab.verdict import verdict
+
+SCALARS = {
+    "train/loss": "mean training loss since the last row",
+    "train/grad_norm": "global gradient norm before clipping",
+    "val/loss": "validation loss",
+    "val/accuracy": "validation accuracy",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts of a run.
+
+    Attributes:
+      name: shown and recorded.
+      model_name: likewise, e.g. ``"lstm"``.
+      make_cell: ``make_cell(in_features, hidden_features, rngs=rngs)``.
+      hidden, layers, bidirectional: of the model.
+      task, optimizer, trainer: as built.
+      probes: name -> probe.
+      probes_by_preset: whether a preset chose the probes; then those that the model cannot use are
+        left out with a recorded reason, else they are refused.
+      seed: of the weights and the training data.
+      config: nested plain dicts, recorded as they are.
+    """
+
+    name: str
+    model_name: str
+    make_cell: MakeCell
+    hidden: int
+    layers: int
+    bidirectional: bool
+    task: Task
+    optimizer: Optimizer
+    trainer: Trainer
+    probes: Mapping[str, Probe]
+    probes_by_preset: bool
+    seed: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
+    """The step functions of an experiment, and why some of its probes were left out.
+
+    Raises:
+      BadInput: for a cell that returns a wrong carry, or a probe that the model cannot use.
+    """
+    task = experiment.task
+    model = SequenceModel(
+        experiment.make_cell,
+        features=task.features,
+        symbols=task.symbols,
+        hidden=experiment.hidden,
+        layers=experiment.layers,
+        outputs=task.outputs,
+        readout=task.readout,
+        bidirectional=experiment.bidirectional,
+        rngs=nnx.Rngs(experiment.seed),
+    )
+    probes, reasons = supported(
+        experiment.probes, setting_of(model), by_preset=experiment.probes_by_preset
+    )
+    batch = experiment.trainer.batch
+    return Steps(model, task, experiment.optimizer, probes, batch), reasons
+
+
+def describe(experiment: Experiment, steps: Steps, left_out: Mapping[str, str]) -> Description:
+    """What is known before the first step."""
+    task = experiment.task
+    variables = {
+        name: Variable((), "1" if name.endswith("accuracy") else "loss", long_name)
+        for name, long_name in SCALARS.items()
+        if task.loss == "cross_entropy" or not name.endswith("accuracy")
+    }
+    params = by_name(steps.first_params)
+    coords: dict[str, list[Any]] = {
+        "layer": steps.names,
+        "t": list(range(task.length)),
+        "gate": list(steps.setting.gates),
+        "parameter": parameter_names(steps.first_params),
+    }
+    for probe in steps.probes.values():
+        coords |= probe.coords()
+    return Description(
+        name=experiment.name,
+        config=experiment.config,
+        variables=variables | steps.variables,
+        coords=coords,
+        baseline={split: task.baseline(split)._asdict() for split in ("train", "val", "test")},
+        facts={
+            "task": type(task).__name__,
+            "task_in_words": task.describe(),
+            "model": experiment.model_name,
+            "cell": steps.setting.cell,
+            "parameters": sum(int(np.prod(p.shape)) for p in params.values()),
+            "readout": task.readout,
+            "T": task.length,
+            "steps": experiment.trainer.steps,
+            "devices": [str(device) for device in jax.devices()],
+            "probes_left_out": dict(left_out),
+        },
+    )
+
+
+class _LastRow:
+    """A sink that keeps the last row, for the verdict."""
+
+    row: Row | None = None
+
+    def open(self, description: Description) -> None:
+        """Nothing to prepare."""
+
+    def log(self, row: Row) -> None:
+        """Keep it."""
+        self.row = row
+
+    def close(self, outcome: Outcome) -> None:
+        """Nothing to end."""
+
+
+def run(
+    experiment: Experiment, folder: Path, sinks: Sequence[Sink], *, figures: bool = True
+) -> Outcome:
+    """Run an experiment in ``folder`` and show it to ``sinks``.
+
+    The run directory is written besides, and the figures are drawn before the sinks are closed.
+
+    Args:
+      experiment: its parts.
+      folder: the run directory.
+      sinks: further places for the measurements.
+      figures: whether to draw ``figures/*.png``.
+
+    Raises:
+      BadInput: before anything is recorded, for parts that do not fit together.
+    """
+    steps, left_out = build_steps(experiment)
+    description = describe(experiment, steps, left_out)
+    directory, last = RunDirectory(folder), _LastRow()
+    everyone: list[Sink] = [directory, last, *sinks]
+    for sink in everyone:
+        sink.open(description)
+    key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
+    try:
+        outcome, _ = train(experiment.trainer, steps, key, everyone)
+        outcome.verdict = _verdict(experiment, steps, last.row)
+        outcome.verdict += against_baseline(outcome, description)
+    except KeyboardInterrupt:
+        outcome = Outcome("interrupted", "interrupted before the first step")
+    except BaseException as error:
+        outcome = Outcome("crashed", f"{type(error).__name__}: {error}")
+        for sink in everyone:
+            sink.close(outcome)
+        raise
+    # The measurements are safe before anything is drawn from them.
+    directory.close(outcome)
+    if figures:
+        recorded = open_run(folder)
+        draw(recorded.curves, recorded.scalars, recorded.info, folder / "figures")
+    for sink in sinks:
+        sink.close(outcome)
+    return outcome
+
+
+def _verdict(experiment: Experiment, steps: Steps, row: Row | None) -> list[str]:
+    if row is None:
+        return []
+    return verdict(
+        row.arrays,
+        steps.names,
+        length=experiment.task.length,
+        every_step_has_loss=experiment.task.readout == "every",
+        gate=steps.setting.retention,
+    )
+
+
+def against_baseline(outcome: Outcome, description: Description) -> list[str]:
+    """One line that says whether the model beat the guess without memory on the test split."""
+    baseline, summary = description.baseline["test"], outcome.summary
+    if "test/loss" not in summary:
+        return []
+    score, guess = summary["test/loss"], baseline["loss"]
+    word = "beats" if score < guess else "does not beat"
+    line = f"test loss {score:.4g} {word} the baseline {guess:.4g} ({baseline['name']})"
+    if baseline.get("accuracy") is not None and "test/accuracy" in summary:
+        line += f"; test accuracy {summary['test/accuracy']:.1%} against {baseline['accuracy']:.1%}"
+    return [line]
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Refuse sizes that no model can have.
+
+    Raises:
+      BadInput: naming the key.
+    """
+    for key in ("hidden", "layers"):
+        value = getattr(experiment, key)
+        if value < 1:
+            raise BadInput(f"model.{key}", value, "a whole number of at least 1")
+    if experiment.seed < 0:
+        raise BadInput("seed", experiment.seed, "a whole number of at least 0")

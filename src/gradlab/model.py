@@ -1,0 +1,130 @@
+"""The model: cells stacked over the sequence and read out, and the loss of each example.
+
+Shapes: time-major ``(T, B, ...)``; ``I`` input width, ``H`` hidden width, ``O`` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from gradlab.unroll import Trace, initial_carries, unroll
+
+Loss = Literal["mse", "cross_entropy"]
+Readout = Literal["last", "every"]
+MakeCell = Callable[..., nnx.RNNCellBase]
+
+
+class Forward(NamedTuple):
+    """What the model answered and what its layers went through.
+
+    Attributes:
+      outputs: ``(B, O)``, or ``(T, B, O)`` for a model read at every step.
+      traces: as in :class:`gradlab.unroll.Unrolled`.
+    """
+
+    outputs: jax.Array
+    traces: tuple[tuple[Trace, ...], ...]
+
+
+class SequenceModel(nnx.Module):
+    """Stacked recurrent layers, then one linear readout.
+
+    Args:
+      make_cell: ``make_cell(in_features, hidden_features, rngs=rngs)`` gives one cell.
+      features: ``I`` of real-valued inputs; with ``symbols`` that many one-hot inputs instead.
+      symbols: number of input symbols, or None.
+      hidden: ``H`` of every layer.
+      layers: how many layers.
+      outputs: ``O``.
+      readout: read the last state (``"last"``) or every one (``"every"``).
+      bidirectional: a second set of cells reads from the end, and the outputs are joined.
+      rngs: Flax random keys.
+
+    Raises:
+      BadInput: if a cell does not return a carry like the one it began with.
+    """
+
+    def __init__(
+        self,
+        make_cell: MakeCell,
+        *,
+        features: int,
+        symbols: int | None = None,
+        hidden: int,
+        layers: int,
+        outputs: int,
+        readout: Readout,
+        bidirectional: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.symbols, self.readout_at = symbols, readout
+        directions = 2 if bidirectional else 1
+        width = symbols or features
+        self.width = width
+        stack = []
+        for _ in range(layers):
+            stack.append(nnx.List([make_cell(width, hidden, rngs=rngs) for _ in range(directions)]))
+            width = directions * hidden
+        self.layers = nnx.List(stack)
+        initial_carries(self.layers, (1, 1, self.width))  # refuses a cell with a wrong carry
+        self.readout = nnx.Linear(width, outputs, rngs=rngs)
+
+    def __call__(
+        self, inputs: jax.Array, mask: jax.Array | None = None, taps: Any = None
+    ) -> Forward:
+        """Read ``(T, B, I)``, or ``(T, B)`` int symbols.
+
+        Args:
+          inputs: the sequences.
+          mask: ``(T, B)`` bool, True where a step is real.
+          taps: from :meth:`make_taps`, to measure adjoints.
+        """
+        if self.symbols is not None:
+            inputs = jax.nn.one_hot(inputs, self.symbols)
+        every = self.readout_at == "every"
+        run = unroll(self.layers, inputs, mask=mask, taps=taps, every=every)
+        return Forward(self.readout(run.outputs if every else run.last), run.traces)
+
+    def layer_names(self) -> list[str]:
+        """Labels of the recorded layers: ``"0", "1", ...``, with ``" backward"`` for the second."""
+        return [
+            f"{depth}{' backward' if direction else ''}"
+            for depth, layer in enumerate(self.layers)
+            for direction in range(len(layer))
+        ]
+
+    def cells(self) -> list[nnx.RNNCellBase]:
+        """The cells, in the order of :meth:`layer_names`."""
+        return [cell for layer in self.layers for cell in layer]
+
+
+def per_example_loss(
+    kind: Loss, outputs: jax.Array, targets: jax.Array, weights: jax.Array | None
+) -> jax.Array:
+    """The loss ℓ of each example, ``(B,)``.
+
+    Args:
+      kind: ``"mse"``, the mean over ``O`` of squared errors, or ``"cross_entropy"`` in nats.
+      outputs: ``(B, O)``, or ``(T, B, O)`` with ``weights``.
+      targets: like ``outputs`` for ``"mse"``, integer classes without ``O`` otherwise.
+      weights: ``(T, B)``, summing to 1 over ``T``, or None.
+    """
+    if kind == "mse":
+        loss = jnp.mean(jnp.square(outputs - targets), axis=-1)
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+    return loss if weights is None else jnp.sum(weights * loss, axis=0)
+
+
+def per_example_accuracy(
+    outputs: jax.Array, targets: jax.Array, weights: jax.Array | None
+) -> jax.Array:
+    """The share of right answers of each example, ``(B,)``; arguments as for the loss."""
+    right = (jnp.argmax(outputs, axis=-1) == targets).astype(jnp.float32)
+    return right if weights is None else jnp.sum(weights * right, axis=0)

@@ -1,0 +1,69 @@
+"""How large the gradient is when it reaches each timestep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.probes.base import Probe, Seen, Setting, mean_log10
+from gradlab.variable import Variable
+
+
+@dataclass(frozen=True)
+class Adjoint(Probe):
+    """log10 of the norm of ∂ℓ/∂h_t (and ∂ℓ/∂c_t), at every timestep of every layer.
+
+    Definition: ``adj_h[t] = ∂ℓ/∂h_t``, the total derivative of one example's loss; its 2-norm over
+    the units; the mean over examples of the log10, with quantiles over examples beside it
+    (Pascanu, Mikolov & Bengio 2013, equations 3 to 5, measured rather than bounded).
+
+    The state is s = [c; h], as the step Jacobian has it: ∂ℓ/∂c_t is taken with h_t held, so that at
+    the last step all of the gradient is in h and ∂ℓ/∂c is exactly zero.
+
+    How to read it: go from right (the end of the sequence) to left. A straight line falling to the
+    left is exponential vanishing, and its steepness the rate; a line rising to the left is
+    exploding; a flat one carries the gradient unharmed. A wide quantile band says that examples
+    differ. With a loss at every step each h_t also receives gradient of its own, and the curve
+    stays up whatever the transport.
+
+    Exactly zero adjoints (a dead ReLU, a cell that does not look back) have no logarithm: the mean
+    is over the others, ``adj_h_zero`` is their share, and -inf means all of them.
+
+    Args:
+      quantiles: over examples, in [0, 1]; the nearest example is taken.
+    """
+
+    quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """Three variables for each part of the state."""
+        found = {}
+        for name in setting.states:
+            what = f"adjoint norm |∂ℓ/∂{name}_t|"
+            found[f"adj_{name}_log10"] = Variable(("layer", "t"), "log10", f"mean {what}")
+            found[f"adj_{name}_log10_q"] = Variable(
+                ("layer", "quantile", "t"), "log10", f"quantiles over examples of {what}"
+            )
+            found[f"adj_{name}_zero"] = Variable(
+                ("layer", "t"), "1", f"share of examples with exactly zero {what}"
+            )
+        return found
+
+    def coords(self) -> dict[str, list[float]]:
+        """The quantiles."""
+        return {"quantile": list(self.quantiles)}
+
+    def __call__(self, seen: Seen) -> dict[str, jax.Array]:
+        """See the class."""
+        found = {}
+        levels = jnp.asarray(self.quantiles)
+        for name, log10 in seen.adjoints.items():
+            real = jnp.where(seen.mask, log10, jnp.nan)
+            quantiles = jnp.nanquantile(real, levels, axis=-1, method="nearest")
+            zero = jnp.sum(seen.mask & (log10 == -jnp.inf), axis=-1)
+            found[f"adj_{name}_log10"] = mean_log10(log10, seen.mask)
+            found[f"adj_{name}_log10_q"] = jnp.moveaxis(quantiles, 0, 1)
+            found[f"adj_{name}_zero"] = zero / jnp.sum(seen.mask, axis=-1)
+        return found

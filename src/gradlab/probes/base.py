@@ -1,0 +1,112 @@
+"""The contract of a probe: a pure function from what a training step saw to named arrays.
+
+A probe is a frozen dataclass in a file of its own with a yaml in ``conf/probe``. Its fields are
+options; :meth:`Probe.variables` says what it will record for a given model; calling it measures,
+on the device, inside the compiled step. The contract tests find it from the config folder.
+
+Shapes: ``L`` layers (both directions of a bidirectional one counted), ``T`` steps, ``B`` examples,
+``H`` hidden width.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.variable import Variable
+
+
+class Setting(NamedTuple):
+    """What is known of a model before it runs.
+
+    Attributes:
+      cell: the cell's name, for messages.
+      states: names of the state's parts, e.g. ``("c", "h")``.
+      gates: names of the gates that can be seen, e.g. ``("i", "f", "o")``.
+      retention: the gate that multiplies the old state, or None.
+    """
+
+    cell: str
+    states: tuple[str, ...]
+    gates: tuple[str, ...]
+    retention: str | None
+
+
+class Seen(NamedTuple):
+    """What one training step saw.
+
+    Attributes:
+      adjoints: state name -> ``(L, T, B)``: log10 of the 2-norm of ∂ℓ/∂(state after reading x_t),
+        ℓ being the loss of that example alone; -inf where it is exactly zero.
+      mask: ``(L, T, B)`` bool, True where a step was real.
+      gates: gate name -> ``(L, T, B, H)`` activations.
+      retention: ``(L, T, B, H)`` activations of the retention gate, or None.
+      params, grads, clipped, updates: parameter name -> array: the parameters before the update,
+        the gradient of the mean loss, the same after clipping, and what was added.
+    """
+
+    adjoints: Mapping[str, jax.Array]
+    mask: jax.Array
+    gates: Mapping[str, jax.Array]
+    retention: jax.Array | None
+    params: Mapping[str, jax.Array]
+    grads: Mapping[str, jax.Array]
+    clipped: Mapping[str, jax.Array]
+    updates: Mapping[str, jax.Array]
+
+
+class Unsupported(Exception):
+    """This probe cannot measure this model; the message says why."""
+
+
+class Probe(abc.ABC):
+    """One measurement."""
+
+    @abc.abstractmethod
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """What :meth:`__call__` will return for this model, by name.
+
+        Raises:
+          Unsupported: if the model lacks what the probe measures.
+        """
+
+    @abc.abstractmethod
+    def __call__(self, seen: Seen) -> dict[str, jax.Array]:
+        """Measure. Pure and traceable; arrays shaped as the dims of :meth:`variables`."""
+
+    def coords(self) -> dict[str, list[float]]:
+        """Values of dimensions that only this probe has, e.g. its quantiles."""
+        return {}
+
+
+def mean_log10(log10: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over examples ``(L, T, B) -> (L, T)`` of logs, over real steps with a nonzero value.
+
+    -inf where every real example is exactly zero, nan where no example is real. An example that is
+    not finite in the other direction (nan, +inf) shows in the mean.
+    """
+    counted = mask & (log10 > -jnp.inf) | mask & jnp.isnan(log10)
+    total = jnp.sum(jnp.where(counted, log10, 0), axis=-1)
+    mean = total / jnp.maximum(jnp.sum(counted, axis=-1), 1)
+    nothing = jnp.where(jnp.any(mask, axis=-1), -jnp.inf, jnp.nan)
+    return jnp.where(jnp.any(counted, axis=-1), mean, nothing)
+
+
+def state_log10(adjoints: Mapping[str, jax.Array]) -> jax.Array:
+    """log10 of the norm of the adjoint of the whole state, e.g. s = [c; h]: ``(L, T, B)``."""
+    parts = jnp.stack(list(adjoints.values()))
+    largest = jnp.max(parts, axis=0)
+    finite = jnp.where(jnp.isfinite(largest), largest, 0)
+    joined = finite + 0.5 * jnp.log10(jnp.sum(jnp.square(10.0 ** (parts - finite)), axis=0))
+    return jnp.where(jnp.isfinite(largest), joined, largest)
+
+
+def norm(array: jax.Array) -> jax.Array:
+    """The plain 2-norm, without squaring anything below or above the float range."""
+    largest = jnp.max(jnp.abs(array))
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return safe * jnp.linalg.norm((array / safe).ravel())

@@ -1,0 +1,39 @@
+"""How large the gradient of each parameter is, before and after clipping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.probes.base import Probe, Seen, Setting, norm
+from gradlab.variable import Variable
+
+
+@dataclass(frozen=True)
+class GradNorm(Probe):
+    """The 2-norm of ∂L/∂θ for each parameter array, before and after clipping.
+
+    Definition: L is the mean loss of the batch; with no clipping both are equal.
+
+    How to read it: spikes before clipping that are level after it are exploding gradients being
+    cut. A recurrent kernel whose norm is decades below the readout's is learning from the last few
+    steps only.
+    """
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """Two variables over parameters."""
+        return {
+            "grad_norm": Variable(("parameter",), "loss/parameter", "gradient norm |∂L/∂θ|"),
+            "grad_norm_postclip": Variable(
+                ("parameter",), "loss/parameter", "gradient norm after clipping"
+            ),
+        }
+
+    def __call__(self, seen: Seen) -> dict[str, jax.Array]:
+        """See the class."""
+        return {
+            "grad_norm": jnp.stack([norm(grad) for grad in seen.grads.values()]),
+            "grad_norm_postclip": jnp.stack([norm(grad) for grad in seen.clipped.values()]),
+        }

@@ -1,0 +1,33 @@
+"""How far one step moves each parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.probes.base import Probe, Seen, Setting, norm
+from gradlab.variable import Variable
+
+
+@dataclass(frozen=True)
+class UpdateRatio(Probe):
+    """``‖Δθ‖ / ‖θ‖`` for each parameter array, Δθ being what the optimizer adds.
+
+    How to read it: around 10^-3 is a common healthy size. Much larger, and a few steps rewrite the
+    parameter; much smaller, and it hardly learns. nan where the parameter is exactly zero, as a
+    bias is before its first step.
+    """
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """One variable over parameters."""
+        return {"update_ratio": Variable(("parameter",), "1", "update ratio |Δθ|/|θ|")}
+
+    def __call__(self, seen: Seen) -> dict[str, jax.Array]:
+        """See the class."""
+        ratios = []
+        for name, update in seen.updates.items():
+            size = norm(seen.params[name])
+            ratios.append(jnp.where(size > 0, norm(update) / jnp.where(size > 0, size, 1), jnp.nan))
+        return {"update_ratio": jnp.stack(ratios)}

@@ -1,0 +1,258 @@
+"""One training step, plain or probed, as pure functions of arrays.
+
+Both kinds run the same arithmetic on the parameters; the probed one also hands out what the probes
+measure. Nothing here knows when to measure (:mod:`gradlab.train`) or where it goes
+(:mod:`gradlab.record`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+
+from gradlab.cells import stock
+from gradlab.errors import BadInput
+from gradlab.model import SequenceModel, per_example_loss
+from gradlab.optimizer import Optimizer
+from gradlab.probes.base import Probe, Seen, Setting, Unsupported, norm
+from gradlab.tasks.base import Batch, Task
+from gradlab.unroll import Trace, initial_carries, make_taps, state_names
+from gradlab.variable import Variable
+
+LOG10_2 = 0.30102999566398120
+
+
+class State(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+      params: the parameters, an ``nnx.State``.
+      opt_state: of ``(clip, rule)``.
+      step: () int32, steps done.
+      key: JAX random key of the run; step ``s`` draws its batch from ``fold_in(key, s)``.
+      alive: () bool; False from the first step whose loss, gradient or parameters were not finite.
+        That step and all later ones leave the rest of the state as it is.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    key: jax.Array
+    alive: jax.Array
+
+
+class Report(NamedTuple):
+    """What every step reports: the mean loss of its batch and the norm of its gradient, ()."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+def parameter_names(params: nnx.State) -> list[str]:
+    """Names like ``layers/0/0/dense_h/kernel``, in the order of the leaves."""
+    return ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(params)]
+
+
+def by_name(params: nnx.State) -> dict[str, jax.Array]:
+    """The leaves of parameters, gradients or updates by :func:`parameter_names`."""
+    return dict(zip(parameter_names(params), jax.tree.leaves(params), strict=True))
+
+
+class Steps:
+    """The step functions of one model, task, optimizer and set of probes.
+
+    Args:
+      model: gives the structure and the first parameters.
+      task: where batches come from.
+      optimizer: clip and rule.
+      probes: name -> probe. Each must support the model.
+      batch: ``B``.
+
+    Raises:
+      Unsupported: if a probe cannot measure this model.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        task: Task,
+        optimizer: Optimizer,
+        probes: Mapping[str, Probe],
+        batch: int,
+    ):
+        self.graph, self.first_params, self.rest = nnx.split(model, nnx.Param, ...)
+        self.names = model.layer_names()
+        self.task, self.optimizer, self.probes, self.batch = task, optimizer, probes, batch
+        self.shape = (task.length, batch, model.width)
+        self.setting = setting_of(model)
+        self.variables: dict[str, Variable] = {}
+        for probe in probes.values():
+            self.variables |= probe.variables(self.setting)
+
+    def start(self, key: jax.Array) -> State:
+        """The state before the first step."""
+        params = self.first_params
+        clip, rule = self.optimizer
+        opt_state = (clip.init(params), rule.init(params))
+        return State(params, opt_state, jnp.int32(0), key, jnp.bool_(True))
+
+    def model(self, params: Any) -> SequenceModel:
+        """The model with these parameters."""
+        return nnx.merge(self.graph, params, self.rest, copy=True)
+
+    def draw(self, state: State, data: Any) -> Batch:
+        """The batch of the step that ``state`` is about to make."""
+        return self.task.sample(data, jax.random.fold_in(state.key, state.step), self.batch)
+
+    def loss(self, params: Any, batch: Batch, taps: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+        """``(mean loss, traces)`` of a batch."""
+        forward = self.model(params)(batch.inputs, batch.mask, taps)
+        each = per_example_loss(self.task.loss, forward.outputs, batch.targets, batch.weights)
+        return jnp.mean(each), forward.traces
+
+    def advance(self, state: State, data: Any, count: jax.Array) -> tuple[State, Report]:
+        """``count`` plain steps in one compiled loop; the report holds means over them."""
+
+        def plain(carry, _):
+            state, total = carry
+            batch = self.draw(state, data)
+            loss, grads = jax.value_and_grad(lambda p: self.loss(p, batch, None)[0])(state.params)
+            state, report, _ = self._update(state, loss, grads)
+            return state, jax.tree.map(jnp.add, total, report)
+
+        def body(_, carry):
+            return plain(carry, None)
+
+        zero = Report(jnp.float32(0), jnp.float32(0))
+        state, total = lax.fori_loop(0, count, body, (state, zero))
+        return state, jax.tree.map(lambda x: x / count, total)
+
+    def probe(self, state: State, data: Any) -> tuple[State, Report, dict[str, jax.Array]]:
+        """One step with the probes' measurements, of the parameters before its update."""
+        batch = self.draw(state, data)
+        if not self.probes:
+            (loss, _), grads = jax.value_and_grad(self.loss, has_aux=True)(
+                state.params, batch, None
+            )
+            state, report, _ = self._update(state, loss, grads)
+            return state, report, {}
+        loss, traces, grads, norms = self._measured_gradient(state.params, batch)
+        after, report, (clipped, updates) = self._update(state, loss, grads)
+        gates, retention = self._gates(self.model(state.params), traces)
+        seen = Seen(
+            adjoints=self._adjoints(norms),
+            mask=self._masks(batch.mask),
+            gates=gates,
+            retention=retention,
+            params=by_name(state.params),
+            grads=by_name(grads),
+            clipped=by_name(clipped),
+            updates=by_name(updates),
+        )
+        measured: dict[str, jax.Array] = {}
+        for one in self.probes.values():
+            measured |= one(seen)
+        return after, report, measured
+
+    def inspect(self, state: State, data: Any) -> tuple[Any, Any, Any, Any]:
+        """Loss, gradients, log10 adjoints and traces of the step ``state`` is about to make.
+
+        For the diagnosis of a step that was not finite.
+        """
+        loss, traces, grads, norms = self._measured_gradient(state.params, self.draw(state, data))
+        return loss, by_name(grads), self._adjoints(norms), traces
+
+    def _measured_gradient(self, params: Any, batch: Batch):
+        taps = make_taps(self.model(params).layers, self.shape)
+        grad = jax.value_and_grad(self.loss, argnums=(0, 2), has_aux=True)
+        (loss, traces), (grads, norms) = grad(params, batch, taps)
+        return loss, traces, grads, norms
+
+    def _update(self, state: State, loss: jax.Array, grads: Any):
+        clip, rule = self.optimizer
+        clipped, clip_state = clip.update(grads, state.opt_state[0], state.params)
+        updates, rule_state = rule.update(clipped, state.opt_state[1], state.params)
+        params = optax.apply_updates(state.params, updates)
+        sizes = jnp.stack([norm(leaf) for leaf in jax.tree.leaves(grads)])
+        report = Report(loss, norm(sizes))
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((params, report))]
+        alive = state.alive & jnp.all(jnp.stack(finite))
+        moved = State(params, (clip_state, rule_state), state.step + 1, state.key, alive)
+        kept = state._replace(alive=alive)
+        after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, kept)
+        return after, report, (clipped, updates)
+
+    def _adjoints(self, norms: Any) -> dict[str, jax.Array]:
+        # The mean over the batch divides every example's own adjoint by B.
+        own = [direction for layer in norms for direction in layer]
+        shift = jnp.log2(jnp.float32(self.batch))
+        return {
+            name: (jnp.stack([one[name] for one in own]) + shift) * LOG10_2
+            for name in self.setting.states
+        }
+
+    def _masks(self, mask: jax.Array | None) -> jax.Array:
+        if mask is None:
+            return jnp.ones((len(self.names), *self.shape[:2]), bool)
+        backward = [name.endswith("backward") for name in self.names]
+        return jnp.stack([mask[::-1] if flip else mask for flip in backward])
+
+    def _gates(self, model: SequenceModel, traces: Sequence[Sequence[Trace]]):
+        if not self.setting.gates:
+            return {}, None
+        flat = [trace for layer in traces for trace in layer]
+        found: list[Any] = [
+            stock.gates(cell, trace.before, trace.inputs)
+            for cell, trace in zip(model.cells(), flat, strict=True)
+        ]
+        stacked = {
+            name: jnp.stack([getattr(one, name) for one in found])
+            for name in dict.fromkeys((*self.setting.gates, *_maybe(self.setting.retention)))
+        }
+        retention = self.setting.retention
+        gates = {name: stacked[name] for name in self.setting.gates}
+        return gates, None if retention is None else stacked[retention]
+
+
+def _maybe(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
+
+
+def setting_of(model: SequenceModel) -> Setting:
+    """What the probes may know of a model."""
+    cell = model.cells()[0]
+    view = stock.gate_view(cell)
+    carry = initial_carries(model.layers, (1, 1, model.width))[0][0]
+    return Setting(type(cell).__name__, state_names(carry), view.names, view.retention)
+
+
+def supported(
+    probes: Mapping[str, Probe], setting: Setting, *, by_preset: bool
+) -> tuple[dict[str, Probe], dict[str, str]]:
+    """The probes that can measure this model, and why the others cannot.
+
+    Args:
+      probes: name -> probe.
+      setting: of the model.
+      by_preset: whether a preset chose them; then those it cannot use are left out with a reason.
+
+    Raises:
+      BadInput: for a probe that was asked for by name and cannot measure this model.
+    """
+    usable, reasons = {}, {}
+    for name, probe in probes.items():
+        try:
+            probe.variables(setting)
+        except Unsupported as reason:
+            if not by_preset:
+                raise BadInput("probe", name, f"probes this model supports: {reason}") from None
+            reasons[name] = str(reason)
+        else:
+            usable[name] = probe
+    return usable, reasons

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -65,8 +65,7 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, folder: Path):
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     experiment = _build(config)
     from gradlab.experiment import run
 

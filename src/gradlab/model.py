@@ -89,7 +89,7 @@ class SequenceModel(nnx.Module):
             inputs = jax.nn.one_hot(inputs, self.symbols)
         every = self.readout_at == "every"
         run = unroll(self.layers, inputs, mask=mask, taps=taps, every=every)
-        return Forward(self.readout(run.outputs if every else run.last), run.traces)
+        return Forward(self.readout(run.last if run.outputs is None else run.outputs), run.traces)
 
     def layer_names(self) -> list[str]:
         """Labels of the recorded layers: ``"0", "1", ...``, with ``" backward"`` for the second."""

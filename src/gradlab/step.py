@@ -59,7 +59,7 @@ def parameter_names(params: nnx.State) -> list[str]:
     return ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(params)]
 
 
-def by_name(params: nnx.State) -> dict[str, jax.Array]:
+def by_name(params: Any) -> dict[str, jax.Array]:
     """The leaves of parameters, gradients or updates by :func:`parameter_names`."""
     return dict(zip(parameter_names(params), jax.tree.leaves(params), strict=True))
 

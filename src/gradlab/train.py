@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -180,9 +181,12 @@ class _Run:
         self.data = steps.task.data
         self.evaluate = Evaluator(steps, trainer.eval_batch)
         began = now()
-        count = jnp.int32(0)
-        self.advance = jax.jit(steps.advance).lower(self.state, self.data, count).compile()
-        self.probe = jax.jit(steps.probe).lower(self.state, self.data).compile()
+        lowered = (
+            jax.jit(steps.advance).lower(self.state, self.data, jnp.int32(0)),
+            jax.jit(steps.probe).lower(self.state, self.data),
+        )
+        with ThreadPoolExecutor() as pool:  # the compiler lets go of Python's lock
+            self.advance, self.probe = pool.map(lambda one: one.compile(), lowered)
         self.compile_seconds = now() - began
         self.began = now()
 

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
 import json
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from gradlab.errors import BadInput, nearest
 
-_PLAIN = (int, float, str, bool, type(None))
-_IN_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_PLAIN = (int, float, str, bool, type(None), Ellipsis)
+_IN_WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    dict: "a section of its own",
+}
+_LISTS = (tuple, list, collections.abc.Sequence)
+_UNIONS = (Union, types.UnionType)
+
+
+def check_keys(prefix: str, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse a section that lacks one of its keys, has another, or holds one of another type.
+
+    Args:
+      prefix: the configuration key of the section; empty for the whole configuration.
+      given: the section.
+      kinds: the type of every key, as for :func:`check_type`.
+
+    Raises:
+      BadInput: with the full key, what was given and what is allowed.
+    """
+    dot = f"{prefix}." if prefix else ""
+    _refuse_unknown(dot, given, kinds, "one of these keys")
+    for name, kind in kinds.items():
+        if name not in given:
+            raise BadInput(f"{dot}{name}", None, f"{in_words(kind)}; it cannot be left out")
+        check_type(f"{dot}{name}", given[name], kind)
 
 
 def check_arguments(
-    prefix: str, target: Callable[..., Any], given: Mapping[str, Any], *, supplied: set[str]
+    prefix: str,
+    target: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    supplied: set[str],
+    partial: bool = False,
 ) -> None:
     """Refuse arguments that ``target`` does not take, misses, or annotates with another type.
 
@@ -29,69 +63,115 @@ def check_arguments(
       target: a class or function.
       given: keyword arguments from the configuration.
       supplied: names of arguments that the program itself will add.
+      partial: whether more arguments come later, so that none is missing.
 
     Raises:
       BadInput: with the full key, what was given and what is allowed.
     """
-    parameters = inspect.signature(target).parameters
+    parameters = _parameters(target)
+    if parameters is None:
+        return
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {
         name: p
         for name, p in parameters.items()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in supplied
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name in given:
-        if name not in named and not takes_any:
-            close = nearest(name, named)
-            raise BadInput(
-                f"{prefix}.{name}",
-                given[name],
-                f"the keys of {_name(target)}: {', '.join(sorted(named))}",
-                f"{prefix}.{close[0]}" if close else "",
-            )
+    if (lacking := sorted(supplied - named.keys())) and not takes_any:
+        allowed = f"a class or function that takes {', '.join(sorted(supplied))}"
+        hint = f"an argument {lacking[0]} in {_name(target)}"
+        raise BadInput(f"{prefix}._target_", _name(target), allowed, hint)
+    named = {name: p for name, p in named.items() if name not in supplied}
+    if not takes_any:
+        _refuse_unknown(f"{prefix}.", given, named, f"the keys of {_name(target)}")
     for name, parameter in named.items():
-        if parameter.default is parameter.empty and name not in given:
+        if parameter.default is parameter.empty and name not in given and not partial:
             raise BadInput(f"{prefix}.{name}", None, f"a value; {_name(target)} needs one")
     hints = _hints(target)
     for name, value in given.items():
-        if name in hints and _is_plain(hints[name]):
-            check_type(f"{prefix}.{name}", value, hints[name])
+        if name in hints and not (isinstance(value, dict) and "_target_" in value):
+            kind = _without_functions(hints[name])
+            if _is_plain(kind):
+                check_type(f"{prefix}.{name}", value, kind)
+            elif isinstance(value, str) and _is_number(kind):
+                raise BadInput(f"{prefix}.{name}", value, in_words(float))
 
 
 def check_type(key: str, value: Any, hint: Any) -> None:
     """Refuse ``value`` with :class:`BadInput` unless it is of the annotated plain type."""
+    if hint is dict and isinstance(value, Mapping):
+        return
     try:
-        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except ValidationError:
-        raise BadInput(key, value, in_words(hint)) from None
+        TypeAdapter(hint).validate_json(json.dumps(value, allow_nan=False), strict=True)
+    except (ValidationError, ValueError):
+        raise BadInput(key, value, in_words(hint), _instead(key, value, hint)) from None
 
 
 def in_words(hint: Any) -> str:
     """A plain type annotation in words: ``"a whole number, or null"``."""
     if hint in _IN_WORDS:
         return _IN_WORDS[hint]
-    if hint is type(None):
-        return "null"
     options = get_args(hint)
     if get_origin(hint) is Literal:
         return " | ".join(map(str, options))
-    if get_origin(hint) in (tuple, list):
+    if get_origin(hint) in _LISTS:
         return f"a list of {in_words(options[0]).removeprefix('a ')}s"
     return ", or ".join(in_words(option) for option in options)
 
 
+def _instead(key: str, value: Any, hint: Any) -> str:
+    """What may have been meant."""
+    if isinstance(value, str):
+        words = [
+            w for h in (hint, *get_args(hint)) if get_origin(h) is Literal for w in get_args(h)
+        ]
+        return ", ".join(f"{key}={word}" for word in nearest(value, map(str, words))[:1])
+    if isinstance(value, float) and hint is int and abs(value) < 1e15:
+        return f"{key}={round(value)}"
+    return ""
+
+
+def _refuse_unknown(dot: str, given: Iterable[str], known: Iterable[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            close = nearest(name, known)
+            allowed = f"{what}: {', '.join(sorted(known))}"
+            value = given[name] if isinstance(given, Mapping) else name
+            raise BadInput(f"{dot}{name}", value, allowed, f"{dot}{close[0]}" if close else "")
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:  # something built in that does not tell
+        return None
+
+
+def _without_functions(hint: Any) -> Any:
+    """A union without its functions: a configuration cannot hold one but by ``_target_``."""
+    if get_origin(hint) not in _UNIONS:
+        return hint
+    options = [o for o in get_args(hint) if get_origin(o) is not collections.abc.Callable]
+    return Union[tuple(options)] if options else hint  # noqa: UP007
+
+
+def _is_number(hint: Any) -> bool:
+    """Whether it is like ``jax.typing.ArrayLike``: numbers of several kinds, and no text."""
+    options = get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
+    return float in options and str not in options and all(isinstance(o, type) for o in options)
+
+
 def _is_plain(hint: Any) -> bool:
-    if hint in _PLAIN or hint is Ellipsis or get_origin(hint) is Literal:
+    if hint in _PLAIN or get_origin(hint) is Literal:
         return True
-    containers = (Union, types.UnionType, tuple, list)
-    return get_origin(hint) in containers and all(map(_is_plain, get_args(hint)))
+    return get_origin(hint) in (*_UNIONS, *_LISTS) and all(map(_is_plain, get_args(hint)))
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     source = target.__init__ if inspect.isclass(target) else target
     try:
         return get_type_hints(source)
-    except NameError:  # an annotation that only a type checker can resolve
+    except (NameError, TypeError):  # an annotation that only a type checker can resolve
         return {}
 
 

@@ -19,10 +19,15 @@ class BadInput(Exception):
 
     def __init__(self, key: str, given: object, allowed: str, hint: str = ""):
         self.key, self.given, self.allowed, self.hint = key, given, allowed, hint
-        lines = [f"{key}: got {given!r}", f"  allowed: {allowed}"]
+        shown = "nothing (null)" if given is None else repr(given)
+        lines = [f"{key}: got {shown}", f"  allowed: {allowed}"]
         if hint:
             lines.append(f"  try: {hint}")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self):
+        # So that a launcher can bring it back from another process.
+        return type(self), (self.key, self.given, self.allowed, self.hint)
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:

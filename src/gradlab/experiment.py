@@ -222,5 +222,5 @@ def check_experiment(experiment: Experiment) -> None:
         value = getattr(experiment, key)
         if value < 1:
             raise BadInput(f"model.{key}", value, "a whole number of at least 1")
-    if experiment.seed < 0:
-        raise BadInput("seed", experiment.seed, "a whole number of at least 0")
+    if not 0 <= experiment.seed < 2**32:
+        raise BadInput("seed", experiment.seed, f"a whole number from 0 to {2**32 - 1}")

@@ -251,7 +251,9 @@ def supported(
             probe.variables(setting)
         except Unsupported as reason:
             if not by_preset:
-                raise BadInput("probe", name, f"probes this model supports: {reason}") from None
+                allowed = f"a probe that can measure this model; {reason}"
+                hint = "leave it out, or a preset such as probe=standard, which does so by itself"
+                raise BadInput("probe", name, allowed, hint) from None
             reasons[name] = str(reason)
         else:
             usable[name] = probe

@@ -157,7 +157,8 @@ def unroll(
     )
     params = [[params for _, params, _ in layer] for layer in split]
     rest = [[rest for _, _, rest in layer] for layer in split]
-    outputs, finals, seen = _run(spec, params, rest, start, inputs, mask, taps)
+    ran: Any = _run(spec, params, rest, start, inputs, mask, taps)  # custom_vjp hides the type
+    outputs, finals, seen = ran
     traces = tuple(
         tuple(
             Trace(*lax.stop_gradient((before, read, final)))

@@ -1,0 +1,400 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from gradlab.cells import GRU, LSTM, FeedForward, SimpleRNN
+from gradlab.errors import BadInput
+from gradlab.experiment import Experiment, build_steps, run
+from gradlab.model import SequenceModel, per_example_accuracy, per_example_loss
+from gradlab.optimizer import build_optimizer
+from gradlab.probes import Adjoint, AdjointSlope, ForgetProduct, GradNorm, MemoryHorizon
+from gradlab.record.base import Outcome
+from gradlab.record.reader import open_run
+from gradlab.step import supported
+from gradlab.tasks.adding import Adding
+from gradlab.tasks.copying import Copying
+from gradlab.tasks.digits import Digits
+from gradlab.train import Clock, Evaluator, Trainer, logged_steps, train
+
+PROBES = {"adjoint": Adjoint(), "adjoint_slope": AdjointSlope(), "memory_horizon": MemoryHorizon()}
+
+
+def experiment(**changes):
+    trainer = changes.pop("trainer", Trainer(steps=12, batch=4, log_every=5, eval_every=5))
+    rate = changes.pop("learning_rate", 1e-2)
+    rule = changes.pop("rule", optax.adam)
+    clip = changes.pop("clip_norm", 1.0)
+    parts = {
+        "name": "test",
+        "model_name": "lstm",
+        "make_cell": LSTM,
+        "hidden": 5,
+        "layers": 1,
+        "bidirectional": False,
+        "task": Adding(length=8, held_out_examples=30),
+        "optimizer": build_optimizer(rule, steps=trainer.steps, learning_rate=rate, clip_norm=clip),
+        "trainer": trainer,
+        "probes": PROBES,
+        "probes_by_preset": True,
+        "seed": 0,
+        "config": {"seed": 0},
+    }
+    return Experiment(**(parts | changes))
+
+
+class Rows:
+    def __init__(self, interrupt_at=None):
+        self.rows, self.interrupt_at, self.outcome = [], interrupt_at, None
+
+    def open(self, description):
+        self.description = description
+
+    def log(self, row):
+        self.rows.append(row)
+        if row.step == self.interrupt_at:
+            raise KeyboardInterrupt
+
+    def close(self, outcome):
+        self.outcome = outcome
+
+
+def trained(exp, sink=None):
+    sink = sink or Rows()
+    steps, _ = build_steps(exp)
+    outcome, state = train(exp.trainer, steps, jax.random.key(5), [sink])
+    return steps, outcome, state, sink
+
+
+def test_logged_steps_are_every_so_many_and_the_last():
+    assert logged_steps(1, 10) == [0]
+    assert logged_steps(21, 10) == [0, 10, 20]
+    assert logged_steps(25, 10) == [0, 10, 20, 24]
+
+
+def test_rows_come_at_the_logged_steps_with_every_variable_announced():
+    steps, outcome, state, sink = trained(experiment())
+    assert [row.step for row in sink.rows] == [0, 5, 10, 11]
+    assert int(state.step) == 12
+    assert outcome.status == "finished"
+    for row in sink.rows:
+        assert row.arrays.keys() == steps.variables.keys()
+        assert math.isfinite(row.scalars["train/loss"])
+    assert ["val/loss" in row.scalars for row in sink.rows] == [True, True, True, True]
+    assert outcome.timings["steps_per_second"] > 0
+    assert outcome.timings["probe_overhead"] > 0
+    assert {
+        "train/loss",
+        "val/loss",
+        "test/loss",
+        "adjoint_slope/layer_0",
+    } <= outcome.summary.keys()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_measuring_more_often_changes_no_parameter(layers):
+    """50 plain steps, 50 probed steps: the same arithmetic on the parameters."""
+    finals = []
+    for log_every, probes in [(1, PROBES), (50, PROBES), (50, {})]:
+        trainer = Trainer(steps=50, batch=4, log_every=log_every, eval_every=100)
+        finals.append(trained(experiment(trainer=trainer, probes=probes, layers=layers))[2])
+    for other in finals[1:]:
+        pairs = zip(jax.tree.leaves(finals[0].params), jax.tree.leaves(other.params), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_train_loss_is_the_mean_since_the_last_row():
+    every = trained(experiment(trainer=Trainer(steps=12, batch=4, log_every=1, eval_every=99)))
+    fives = trained(experiment(trainer=Trainer(steps=12, batch=4, log_every=5, eval_every=99)))
+    losses = [row.scalars["train/loss"] for row in every[3].rows]
+    got = [row.scalars["train/loss"] for row in fives[3].rows]
+    want = [losses[0], np.mean(losses[1:6]), np.mean(losses[6:11]), losses[11]]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_the_recorded_adjoint_is_that_of_one_examples_loss():
+    """Against jax.grad of a single example's loss by a nudge of h_t, whatever the batch size."""
+    exp = experiment(make_cell=GRU)
+    steps, _ = build_steps(exp)
+    state = steps.start(jax.random.key(0))
+    _, _, measured = jax.jit(steps.probe)(state, ())
+    model, batch = steps.model(state.params), steps.draw(state, ())
+    cell = model.layers[0][0]
+
+    def loss(nudges, example):
+        carry = cell.initialize_carry((1, 2))
+        for t in range(8):
+            carry, _ = cell(carry, batch.inputs[t, example : example + 1])
+            carry = carry._replace(h=carry.h + nudges[t])
+        out = model.readout(carry.h)
+        return per_example_loss("mse", out, batch.targets[example : example + 1], None)[0]
+
+    curves = []
+    for example in range(4):
+        grads = jax.grad(loss)(jnp.zeros((8, 1, 5)), example)
+        curves.append(np.log10(np.linalg.norm(np.asarray(grads, np.float64), axis=(1, 2))))
+    np.testing.assert_allclose(measured["adj_h_log10"][0], np.mean(curves, 0), atol=1e-4)
+
+
+def test_nothing_compiles_after_the_first_row():
+    compiled = []
+    with jax.log_compiles(False):
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda name, _, **__: compiled.append(name) if "backend_compile" in name else None
+        )
+        counts = []
+
+        class Counting(Rows):
+            def log(self, row):
+                counts.append(len(compiled))
+
+        trained(
+            experiment(trainer=Trainer(steps=40, batch=4, log_every=5, eval_every=10)), Counting()
+        )
+        jax.monitoring.clear_event_listeners()
+    assert compiled  # the listener does see compilations
+    assert counts[-1] == counts[1]
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("chunk", [7, 30, 1000])
+def test_evaluation_in_chunks_is_the_mean_over_all_examples(chunk):
+    exp = experiment(task=Copying(length=22, held_out_examples=30), hidden=3)
+    steps, _ = build_steps(exp)
+    scores = Evaluator(steps, chunk)(steps.first_params, "val")
+    batch = exp.task.held_out("val")
+    out = steps.model(steps.first_params)(batch.inputs).outputs
+    answer = (out, batch.targets, batch.weights)
+    loss = per_example_loss("cross_entropy", *answer)
+    assert scores["loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
+    assert scores["accuracy"] == pytest.approx(
+        float(per_example_accuracy(*answer).mean()), rel=1e-5
+    )
+
+
+def test_test_scores_are_those_of_the_best_validation():
+    trainer = Trainer(steps=60, batch=4, log_every=5, eval_every=5)
+    sink = Rows()
+    exp = experiment(trainer=trainer, learning_rate=0.1)
+    steps, _ = build_steps(exp)
+    outcome, _ = train(trainer, steps, jax.random.key(0), [sink])
+    by_step = {row.step: row.scalars["val/loss"] for row in sink.rows}
+    best = min(by_step, key=by_step.get)
+    assert outcome.summary["best/step"] == best
+    assert outcome.summary["val/loss"] == by_step[best]
+
+
+# Ends.
+
+
+def test_divergence_in_the_forward_pass_names_step_layer_and_timestep():
+    exp = experiment(
+        make_cell=lambda *a, **k: SimpleRNN(*a, activation_fn="identity", **k),
+        task=Adding(length=60, held_out_examples=10),
+        rule=optax.sgd,
+        learning_rate=1e6,
+        clip_norm=None,
+        trainer=Trainer(steps=40, batch=4, log_every=7, eval_every=100),
+    )
+    _, outcome, state, sink = trained(exp)
+    assert outcome.status == "diverged"
+    assert "layer 0" in outcome.reason
+    assert "timestep" in outcome.reason
+    assert f"step {int(state.step)}:" in outcome.reason
+    assert sink.rows
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+
+
+def test_divergence_in_the_backward_pass_names_where_the_adjoint_left_float32():
+    def exploding(width, hidden, *, rngs):
+        cell = SimpleRNN(width, hidden, activation_fn="identity", rngs=rngs)
+        cell.dense_h.kernel[...] = 20.0 * jnp.eye(hidden)
+        cell.dense_i.kernel[...] = jnp.zeros((width, hidden))
+        return cell
+
+    exp = experiment(make_cell=exploding, task=Adding(length=60, held_out_examples=10))
+    _, outcome, _, _ = trained(exp)
+    assert outcome.status == "diverged"
+    assert "diverged at step 0" in outcome.reason
+    lag = 59 - int(outcome.reason.split("timestep ")[1].split()[0])
+    assert lag == pytest.approx(38.5 / math.log10(20), abs=2)
+
+
+def test_an_interrupt_keeps_what_was_recorded():
+    _, outcome, _, sink = trained(experiment(), Rows(interrupt_at=5))
+    assert outcome.status == "interrupted"
+    assert [row.step for row in sink.rows] == [0, 5]
+    assert "val/loss" in outcome.summary
+
+
+def test_a_crash_is_recorded_and_raised(tmp_path):
+    class Broken(Rows):
+        def log(self, row):
+            raise OSError("no more room")
+
+    broken = Broken()
+    with pytest.raises(OSError, match="no more room"):
+        run(experiment(), tmp_path / "run", [broken])
+    assert broken.outcome.status == "crashed"
+    assert "no more room" in json.loads((tmp_path / "run" / "run.json").read_text())["reason"]
+
+
+def test_a_run_leaves_a_directory_that_reads_back(tmp_path):
+    exp = experiment(
+        task=Digits(length=12), hidden=4, make_cell=GRU, probes={**PROBES, "f": ForgetProduct()}
+    )
+    outcome = run(exp, tmp_path / "run", [])
+    recorded = open_run(tmp_path / "run")
+    assert recorded.status == "finished"
+    assert recorded.curves["forget_product_log10"].attrs["gate"] == "z"
+    assert recorded.curves["adj_h_log10"].dims == ("step", "layer", "t")
+    assert recorded.curves["adj_h_log10"].units == "log10"
+    np.testing.assert_array_equal(recorded.curves["lag"], np.arange(11, -1, -1))
+    assert recorded.summary["test/accuracy"] == pytest.approx(outcome.summary["test/accuracy"])
+    assert recorded.info["verdict"][0].startswith("layer 0: ")
+    assert (tmp_path / "run" / "figures" / "adjoint_over_lag.png").stat().st_size > 10_000
+
+
+def test_a_preset_leaves_out_what_a_model_cannot_measure_and_a_name_is_refused():
+    exp = experiment(make_cell=SimpleRNN, probes={"forget_product": ForgetProduct()})
+    steps, reasons = build_steps(exp)
+    assert not steps.probes
+    assert "SimpleRNN has no retention gate" in reasons["forget_product"]
+    with pytest.raises(BadInput, match="no retention gate"):
+        supported(exp.probes, steps.setting, by_preset=False)
+
+
+def test_bidirectional_layers_are_recorded_side_by_side():
+    steps, _, _, sink = trained(experiment(bidirectional=True, layers=2))
+    assert steps.names == ["0", "0 backward", "1", "1 backward"]
+    assert sink.rows[0].arrays["adj_h_log10"].shape == (4, 8)
+    assert np.all(np.isfinite(sink.rows[0].arrays["adj_h_log10"]))
+
+
+def test_a_memoryless_model_has_no_gradient_before_the_last_step():
+    _, _, _, sink = trained(experiment(make_cell=FeedForward))
+    curve = sink.rows[-1].arrays["adj_h_log10"][0]
+    assert np.all(np.isneginf(curve[:-1]))
+    assert math.isfinite(curve[-1])
+    assert math.isnan(sink.rows[-1].arrays["adjoint_slope"][0])
+
+
+def test_clipping_shows_between_the_two_gradient_norms():
+    exp = experiment(clip_norm=1e-3, probes={"grad_norm": GradNorm()})
+    _, _, _, sink = trained(exp)
+    arrays = sink.rows[0].arrays
+    assert np.linalg.norm(arrays["grad_norm"]) == pytest.approx(
+        sink.rows[0].scalars["train/grad_norm"]
+    )
+    assert np.linalg.norm(arrays["grad_norm_postclip"]) == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("key", ["steps", "batch", "log_every", "eval_every", "eval_batch"])
+def test_a_trainer_refuses_what_is_below_one(key):
+    with pytest.raises(BadInput, match=f"trainer.{key}"):
+        Trainer(**({"steps": 1, "batch": 1} | {key: 0}))
+
+
+def test_the_clock_leaves_the_first_calls_out():
+    clock = Clock()
+    clock.plain += [(9.0, 9), (1.0, 10), (1.0, 10)]
+    clock.probed += [5.0, 0.2, 0.2]
+    timings = clock.timings()
+    assert timings["steps_per_second"] == pytest.approx(22 / 2.4)
+    assert timings["probe_overhead"] == pytest.approx(2.0)
+    assert Clock().timings() == {"steps_per_second": None, "probe_overhead": None}
+
+
+def test_outcome_without_timings_is_complete():
+    assert Outcome("finished").summary == {}
+
+
+# The model and the optimizer.
+
+
+def test_losses_by_hand():
+    outputs, targets = jnp.array([[1.0, 3.0], [0.0, 0.0]]), jnp.array([[1.0, 1.0], [2.0, 0.0]])
+    np.testing.assert_allclose(per_example_loss("mse", outputs, targets, None), [2.0, 2.0])
+    logits, classes = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]])), jnp.array([0, 1])
+    want = [-math.log(0.5), -math.log(0.1)]
+    np.testing.assert_allclose(
+        per_example_loss("cross_entropy", logits, classes, None), want, rtol=1e-5
+    )
+    over_time = jnp.stack([logits, logits[::-1]])[:, :, None, :][:, :, 0]
+    both = jnp.stack([classes, classes])
+    weights = jnp.array([[0.25, 1.0], [0.75, 0.0]])
+    got = per_example_loss("cross_entropy", over_time, both, weights)
+    want = [
+        0.25 * -math.log(0.5) + 0.75 * -math.log(0.9),
+        -math.log(0.1),
+    ]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    got = per_example_accuracy(over_time, both, weights)
+    np.testing.assert_allclose(got, [1.0, 0.0])
+
+
+def test_symbols_are_read_one_hot():
+    model = SequenceModel(
+        GRU, features=1, symbols=4, hidden=3, layers=1, outputs=2, readout="last",
+        rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    symbols = jnp.array([[0, 3], [2, 1]])
+    rows = SequenceModel(
+        GRU, features=4, hidden=3, layers=1, outputs=2, readout="last", rngs=nnx.Rngs(0)
+    )
+    np.testing.assert_array_equal(model(symbols).outputs, rows(jax.nn.one_hot(symbols, 4)).outputs)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at_half", "at_end"),
+    [
+        ("constant", 1.0, 1.0),
+        ("cosine", 0.5, 0.0),
+        ("linear", 0.5, 0.0),
+        ("exponential", 10**-1.5, 1e-3),
+    ],
+)
+def test_schedules(schedule, at_half, at_end):
+    rates = []
+
+    def rule(learning_rate):
+        rates.append(learning_rate)
+        return optax.sgd(learning_rate)
+
+    build_optimizer(rule, steps=110, learning_rate=2.0, schedule=schedule, warmup_steps=10)
+    rate = rates[0]
+    assert float(rate(0)) == 0
+    assert float(rate(5)) == pytest.approx(1.0)
+    assert float(rate(10)) == pytest.approx(2.0)
+    assert float(rate(60)) == pytest.approx(2 * at_half, abs=1e-6)
+    assert float(rate(110)) == pytest.approx(2 * at_end, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ({"learning_rate": 0.0}, "optimizer.learning_rate"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm"),
+        ({"clip_value": 0.0}, "optimizer.clip_value"),
+        ({"clip_value": 1.0, "clip_norm": 1.0}, "optimizer.clip_value"),
+        ({"warmup_steps": 100}, "optimizer.warmup_steps"),
+        ({"final_fraction": 1.5}, "optimizer.final_fraction"),
+    ],
+)
+def test_an_optimizer_refuses(wrong, key):
+    with pytest.raises(BadInput, match=key):
+        build_optimizer(optax.adam, **({"steps": 100, "learning_rate": 1e-3} | wrong))
+
+
+def test_clip_by_value():
+    clip, _ = build_optimizer(optax.sgd, steps=1, learning_rate=1.0, clip_value=0.5)
+    clipped, _ = clip.update(jnp.array([-3.0, 0.1, 9.0]), clip.init(jnp.zeros(3)))
+    np.testing.assert_allclose(clipped, [-0.5, 0.1, 0.5])

@@ -22,6 +22,8 @@ from gradlab.tasks.copying import Copying
 from gradlab.tasks.digits import Digits
 from gradlab.train import Clock, Evaluator, Trainer, logged_steps, train
 
+from .oracles import as_float64
+
 PROBES = {"adjoint": Adjoint(), "adjoint_slope": AdjointSlope(), "memory_horizon": MemoryHorizon()}
 
 
@@ -140,6 +142,39 @@ def test_the_recorded_adjoint_is_that_of_one_examples_loss():
         grads = jax.grad(loss)(jnp.zeros((8, 1, 5)), example)
         curves.append(np.log10(np.linalg.norm(np.asarray(grads, np.float64), axis=(1, 2))))
     np.testing.assert_allclose(measured["adj_h_log10"][0], np.mean(curves, 0), atol=1e-4)
+
+
+def test_the_recorded_adjoint_of_a_default_lstm_over_200_steps_equals_float64():
+    """Flax's LSTM at its default init: plain float32 autodiff reads 0 at the first timesteps."""
+    exp = experiment(
+        make_cell=nnx.OptimizedLSTMCell, task=Adding(length=200, held_out_examples=10), hidden=16
+    )
+    steps, _ = build_steps(exp)
+    state = steps.start(jax.random.key(0))
+    recorded = np.asarray(jax.jit(steps.probe)(state, ())[2]["adj_h_log10"][0])
+    batch, model = steps.draw(state, ()), steps.model(state.params)
+
+    def adjoints(model, dtype):
+        cell, inputs = model.layers[0][0], batch.inputs.astype(dtype)
+        start = (jnp.zeros((4, 16), dtype), jnp.zeros((4, 16), dtype))
+
+        def total(nudges):
+            def step(carry, read):
+                (c, h), _ = cell(carry, read[0])
+                return (c, h + read[1]), None
+
+            (_, h), _ = jax.lax.scan(step, start, (inputs, nudges))
+            return jnp.sum(jnp.square(model.readout(h) - batch.targets.astype(dtype)))
+
+        return np.asarray(jax.jit(jax.grad(total))(jnp.zeros((200, 4, 16), dtype)))
+
+    assert np.linalg.norm(adjoints(model, jnp.float32)[0]) == 0
+    with jax.enable_x64(True):
+        exact = adjoints(as_float64(model), jnp.float64)
+    want = np.log10(np.linalg.norm(exact, axis=-1)).mean(axis=-1)
+    assert np.all(np.isfinite(recorded))
+    assert want[0] < -30
+    np.testing.assert_allclose(recorded, want, atol=0.01)
 
 
 def test_nothing_compiles_after_the_first_row():

@@ -198,24 +198,19 @@ def _run_forward(spec: Spec, params, rest, start, inputs, mask, taps):
     read = inputs
     for depth, graphs in enumerate(spec.graphs):
         wanted = spec.every or depth < len(spec.graphs) - 1
-        layer, outputs = [], []
+        layer, ends, outputs = [], [], []
         for direction, graph in enumerate(graphs):
             cell = _merge(graph, params[depth][direction], rest[depth][direction])
             one = _Saved(start[depth][direction], *_reading_order((read, mask), direction))
             final, before, own_outputs = _forward(cell, one, wanted)
-            finals.append(final)
+            ends.append(final)
             layer.append(one._replace(before=before))
             outputs.append(_reading_order(own_outputs, direction))
         saved.append(layer)
+        finals.append(ends)
         read = outputs[0] if len(outputs) == 1 or not wanted else jnp.concatenate(outputs, -1)
-    finals = _by_layer(finals, spec)
     seen = [[(one.before, one.inputs) for one in layer] for layer in saved]
     return (read, finals, seen), (params, rest, saved, taps is not None)
-
-
-def _by_layer(flat: list[Any], spec: Spec) -> list[list[Any]]:
-    rows = iter(flat)
-    return [[next(rows) for _ in graphs] for graphs in spec.graphs]
 
 
 def _run_backward(spec: Spec, residuals, cotangents):

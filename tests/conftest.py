@@ -1,3 +1,74 @@
-import os
+"""The command line as a fixture; every test on the CPU, and none reaches W&B's servers."""
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before the first import of jax
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["MPLBACKEND"] = "agg"
+
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+SOURCE = str(Path(__file__).parents[1] / "src")
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """``command("trainer.steps=2", ...)`` in this process, in a folder of the test's own."""
+    import jax
+
+    from gradlab.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    jax.config.update("jax_disable_most_optimizations", True)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gradlab", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code or 0
+        return Done(code, *capsys.readouterr())
+
+    yield run
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def process(tmp_path):
+    """The same as a process that has just been started, with W&B offline."""
+    started = []
+
+    def start(*arguments, options=()):
+        environment = {"PYTHONPATH": SOURCE, "WANDB_MODE": "offline", **QUICK}
+        one = subprocess.Popen(
+            [sys.executable, *options, "-m", "gradlab", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        one.kill()
+        one.communicate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ def jacobian_product_adjoints(
     """
     leaves, tree = jax.tree.flatten(carry)
     sizes = np.cumsum([0, *(leaf.size for leaf in leaves)])
-    parts = [slice(int(a), int(b)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    parts = [slice(int(a), int(b)) for a, b in pairwise(sizes)]
 
     def step(vector: jax.Array, x: jax.Array) -> jax.Array:
         state = jax.tree.unflatten(

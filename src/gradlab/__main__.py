@@ -331,7 +331,8 @@ def _refuse_job(error: BadInput) -> float:
 
 
 def _count(refused: Sequence[str]) -> str:
-    return "1 job of this sweep was" if len(refused) == 1 else f"{len(refused)} jobs were"
+    one = len(refused) == 1
+    return f"{len(refused)} {'job' if one else 'jobs'} of this sweep {'was' if one else 'were'}"
 
 
 def _occupied(key: str, folder: Path) -> BadInput:
@@ -340,11 +341,14 @@ def _occupied(key: str, folder: Path) -> BadInput:
 
 
 def _leave_nothing(folder: Path | None, made: str) -> None:
-    """Remove a folder that this command made, if it holds nothing but Hydra's ``made``."""
-    if folder is None or not folder.is_dir() or {p.name for p in folder.iterdir()} - {made}:
+    """Undo what this command did to a folder, if that is no more than Hydra's ``made``."""
+    if folder is None or not folder.is_dir():
         return
-    if folder / made not in session.existed:
-        shutil.rmtree(folder / made) if made == ".hydra" else (folder / made).unlink()
+    new = set(folder.iterdir()) - session.existed
+    if not new <= {folder / made}:
+        return
+    for path in new:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in (folder, *folder.parents):
         if path in session.existed:
             break
@@ -449,8 +453,9 @@ def _bad_key(key: str, where: str, arguments: Sequence[str]) -> BadInput:
 def _located(text: str) -> str:
     """In which file the fault is, unless it is on the command line."""
     found = LOCATED.search(text)
-    outside = found and found[1] != "config" and not found[1].startswith("hydra/")
-    return f" (in {found[1]}.yaml)" if outside else ""
+    if found is None or found[1] == "config" or found[1].startswith("hydra/"):
+        return ""
+    return f" (in {found[1]}.yaml)"
 
 
 def _given(arguments: Iterable[str], key: str) -> str:

@@ -92,8 +92,9 @@ def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
 def describe(experiment: Experiment, steps: Steps, left_out: Mapping[str, str]) -> Description:
     """What is known before the first step."""
     task = experiment.task
+    units = {"loss": "mean squared error" if task.loss == "mse" else "nats", "accuracy": "1"}
     variables = {
-        name: Variable((), "1" if name.endswith("accuracy") else "loss", long_name)
+        name: Variable((), units.get(name.partition("/")[2], "loss/parameter"), long_name)
         for name, long_name in SCALARS.items()
         if task.loss == "cross_entropy" or not name.endswith("accuracy")
     }

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+CURVES = ("adjoint_slope", "memory_horizon", "adj_h_log10", "adj_c_log10", "forget_product_log10")
+"""What the verdict reads, each with a leading layer axis."""
+
 
 def verdict(
     curves: Mapping[str, np.ndarray],
@@ -27,15 +30,14 @@ def verdict(
       gate: the name of the retention gate.
 
     Returns:
-      Lines like ``"layer 0: vanishing. ..."``; empty if no adjoint was measured.
+      Lines like ``"layer 0: vanishing. ..."``; empty if slope or horizon was not measured.
     """
-    if "adjoint_slope" not in curves:
+    if not {"adjoint_slope", "memory_horizon"} <= curves.keys():
         return []
+    used = [name for name in CURVES if name in curves]
     return [
         f"layer {label}: "
-        + _layer(
-            {name: curve[row] for name, curve in curves.items()}, length, every_step_has_loss, gate
-        )
+        + _layer({name: curves[name][row] for name in used}, length, every_step_has_loss, gate)
         for row, label in enumerate(layers)
     ]
 
@@ -82,7 +84,7 @@ def _reach(kind: str, slope: float, horizon: float, length: int) -> str:
 
 def _explained(curve: Mapping[str, np.ndarray], gate: str | None) -> str:
     """How much of the fall of the adjoint the forget product accounts for."""
-    if "forget_product_log10" not in curve:
+    if not {"forget_product_log10", "adj_h_log10"} <= curve.keys():
         return ""
     carried = curve.get("adj_c_log10", curve["adj_h_log10"])
     fall, product = _falls(carried, curve["forget_product_log10"])

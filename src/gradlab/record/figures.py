@@ -183,8 +183,7 @@ def _forget_product(curves: xarray.Dataset, info: Mapping[str, Any]) -> Figure |
     step = int(last["step"])
     figure.suptitle(
         f"Does the gate alone explain the memory?{_subject(info)}, step {step:,}\n"
-        "lines together = the gradient flows through the gate,  "
-        "apart = the rest flows through h"
+        "lines together = through the gate,  apart = the rest went through h"
     )
     symbol = "c" if adjoint == "adj_c_log10" else "h"
     for index, (axes, layer) in enumerate(zip(_panels(figure, len(layers)), layers, strict=True)):
@@ -192,12 +191,12 @@ def _forget_product(curves: xarray.Dataset, info: Mapping[str, Any]) -> Figure |
         lag, product = _by_lag(panel, "forget_product_log10")
         if adjoint:
             lag, norm = _by_lag(panel, adjoint)
-            label = f"gradient ‖∂ℓ/∂{symbol}‖, relative to lag 0"
+            label = f"gradient ‖∂ℓ/∂{symbol}‖ (0 at its first lag)"
             axes.plot(lag, norm - _first(norm), color=BLUE, label=label)
         product_label = f"product of the retention gate {gate}".rstrip()
         axes.plot(lag, product, color=ORANGE, linestyle="--", label=product_label)
         axes.set_title(f"layer {layer}")
-        axes.set_ylabel("log10, 0 at the end")
+        axes.set_ylabel("log10 of what is left")
     handles = figure.axes[0].get_legend_handles_labels()[0] + _mark_float32(figure.axes)
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure

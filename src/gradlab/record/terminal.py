@@ -81,7 +81,8 @@ class Terminal:
         figures = _table(outcome)
         if figures.row_count:
             self.console.print(figures)
-        ending = f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+        told = outcome.reason.startswith(outcome.status)  # as "diverged at step 3: ..."
+        ending = outcome.reason if told else f"{outcome.status}: {outcome.reason}".rstrip(": ")
         self._print(ending, style=_COLOURS.get(outcome.status, "yellow"))
         for line in outcome.verdict:
             self._print(line)

@@ -1,5 +1,9 @@
-"""Every option of every group of the configuration runs, without a list of them here."""
+"""Every option of every group of the configuration runs, without a list of them here.
 
+Compiling is what costs, so one run takes the next option of several groups at once.
+"""
+
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,13 @@ def options(group):
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def side_by_side(*groups):
+    """Rows with one option of each group, as many as the longest group needs."""
+    lists = [options(group) for group in groups]
+    longest = max(map(len, lists))
+    return list(zip(*(islice(cycle(names), longest) for names in lists), strict=True))
+
+
 def small_task(task):
     """Small sizes for those keys that the task has."""
     keys = OmegaConf.load(CONF / "task" / f"{task}.yaml")
@@ -30,7 +41,7 @@ def run(command, tmp_path):
     def go(*overrides, task="adding"):
         sizes = ["model.hidden=4", "trainer.batch=3", "trainer.steps=3", "trainer.log_every=2"]
         quiet = ["record.figures=false", "record.terminal=false"]
-        done = command("experiment=adding", *overrides, *sizes, *quiet, *small_task(task))
+        done = command(*overrides, f"task={task}", *sizes, *quiet, *small_task(task))
         assert (done.code, done.err) == (0, "")
         (folder,) = tmp_path.glob("outputs/*/*")
         recorded = open_run(folder)
@@ -44,50 +55,49 @@ def run(command, tmp_path):
     return go
 
 
-@pytest.mark.parametrize("model", options("model"))
-def test_model(run, model):
-    recorded = run(f"model={model}")
-    left_out = recorded.info["facts"]["probes_left_out"]
+@pytest.mark.parametrize(
+    ("model", "task", "optimizer", "experiment"),
+    side_by_side("model", "task", "optimizer", "experiment"),
+)
+def test_model_task_optimizer_and_experiment(run, model, task, optimizer, experiment):
+    names = [f"experiment={experiment}", f"model={model}", f"optimizer={optimizer}"]
+    recorded = run(*names, task=task)
+    facts = recorded.info["facts"]
+    assert (recorded.info["name"], facts["model"], facts["T"]) == (experiment, model, T)
+    assert (
+        recorded.config["task"]["_target_"] == OmegaConf.load(CONF / f"task/{task}.yaml")._target_
+    )
+
     adjoint = recorded.curves["adj_h_log10"].values
     assert adjoint.shape == (2, 1, T)
-    if model == "feedforward":  # nothing is remembered: only the last step has a gradient
+    if model == "feedforward" and facts["readout"] == "last":  # only the last step matters
         assert (adjoint[..., :-1] == -np.inf).all()
         adjoint = adjoint[..., -1:]
     assert np.isfinite(adjoint).all()
+
+    ratio = recorded.curves["update_ratio"].values[-1]  # of every parameter, after the first step
+    assert np.isfinite(ratio).all()
+    assert (ratio > 0).all()
+
     gated = "forget_product_log10" in recorded.curves
-    assert gated == (left_out.get("forget_product") is None)
     assert gated == any(name in model for name in ("lstm", "gru"))
-    if not gated:
-        assert "no retention gate" in left_out["forget_product"]
-
-
-@pytest.mark.parametrize("task", options("task"))
-def test_task(run, task):
-    recorded = run(f"task={task}", "model=feedforward", "probe=adjoint", task=task)
-    adjoint = recorded.curves["adj_h_log10"]
-    assert adjoint.sizes["t"] == T
-    assert np.isfinite(adjoint[..., -1]).all()
-    fed_at_every_step = recorded.info["facts"]["readout"] == "every"
-    assert np.isfinite(adjoint).all() == fed_at_every_step
-
-
-@pytest.mark.parametrize("optimizer", options("optimizer"))
-def test_optimizer(run, optimizer):
-    recorded = run(f"optimizer={optimizer}", "model=feedforward", "probe=update_ratio")
-    ratio = recorded.curves["update_ratio"].values
-    assert (ratio[-1] > 0).all()
-    assert np.isfinite(ratio[-1]).all()
+    reason = facts["probes_left_out"].get("forget_product", "")
+    assert ("no retention gate" in reason) == (not gated)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_experiment(run, experiment):
-    chosen = {}
-    for line in OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").get("defaults", []):
-        chosen |= {key.split("/")[-1]: value for key, value in dict(line).items()}
-    task = chosen.get("task", "adding")
-    recorded = run(f"experiment={experiment}", "probe=none", task=task)
-    assert recorded.info["name"] == experiment
-    assert recorded.info["facts"]["model"] == chosen.get("model", "lstm")
+def test_experiment_is_what_its_file_says(command, experiment):
+    composed = OmegaConf.create(command(f"experiment={experiment}", "--cfg", "job").out)
+    own = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    overridden = {}
+    for line in own.pop("defaults"):
+        overridden |= {key.removeprefix("override /"): value for key, value in dict(line).items()}
+    assert {"task", "model"} <= overridden.keys()
+    for group, option in overridden.items():
+        chosen = OmegaConf.load(CONF / group / f"{option}.yaml")
+        merged = OmegaConf.merge(composed[group], chosen, own.get(group, {}))
+        assert merged == composed[group]
+    assert OmegaConf.merge(composed, own) == composed
 
 
 @pytest.mark.parametrize("probe", options("probe"))
@@ -103,7 +113,7 @@ def test_probe(run, probe):
 
 
 def test_a_list_of_probes(run):
-    recorded = run("probe=[adjoint,grad_norm]", "model=rnn")
+    recorded = run("probe=[adjoint,grad_norm]", "model=feedforward")
     assert list(recorded.config["probe"]["measure"]) == ["adjoint", "grad_norm"]
     assert {"adj_h_log10", "grad_norm"} <= set(recorded.curves)
     assert "adjoint_slope" not in recorded.curves

@@ -1,0 +1,154 @@
+"""From a composed configuration to the parts of an experiment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from gradlab.errors import BadInput, nearest
+
+SECTIONS = ("model", "task", "optimizer", "trainer", "probe", "record")
+"""What a configuration consists of, besides ``seed``."""
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as nested plain dicts.
+
+    Raises:
+      BadInput: for a value that is missing, or that refers to one that does not exist.
+    """
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raw: Any = OmegaConf.to_container(cfg)
+        for part in str(error.full_key).split("."):
+            raw = raw.get(part) if isinstance(raw, dict) else raw
+        missing = isinstance(error, MissingMandatoryValue)
+        reason = str(error).splitlines()[0]
+        allowed = "a value; none is given yet" if missing else f"a value that exists; {reason}"
+        raise BadInput(str(error.full_key), raw, allowed, f"{error.full_key}=VALUE") from None
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def build(config: dict[str, Any], choices: Mapping[str, Any]):
+    """The :class:`gradlab.experiment.Experiment` that a configuration describes.
+
+    Args:
+      config: as from :func:`plain`.
+      choices: the option taken from each group of the configuration, for names.
+
+    Raises:
+      BadInput: with the key at fault.
+    """
+    from flax import nnx
+
+    from gradlab.check import check_arguments, check_keys
+    from gradlab.experiment import Experiment, check_experiment
+    from gradlab.optimizer import build_optimizer
+    from gradlab.probes.base import Probe
+    from gradlab.record.wandb_sink import WandbSink
+    from gradlab.tasks.base import Task
+    from gradlab.train import Trainer
+
+    check_keys("", config, {"seed": int} | dict.fromkeys(SECTIONS, dict))
+    model, record = config["model"], config["record"]
+    sizes = {"hidden": int, "layers": int, "bidirectional": bool}
+    check_keys("model", model, sizes | {"cell": dict})
+    check_keys("record", record, {"wandb": dict, "figures": bool, "terminal": bool})
+    check_arguments("record.wandb", WandbSink, record["wandb"], supplied={"directory"})
+    check_arguments("trainer", Trainer, config["trainer"], supplied=set())
+    trainer = Trainer(**config["trainer"])
+    settings = {k: v for k, v in config["optimizer"].items() if k != "rule"}
+    check_arguments("optimizer", build_optimizer, settings, supplied={"rule", "steps"})
+    rule = _make("optimizer.rule", config["optimizer"].get("rule"), {"learning_rate"})
+    probe = {"preset": None, **config["probe"]}
+    check_keys("probe", probe, {"preset": str | None, "measure": dict})
+    experiment = Experiment(
+        name=str(choices.get("experiment", "")),
+        model_name=str(choices.get("model", "")),
+        make_cell=_make(
+            "model.cell",
+            model["cell"],
+            {"in_features", "hidden_features", "rngs"},
+            kind=nnx.RNNCellBase,
+        ),
+        **{key: model[key] for key in sizes},
+        task=_make("task", config["task"], kind=Task),
+        optimizer=build_optimizer(rule, steps=trainer.steps, **settings),
+        trainer=trainer,
+        probes={
+            name: _make(f"probe.measure.{name}", node, kind=Probe)
+            for name, node in probe["measure"].items()
+        },
+        probes_by_preset=probe["preset"] is not None,
+        seed=config["seed"],
+        config=config,
+    )
+    check_experiment(experiment)
+    return experiment
+
+
+def _make(
+    key: str, node: Any, supplied: Iterable[str] = (), *, kind: type[Any] | None = None
+) -> Any:
+    """What a section with ``_target_`` names, built.
+
+    With ``supplied`` arguments still to come it is a function that takes them and builds it.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    target = _check_node(key, node, set(supplied))
+    if kind is not None and isinstance(target, type) and not issubclass(target, kind):
+        raise BadInput(f"{key}._target_", node["_target_"], f"a subclass of {kind.__qualname__}")
+    try:
+        return instantiate(node, _partial_=bool(supplied), _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, BadInput):
+            raise error.__cause__ from None
+        raise
+
+
+def _check_node(key: str, node: Any, supplied: set[str]) -> Callable[..., Any]:
+    """The target of a section and of those in it, after a check of their arguments."""
+    from gradlab.check import check_arguments
+
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise BadInput(key, node, "a section with _target_: the dotted name of a class or function")
+    target = _find(f"{key}._target_", node["_target_"])
+    given = {name: value for name, value in node.items() if not name.startswith("_")}
+    if not node.get("_args_"):
+        partial = bool(node.get("_partial_"))
+        check_arguments(key, target, given, supplied=supplied, partial=partial)
+    for name, value in given.items():
+        if isinstance(value, dict) and "_target_" in value:
+            _check_node(f"{key}.{name}", value, set())
+    return target
+
+
+def _find(key: str, name: str) -> Callable[..., Any]:
+    """What a dotted name stands for."""
+    from hydra.utils import get_object
+
+    try:
+        found = get_object(name)
+    except Exception as error:  # noqa: BLE001  (importing a user's module can raise anything)
+        allowed = "the full dotted name of a class or function"
+        module, _, last = name.rpartition(".")
+        if module in sys.modules:
+            public = [n for n in dir(sys.modules[module]) if not n.startswith("_")]
+            close = [f"{key}={module}.{n}" for n in nearest(last, public)]
+            allowed += f"; there is no {last} in {module}"
+            raise BadInput(key, name, allowed, ", ".join(close)) from None
+        cause = error.__cause__ or error
+        allowed += f"; importing it fails with {type(cause).__name__}: {cause}"
+        hint = "a file in the current folder, or an installed package" if module else ""
+        raise BadInput(key, name, allowed, hint) from None
+    if not callable(found):
+        raise BadInput(key, name, f"a class or function, not a {type(found).__name__}")
+    return found

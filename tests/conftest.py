@@ -9,10 +9,11 @@ from typing import NamedTuple
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the suite is compiling; the compiler at its least effort halves it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "agg"
 
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SOURCE = str(Path(__file__).parents[1] / "src")
 
 
@@ -27,14 +28,11 @@ class Done(NamedTuple):
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """``command("trainer.steps=2", ...)`` in this process, in a folder of the test's own."""
-    import jax
-
     from gradlab.__main__ import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    jax.config.update("jax_disable_most_optimizations", True)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["gradlab", *map(str, arguments)])
@@ -45,8 +43,7 @@ def command(tmp_path, monkeypatch, capsys):
             code = error.code or 0
         return Done(code, *capsys.readouterr())
 
-    yield run
-    jax.config.update("jax_disable_most_optimizations", False)
+    return run
 
 
 @pytest.fixture
@@ -55,7 +52,7 @@ def process(tmp_path):
     started = []
 
     def start(*arguments, options=()):
-        environment = {"PYTHONPATH": SOURCE, "WANDB_MODE": "offline", **QUICK}
+        environment = {"PYTHONPATH": SOURCE, "WANDB_MODE": "offline"}
         one = subprocess.Popen(
             [sys.executable, *options, "-m", "gradlab", *map(str, arguments)],
             cwd=tmp_path,

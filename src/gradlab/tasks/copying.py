@@ -49,7 +49,7 @@ class Copying(Task):
       BadInput: if one of the two is not a whole number in its range.
     """
 
-    length: int = 120
+    length: int = 50
     held_out_examples: int = 500
 
     symbols = ALPHABET + 2

@@ -39,7 +39,7 @@ class TemporalOrder(Task):
       BadInput: if one of the two is not a whole number in its range.
     """
 
-    length: int = 100
+    length: int = 50
     held_out_examples: int = 1000
 
     symbols = 6

@@ -79,7 +79,7 @@ TYPED = {
     "hydra.foo=3": ["hydra.foo: got '3'", "--cfg hydra"],
     "~foo": ["'foo' does not exist"],
     "~seed": ["seed: got nothing", "a whole number"],
-    "~task": ["task: got {", "_target_"],
+    "~task": ["task: got nothing", "a section of its own"],
     "~model": ["model.cell: got nothing"],
     "~trainer.steps": ["trainer.steps: got nothing", "Trainer needs one"],
     "trainer.steps=abc": ["trainer.steps: got 'abc'", "a whole number"],

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from gradlab.launch.build import build, plain
 from gradlab.record.reader import open_run
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -126,3 +128,19 @@ def test_presets_leave_out_and_single_probes_do_not():
     assert {"none", "standard"} <= set(presets)
     for name in set(options("probe")) - set(presets):
         assert list(OmegaConf.load(CONF / f"probe/{name}.yaml")) == [name]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{g}={name}"
+        for g in ("model", "task", "optimizer", "probe", "trainer")
+        for name in options(g)
+    ],
+)
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_option_fits_every_experiment_as_it_is(experiment, override):
+    """Built, not run: nothing that an experiment sets stands in the way of another option."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[f"experiment={experiment}", override])
+    build(plain(cfg), {"experiment": experiment})

@@ -18,7 +18,7 @@ NODES = {
     f"{path.stem}/{name}": node
     for path in sorted(FOLDER.glob("*.yaml"))
     for name, node in OmegaConf.load(path).items()
-    if name not in ("defaults", "measure")
+    if OmegaConf.is_dict(node) and "_target_" in node
 }
 SIZES = {"layer": L, "t": T, "quantile": 5, "gate": 3, "parameter": 2}
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -159,7 +162,8 @@ def train(
     """
     run = _Run(trainer, steps, key, sinks, now)
     try:
-        outcome = run.go()
+        with _interrupt_between_rows(run):
+            outcome = run.go()
     except KeyboardInterrupt:
         outcome = Outcome("interrupted", f"interrupted at step {int(run.state.step)}")
     outcome.summary = run.summary()
@@ -170,7 +174,31 @@ def train(
     return outcome, run.state
 
 
+@contextmanager
+def _interrupt_between_rows(run: _Run) -> Iterator[None]:
+    """The first Ctrl-C ends the loop after its row, where none is lost; a second one at once.
+
+    An exception raised by the signal itself could be swallowed by a callback that it happens to
+    interrupt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def asked(*_: object) -> None:
+        run.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Run:
+    interrupted = False
+
     def __init__(self, trainer, steps: Steps, key, sinks, now):
         self.trainer, self.steps, self.sinks, self.now = trainer, steps, sinks, now
         self.clock = Clock()
@@ -210,6 +238,8 @@ class _Run:
             scalars |= self._validate(step)
             self._log(Row(step, scalars, measured))
             loss_since, steps_since, done = 0.0, 0, step + 1
+            if self.interrupted:
+                raise KeyboardInterrupt
         return Outcome("finished")
 
     def _advance(self, count: int):

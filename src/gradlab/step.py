@@ -119,18 +119,15 @@ class Steps:
     def advance(self, state: State, data: Any, count: jax.Array) -> tuple[State, Report]:
         """``count`` plain steps in one compiled loop; the report holds means over them."""
 
-        def plain(carry, _):
+        def plain(_, carry):
             state, total = carry
             batch = self.draw(state, data)
             loss, grads = jax.value_and_grad(lambda p: self.loss(p, batch, None)[0])(state.params)
             state, report, _ = self._update(state, loss, grads)
             return state, jax.tree.map(jnp.add, total, report)
 
-        def body(_, carry):
-            return plain(carry, None)
-
         zero = Report(jnp.float32(0), jnp.float32(0))
-        state, total = lax.fori_loop(0, count, body, (state, zero))
+        state, total = lax.fori_loop(0, count, plain, (state, zero))
         return state, jax.tree.map(lambda x: x / count, total)
 
     def probe(self, state: State, data: Any) -> tuple[State, Report, dict[str, jax.Array]]:
@@ -211,17 +208,10 @@ class Steps:
             stock.gates(cell, trace.before, trace.inputs)
             for cell, trace in zip(model.cells(), flat, strict=True)
         ]
-        stacked = {
-            name: jnp.stack([getattr(one, name) for one in found])
-            for name in dict.fromkeys((*self.setting.gates, *_maybe(self.setting.retention)))
+        gates = {
+            name: jnp.stack([getattr(one, name) for one in found]) for name in self.setting.gates
         }
-        retention = self.setting.retention
-        gates = {name: stacked[name] for name in self.setting.gates}
-        return gates, None if retention is None else stacked[retention]
-
-
-def _maybe(name: str | None) -> tuple[str, ...]:
-    return () if name is None else (name,)
+        return gates, gates.get(self.setting.retention or "")
 
 
 def setting_of(model: SequenceModel) -> Setting:

@@ -238,7 +238,7 @@ class _Run:
             scalars |= self._validate(step)
             self._log(Row(step, scalars, measured))
             loss_since, steps_since, done = 0.0, 0, step + 1
-            if self.interrupted:
+            if self.interrupted and done < self.trainer.steps:
                 raise KeyboardInterrupt
         return Outcome("finished")
 

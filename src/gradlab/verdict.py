@@ -58,8 +58,9 @@ def _layer(curve: Mapping[str, np.ndarray], length: int, every: bool, gate: str 
     kind = kind_of(slope, horizon, length)
     if kind == "cut off":
         return (
-            "cut off. The gradient does not pass from one timestep to the one before it at all: "
-            "this cell does not look back."
+            "cut off. Exactly no gradient passes from one timestep to the one before it."
+            if length > 1
+            else "one timestep only. There is no time for a gradient to travel through."
         )
     if every:
         return (

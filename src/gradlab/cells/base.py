@@ -53,7 +53,7 @@ class Cell(nnx.RNNCellBase):
       Carry: the NamedTuple of the state; its field ``h`` is the output.
       gate_names: which fields of the gates are gates, with values in [0, 1]; the others are
         candidates.
-      retention_gate: name of the gate that multiplies the old state; None if there is none.
+      retention_gate: which of them multiplies the old state; None if none does.
       in_features: ``I``.
       hidden_features: ``H``.
       param_dtype: dtype of the parameters and of the first state.

@@ -22,7 +22,7 @@ class GateView(NamedTuple):
 
     Attributes:
       names: the gates, with values in [0, 1].
-      retention: the one that multiplies the old state, or None.
+      retention: the one of them that multiplies the old state, or None.
     """
 
     names: tuple[str, ...]
@@ -37,7 +37,9 @@ def gate_view(cell: nnx.RNNCellBase) -> GateView:
 
 @gate_view.register
 def _(cell: Cell) -> GateView:
-    return GateView(cell.gate_names, cell.retention_gate)
+    kept = cell.retention_gate
+    names = cell.gate_names if kept is None else dict.fromkeys((*cell.gate_names, kept))
+    return GateView(tuple(names), kept)
 
 
 @gate_view.register(nnx.LSTMCell)

@@ -278,12 +278,18 @@ def _mark_horizon(axes: Axes, panel: xarray.Dataset) -> str:
     """A vertical line at the memory horizon of the last step; its length in words."""
     if "memory_horizon" not in panel:
         return ""
-    horizon = float(panel["memory_horizon"].isel(step=-1))
-    if not np.isfinite(horizon) or horizon > float(panel["lag"].max()):
+    if not _horizon_reached(panel):
         return ""
+    horizon = float(panel["memory_horizon"].isel(step=-1))
     axes.axvline(horizon, color=GREY, linestyle=":", zorder=1)
     digits = 1 if horizon < 100 else 0
     return f": memory horizon {horizon:.{digits}f} timesteps"
+
+
+def _horizon_reached(curves: xarray.Dataset) -> bool:
+    """Whether any layer's gradient falls by e within the sequence, at the last step."""
+    last = curves["memory_horizon"].isel(step=-1)
+    return bool((last <= float(curves["lag"].max())).any())
 
 
 def _mark_zeros(panel: xarray.Dataset) -> str:
@@ -312,7 +318,7 @@ def _style_keys(curves: xarray.Dataset) -> list[Any]:
         keys.append(Line2D([], [], color=GREY, ls=(0, (4, 2)), lw=1.4, label="dashed: ∂ℓ/∂c"))
     if "adj_h_log10_q" in curves:
         keys.append(Patch(color=GREY, alpha=0.2, label="90 % of examples,\nlast step"))
-    if "memory_horizon" in curves:
+    if "memory_horizon" in curves and _horizon_reached(curves):
         label = "memory horizon:\ndown to 1/e, last step"
         keys.append(Line2D([], [], color=GREY, linestyle=":", label=label))
     return keys

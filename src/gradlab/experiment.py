@@ -106,7 +106,7 @@ def describe(experiment: Experiment, steps: Steps, left_out: Mapping[str, str]) 
         "parameter": parameter_names(steps.first_params),
     }
     for probe in steps.probes.values():
-        coords |= probe.coords()
+        coords |= probe.coords(steps.setting)
     return Description(
         name=experiment.name,
         config=experiment.config,

@@ -20,7 +20,7 @@ from gradlab.cells import stock
 from gradlab.errors import BadInput
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.optimizer import Optimizer
-from gradlab.probes.base import Probe, Seen, Setting, Unsupported, norm
+from gradlab.probes.base import Probe, Seen, Setting, StepProbe, Unsupported, norm
 from gradlab.tasks.base import Batch, Task
 from gradlab.unroll import Trace, initial_carries, make_taps, state_names
 from gradlab.variable import Variable
@@ -154,7 +154,8 @@ class Steps:
         )
         measured: dict[str, jax.Array] = {}
         for one in self.probes.values():
-            measured |= one(seen)
+            if isinstance(one, StepProbe):
+                measured |= one(seen)
         return after, report, measured
 
     def inspect(self, state: State, data: Any) -> tuple[Any, Any, Any, Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -148,29 +148,99 @@ def unroll(
     Returns:
       :class:`Unrolled`.
     """
-    split = [[nnx.split(cell, nnx.Param, ...) for cell in layer] for layer in layers]
     start = initial_carries(layers, inputs.shape)
-    top_is_state = all(map(_output_is_state, layers[-1], start[-1]))
-    spec = Spec(
-        graphs=tuple(tuple(graph for graph, _, _ in layer) for layer in split),
-        every=every or not top_is_state,
-    )
-    params = [[params for _, params, _ in layer] for layer in split]
-    rest = [[rest for _, _, rest in layer] for layer in split]
+    top_is_state = _top_is_state(layers, start)
+    spec, params, rest = _parts(layers, every or not top_is_state)
     ran: Any = _run(spec, params, rest, start, inputs, mask, taps)  # custom_vjp hides the type
     outputs, finals, seen = ran
-    traces = tuple(
-        tuple(
-            Trace(*lax.stop_gradient((before, read, final)))
-            for (before, read), final in zip(layer, layer_finals, strict=True)
-        )
-        for layer, layer_finals in zip(seen, finals, strict=True)
-    )
-    if top_is_state:
-        last = jnp.concatenate([_hidden(final) for final in finals[-1]], axis=-1)
-    else:
-        last = _last_output(outputs, mask)
+    traces = lax.stop_gradient(_traces(seen, finals))
+    last = _last(outputs, finals, mask, top_is_state)
     return Unrolled(outputs if every else None, last, traces)
+
+
+def unroll_plainly(
+    layers: Sequence[Layer], inputs: jax.Array, *, mask: jax.Array | None = None
+) -> Unrolled:
+    """The same forward pass with nothing hidden from JAX: any derivative of it can be taken.
+
+    For second derivatives, and for a loss of the states themselves: here gradients do flow through
+    the traces. Arguments as for :func:`unroll`.
+    """
+    start = initial_carries(layers, inputs.shape)
+    spec, params, rest = _parts(layers, every=True)
+    (outputs, finals, seen), _ = _run_forward(spec, params, rest, start, inputs, mask, None)
+    last = _last(outputs, finals, mask, _top_is_state(layers, start))
+    return Unrolled(outputs, last, _traces(seen, finals))
+
+
+class Backward(NamedTuple):
+    """What the backward pass of one direction of one layer gave, in its own reading order.
+
+    Attributes:
+      params: the gradient of its parameters, at its true scale.
+      adjoint: the total adjoint of the state after each step, a carry with leaves ``(T, B, H)``
+        with one exponent ``(T, B)``.
+      direct: the part of it that does not come through this direction's own next state, ``(T, B,
+        H)``: from the readout or from the layer above, in which time may have passed.
+    """
+
+    params: Any
+    adjoint: Scaled
+    direct: Scaled
+
+
+def backward(
+    layers: Sequence[Layer],
+    run: Unrolled,
+    from_outputs: jax.Array,
+    from_last: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    cuts: jax.Array | None = None,
+) -> tuple[tuple[Backward, ...], ...]:
+    """Every adjoint itself, where :func:`unroll` with taps gives the norms: O(T B H) memory.
+
+    Args:
+      layers: as for :func:`unroll`.
+      run: of :func:`unroll_plainly` on them.
+      from_outputs: the cotangent of ``run.outputs``, ``(T, B, D)``.
+      from_last: that of ``run.last``, ``(B, D)``.
+      mask: as for :func:`unroll`.
+      cuts: ``(T, B)`` bool, True where nothing passes back from the next step into this one, as in
+        truncated backpropagation; in each direction's own reading order.
+    """
+    spec, params, rest = _parts(layers, every=True)
+    saved = []
+    for layer in run.traces:
+        masks = [_reading_order(mask, direction) for direction in range(len(layer))]
+        saved.append(
+            [_Saved(trace.before, trace.inputs, m) for trace, m in zip(layer, masks, strict=True)]
+        )
+    finals = [
+        [jax.tree.map(jnp.zeros_like, trace.final) for trace in layer] for layer in run.traces
+    ]
+    if _top_is_state(layers, finals):
+        begin = 0
+        for direction, final in enumerate(finals[-1]):
+            width = _hidden(final).shape[-1]
+            finals[-1][direction] = _hidden_plus(final, from_last[:, begin : begin + width])
+            begin += width
+    else:
+        _, pull = jax.vjp(lambda outputs: _last_output(outputs, mask), from_outputs)
+        from_outputs = from_outputs + pull(from_last)[0]
+    pieces = (params, rest, saved)
+    results, _ = _backward_through(
+        spec, pieces, from_outputs, finals, scaled=True, keep=True, cuts=cuts
+    )
+    return tuple(
+        tuple(
+            Backward(
+                one.params, cast(Scaled, one.adjoint), _with_final(one.direct, final, part.mask)
+            )
+            for one, final, part in zip(layer, layer_finals, layer_saved, strict=True)
+        )
+        for layer, layer_finals, layer_saved in zip(results, finals, saved, strict=True)
+    )
 
 
 class Spec(NamedTuple):
@@ -214,10 +284,21 @@ def _run_forward(spec: Spec, params, rest, start, inputs, mask, taps):
 
 
 def _run_backward(spec: Spec, residuals, cotangents):
-    params, rest, saved, scaled = residuals
+    *parts, scaled = residuals
     from_outputs, from_finals, _ = cotangents
+    results, from_inputs = _backward_through(spec, parts, from_outputs, from_finals, scaled=scaled)
+    param_grads = [[one.params for one in layer] for layer in results]
+    norms = [[one.norms for one in layer] for layer in results]
+    return param_grads, None, None, scaling.plain(from_inputs), None, norms if scaled else None
+
+
+def _backward_through(
+    spec: Spec, parts, from_outputs, from_finals, *, scaled, keep=False, cuts=None
+):
+    """Every layer's :class:`_Gradients`, found from the top down, and the inputs' cotangent."""
+    params, rest, saved = parts
     from_above = None if from_outputs is None else _as_scaled(from_outputs, 2, scaled)
-    param_grads, norms = [], []
+    found = []
     for depth in reversed(range(len(spec.graphs))):
         results = [
             _backward(
@@ -227,16 +308,17 @@ def _run_backward(spec: Spec, residuals, cotangents):
                 saved[depth][direction],
                 _part_of(from_above, direction, saved[depth]),
                 _as_scaled(from_finals[depth][direction], 1, scaled),
+                keep,
+                cuts,
             )
             for direction, graph in enumerate(spec.graphs[depth])
         ]
-        param_grads.insert(0, [result.params for result in results])
-        norms.insert(0, [result.norms for result in results])
+        found.insert(0, results)
         from_above = results[0].inputs
         for direction, result in enumerate(results[1:], start=1):
             from_above = scaling.add(from_above, _reading_order(result.inputs, direction))
     assert from_above is not None
-    return param_grads, None, None, scaling.plain(from_above), None, norms if scaled else None
+    return found, from_above
 
 
 _run.defvjp(_run_forward, _run_backward)
@@ -264,9 +346,11 @@ class _Gradients(NamedTuple):
     params: Any
     inputs: Scaled
     norms: dict[str, jax.Array]
+    adjoint: Scaled | None
+    direct: Scaled | None
 
 
-def _backward(graph, params, rest, saved: _Saved, direct: Scaled | None, final: Scaled):
+def _backward(graph, params, rest, saved: _Saved, direct: Scaled | None, final: Scaled, keep, cuts):
     """The gradients of one direction, from those of its outputs and of its final carry.
 
     Args:
@@ -274,6 +358,8 @@ def _backward(graph, params, rest, saved: _Saved, direct: Scaled | None, final: 
       saved: what its forward pass kept.
       direct: cotangents of its outputs ``(T, B, H)`` in reading order, normalised, or None.
       final: cotangents of its final carry, normalised.
+      keep: whether to give every adjoint itself besides its norm.
+      cuts: as for :func:`backward`.
     """
 
     def apply(params, carry, x):
@@ -283,16 +369,36 @@ def _backward(graph, params, rest, saved: _Saved, direct: Scaled | None, final: 
 
     def step(state, read):
         after, total = state
-        before, x, real, from_output = read
+        before, x, real, from_output, cut = read
+        after = _cut(after, cut)
         adjoint, from_y = _inject(after, from_output, is_state)
         gradient, earlier, from_x = _transpose(apply, params, before, x, adjoint, from_y, real)
         total = jax.tree.map(jnp.add, total, gradient)
-        return (earlier, total), (from_x, _log2_norms(adjoint))
+        return (earlier, total), (from_x, _log2_norms(adjoint), adjoint if keep else None)
 
     start = (final, jax.tree.map(jnp.zeros_like, params))
-    reads = (saved.before, saved.inputs, saved.mask, direct)
-    (_, total), (inputs, norms) = lax.scan(step, start, reads, reverse=True)
-    return _Gradients(total, scaling.normalise(inputs), norms)
+    reads = (saved.before, saved.inputs, saved.mask, direct, cuts)
+    (_, total), (inputs, norms, adjoints) = lax.scan(step, start, reads, reverse=True)
+    return _Gradients(total, scaling.normalise(inputs), norms, adjoints, direct)
+
+
+def _cut(adjoint: Scaled, cut: jax.Array | None) -> Scaled:
+    if cut is None:
+        return adjoint
+    assert adjoint.exponent is not None
+    mantissa = jax.tree.map(lambda leaf: jnp.where(cut[:, None], 0, leaf), adjoint.mantissa)
+    return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
+
+
+def _with_final(direct: Any, final: Any, mask: jax.Array | None) -> Scaled:
+    """``direct`` with the cotangent of the final h put in at each example's last real step."""
+    own = _hidden(final)
+    steps = direct.mantissa.shape[0]
+    ends = jnp.arange(steps)[:, None] == steps - 1
+    if mask is not None:
+        ends = jnp.arange(steps)[:, None] == steps - 1 - jnp.argmax(mask[::-1], axis=0)
+    placed = scaling.scale(jnp.where(ends[..., None], own, 0), 2)
+    return scaling.add(direct, placed)
 
 
 def _inject(after: Scaled, direct: Scaled | None, is_state: bool) -> tuple[Scaled, jax.Array]:
@@ -382,6 +488,35 @@ def _part_of(joined: Scaled | None, direction: int, layer: list[_Saved]) -> Scal
     begin = sum(widths[:direction])
     part = Scaled(joined.mantissa[..., begin : begin + widths[direction]], joined.exponent)
     return _reading_order(scaling.normalise(part), direction)
+
+
+def _parts(layers: Sequence[Layer], every: bool):
+    """The static part of a stack of cells, its parameters and whatever else it holds."""
+    split = [[nnx.split(cell, nnx.Param, ...) for cell in layer] for layer in layers]
+    spec = Spec(tuple(tuple(graph for graph, _, _ in layer) for layer in split), every)
+    params = [[params for _, params, _ in layer] for layer in split]
+    return spec, params, [[rest for _, _, rest in layer] for layer in split]
+
+
+def _traces(seen: Any, finals: Any) -> tuple[tuple[Trace, ...], ...]:
+    return tuple(
+        tuple(
+            Trace(before, read, final)
+            for (before, read), final in zip(layer, layer_finals, strict=True)
+        )
+        for layer, layer_finals in zip(seen, finals, strict=True)
+    )
+
+
+def _top_is_state(layers: Sequence[Layer], carries: Any) -> bool:
+    return all(map(_output_is_state, layers[-1], carries[-1]))
+
+
+def _last(outputs: Any, finals: Any, mask: jax.Array | None, is_state: bool) -> jax.Array:
+    """The top layer's output after the last real step of each example."""
+    if is_state:
+        return jnp.concatenate([_hidden(final) for final in finals[-1]], axis=-1)
+    return _last_output(outputs, mask)
 
 
 def _last_output(outputs: jax.Array, mask: jax.Array | None) -> jax.Array:

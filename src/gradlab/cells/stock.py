@@ -1,10 +1,11 @@
-"""The gates of cells that do not name them: Flax's own, read from their weights.
+"""What is inside cells that do not say: Flax's own gates and recurrent matrices.
 
-Flax cells run as they are; only their gates have to be computed beside them for the probes.
+Flax cells run as they are; only what the probes look at has to be found beside them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gradlab.cells.base import Cell
-from gradlab.cells.gru import GRUGates
-from gradlab.cells.lstm import LSTMGates
+from gradlab.cells.gru import GRU, GRUGates
+from gradlab.cells.gru_reset_before import GRUResetBefore
+from gradlab.cells.lstm import LSTM, LSTMGates
+from gradlab.cells.rnn import ACTIVATIONS, SimpleRNN
 
 
 class GateView(NamedTuple):
@@ -87,3 +90,84 @@ def _(cell: nnx.GRUCell, carry: Any, x: jax.Array) -> GRUGates:
     h_r, h_z, h_n = jnp.split(cell.dense_h(carry), 3, axis=-1)
     r, z = cell.gate_fn(x_r + h_r), cell.gate_fn(x_z + h_z)
     return GRUGates(r, z, cell.activation_fn(x_n + r * h_n))
+
+
+@singledispatch
+def recurrent_matrices(cell: nnx.RNNCellBase) -> dict[str, jax.Array]:
+    """The matrices ``(H, H)`` that multiply h, by the gate or candidate they feed.
+
+    Rows are outputs, so that h is a column: the transpose of Flax's kernels. Empty for a cell that
+    is not known.
+    """
+    return {}
+
+
+@recurrent_matrices.register
+def _(cell: Cell) -> dict[str, jax.Array]:
+    # A subclass of one of the registered cells is known too; others say it by this method.
+    own = getattr(cell, "recurrent_matrices", None)
+    return {} if own is None else own()
+
+
+def _blocks(dense: nnx.Linear, names: tuple[str, ...]) -> dict[str, jax.Array]:
+    parts = jnp.split(dense.kernel[...], len(names), axis=-1)
+    return {name: part.T for name, part in zip(names, parts, strict=True)}
+
+
+@recurrent_matrices.register(SimpleRNN)
+@recurrent_matrices.register(nnx.SimpleCell)
+def _(cell: Any) -> dict[str, jax.Array]:
+    return _blocks(cell.dense_h, ("h",))
+
+
+@recurrent_matrices.register(LSTM)
+@recurrent_matrices.register(nnx.OptimizedLSTMCell)
+def _(cell: Any) -> dict[str, jax.Array]:
+    return _blocks(cell.dense_h, ("i", "f", "c_tilde", "o"))
+
+
+@recurrent_matrices.register
+def _(cell: nnx.LSTMCell) -> dict[str, jax.Array]:
+    named = {"i": cell.hi, "f": cell.hf, "c_tilde": cell.hg, "o": cell.ho}
+    return {name: dense.kernel[...].T for name, dense in named.items()}
+
+
+@recurrent_matrices.register(GRU)
+@recurrent_matrices.register(nnx.GRUCell)
+def _(cell: Any) -> dict[str, jax.Array]:
+    return _blocks(cell.dense_h, ("r", "z", "n"))
+
+
+@recurrent_matrices.register
+def _(cell: GRUResetBefore) -> dict[str, jax.Array]:
+    return {**_blocks(cell.dense_rz, ("r", "z")), **_blocks(cell.dense_n, ("n",))}
+
+
+class PlainRNN(NamedTuple):
+    """A cell that is ``h' = φ(W h + drive(x))``, as theory has it.
+
+    Attributes:
+      activation: the name of φ; empty if it has none that is known.
+      steepest: γ, the largest slope of φ; nan if φ is not known.
+      drive: ``drive(x)``, the input's share of the pre-activation with the bias, ``(..., H)``.
+    """
+
+    activation: str
+    steepest: float
+    drive: Callable[[jax.Array], jax.Array]
+
+
+STEEPEST = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
+
+
+def plain_rnn(cell: nnx.RNNCellBase) -> PlainRNN | None:
+    """The cell as a plain recurrent network, or None if it is none."""
+    known = isinstance(cell, SimpleRNN)
+    if isinstance(cell, nnx.SimpleCell):
+        known = not cell.residual
+    if not known:
+        return None
+    own: Any = cell
+    same = [name for name, fn in ACTIVATIONS.items() if fn is own.activation_fn]
+    name = same[0] if same else ""
+    return PlainRNN(name, STEEPEST.get(name, float("nan")), own.dense_i)

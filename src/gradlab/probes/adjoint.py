@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Probe, Seen, Setting, mean_log10
+from gradlab.probes.base import Seen, Setting, StepProbe, mean_log10
 from gradlab.variable import Variable
 
 
 @dataclass(frozen=True)
-class Adjoint(Probe):
+class Adjoint(StepProbe):
     """log10 of the norm of ∂ℓ/∂h_t (and ∂ℓ/∂c_t), at every timestep of every layer.
 
     Definition: ``adj_h[t] = ∂ℓ/∂h_t``, the total derivative of one example's loss; its 2-norm over
@@ -51,7 +51,7 @@ class Adjoint(Probe):
             )
         return found
 
-    def coords(self) -> dict[str, list[float]]:
+    def coords(self, setting: Setting) -> dict[str, list[float]]:
         """The quantiles."""
         return {"quantile": list(self.quantiles)}
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Probe, Seen, Setting, mean_log10, state_log10
+from gradlab.probes.base import Seen, Setting, StepProbe, mean_log10, state_log10
 from gradlab.variable import Variable
 
 
 @dataclass(frozen=True)
-class AdjointSlope(Probe):
+class AdjointSlope(StepProbe):
     """The rate of the adjoint norm, in nats per step back in time.
 
     With s the whole state ([c; h] in an LSTM, h elsewhere), this is the least-squares slope of

@@ -1,8 +1,12 @@
-"""The contract of a probe: a pure function from what a training step saw to named arrays.
+"""The contract of a probe: a pure function from what was seen to named arrays.
 
 A probe is a frozen dataclass in a file of its own with a yaml in ``conf/probe``. Its fields are
 options; :meth:`Probe.variables` says what it will record for a given model; calling it measures,
-on the device, inside the compiled step. The contract tests find it from the config folder.
+on the device, inside a compiled function. The contract tests find it from the config folder.
+
+There are two kinds. A :class:`StepProbe` reads what a training step saw anyway (:class:`Seen`), at
+every logged step. A :class:`CloseProbe` looks closely at a few examples
+(:class:`gradlab.closeup.Closeup`), every ``probe.every`` steps.
 
 Shapes: ``L`` layers (both directions of a bidirectional one counted), ``T`` steps, ``B`` examples,
 ``H`` hidden width.
@@ -12,11 +16,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gradlab.closeup import Closeup
 from gradlab.variable import Variable
 
 
@@ -28,12 +33,29 @@ class Setting(NamedTuple):
       states: names of the state's parts, e.g. ``("c", "h")``.
       gates: names of the gates that can be seen, e.g. ``("i", "f", "o")``.
       retention: the gate that multiplies the old state, or None.
+      matrices: names of the recurrent matrices that can be seen, e.g. ``("i", "f", ...)``.
+      activation: of a plain recurrent network its φ, e.g. ``"tanh"``; None for any other cell.
+      length: ``T``.
+      hidden: ``H``.
+      clips: whether gradients are clipped.
+      trains: whether there is an optimizer at work, and not a lone batch being analysed.
     """
 
     cell: str
     states: tuple[str, ...]
     gates: tuple[str, ...]
     retention: str | None
+    matrices: tuple[str, ...] = ()
+    activation: str | None = None
+    length: int = 0
+    hidden: int = 0
+    clips: bool = False
+    trains: bool = True
+
+    @property
+    def state_size(self) -> int:
+        """``S``, the size of the packed state."""
+        return len(self.states) * self.hidden
 
 
 class Seen(NamedTuple):
@@ -64,23 +86,36 @@ class Unsupported(Exception):
 
 
 class Probe(abc.ABC):
-    """One measurement."""
+    """One measurement: see :class:`StepProbe` and :class:`CloseProbe`."""
 
     @abc.abstractmethod
     def variables(self, setting: Setting) -> dict[str, Variable]:
-        """What :meth:`__call__` will return for this model, by name.
+        """What calling it will return for this model, by name.
 
         Raises:
           Unsupported: if the model lacks what the probe measures.
+          BadInput: for an option that this model cannot have.
         """
+
+    def coords(self, setting: Setting) -> dict[str, list[Any]]:
+        """Values of dimensions that only this probe has, e.g. its quantiles."""
+        return {}
+
+
+class StepProbe(Probe):
+    """A measurement of a training step, from what the step saw anyway."""
 
     @abc.abstractmethod
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """Measure. Pure and traceable; arrays shaped as the dims of :meth:`variables`."""
 
-    def coords(self) -> dict[str, list[float]]:
-        """Values of dimensions that only this probe has, e.g. its quantiles."""
-        return {}
+
+class CloseProbe(Probe):
+    """A measurement that needs the network itself, on a few examples."""
+
+    @abc.abstractmethod
+    def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
+        """Measure. Pure and traceable; arrays shaped as the dims of :meth:`variables`."""
 
 
 def mean_log10(log10: jax.Array, mask: jax.Array) -> jax.Array:

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradlab.probes.base import Probe, Seen, Setting, Unsupported, mean_log10
+from gradlab.probes.base import Seen, Setting, StepProbe, Unsupported, mean_log10
 from gradlab.variable import Variable
 
 
 @dataclass(frozen=True)
-class ForgetProduct(Probe):
+class ForgetProduct(StepProbe):
     """log10 of the product of the retention gate from t + 1 to the end of the sequence.
 
     Definition: ``∏_{k=t+1}^{T-1} f_k`` per unit and example, the mean over both of its log10

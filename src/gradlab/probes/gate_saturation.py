@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Probe, Seen, Setting, Unsupported
+from gradlab.probes.base import Seen, Setting, StepProbe, Unsupported
 from gradlab.variable import Variable
 
 
 @dataclass(frozen=True)
-class GateSaturation(Probe):
+class GateSaturation(StepProbe):
     """The fraction of gate activations outside [0.1, 0.9], per layer and gate.
 
     Source: Karpathy, Johnson & Li (2015), section 4.2.

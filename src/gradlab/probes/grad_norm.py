@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Probe, Seen, Setting, norm
+from gradlab.probes.base import Seen, Setting, StepProbe, norm
 from gradlab.variable import Variable
 
 
 @dataclass(frozen=True)
-class GradNorm(Probe):
+class GradNorm(StepProbe):
     """The 2-norm of ∂L/∂θ for each parameter array, before and after clipping.
 
     Definition: L is the mean loss of the batch; with no clipping both are equal.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Probe, Seen, Setting, norm
+from gradlab.probes.base import Seen, Setting, StepProbe, norm
 from gradlab.variable import Variable
 
 
 @dataclass(frozen=True)
-class UpdateRatio(Probe):
+class UpdateRatio(StepProbe):
     """``‖Δθ‖ / ‖θ‖`` for each parameter array, Δθ being what the optimizer adds.
 
     How to read it: around 10^-3 is a common healthy size. Much larger, and a few steps rewrite the

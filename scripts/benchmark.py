@@ -1,11 +1,16 @@
-"""Speed of one training step, as ratios within one run.
+"""Speed of one training step and of the probes, as ratios within one run.
 
     python scripts/benchmark.py [--repeats 15] [--sizes 200,64,128 100,32,256 500,16,64]
+    python scripts/benchmark.py --probes [--sizes 200,32,64] [--every 50] [--examples 4]
 
 For each cell and size (T, B, H) it times the gradient of a last-step loss: by Flax's own
 ``nnx.RNN`` and autodiff, by gradlab's unroll, and by gradlab's unroll with the adjoint of every
 timestep and example measured. The variants take turns, and medians are compared, since machines
 are noisy. Prints a table in Markdown with the machine, the versions and the date.
+
+With ``--probes`` it times whole training steps of the adding problem instead: plain ones, one with
+the step probes, and a look of each close probe alone and of all together. The cost of a run with
+``probe=full`` over one with ``probe=none`` follows from how often each kind is made.
 """
 
 from __future__ import annotations
@@ -19,9 +24,16 @@ from datetime import date
 import flax
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
+from gradlab.analysis import probe_class, probe_names
 from gradlab.cells import GRU, LSTM, SimpleRNN
+from gradlab.model import SequenceModel
+from gradlab.optimizer import build_optimizer
+from gradlab.probes.base import CloseProbe
+from gradlab.step import Steps, setting_of, supported
+from gradlab.tasks import Adding
 from gradlab.unroll import make_taps, unroll
 
 CELLS = {
@@ -75,17 +87,26 @@ def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--sizes", nargs="+", default=["200,64,128", "100,32,256", "500,16,64"])
+    parser.add_argument("--sizes", nargs="+", help="T,B,H; by default three, with --probes one")
+    parser.add_argument("--probes", action="store_true", help="time the probes")
+    parser.add_argument("--every", type=int, default=50, help="probe.every")
+    parser.add_argument("--log-every", type=int, default=10, help="trainer.log_every")
+    parser.add_argument("--examples", type=int, default=4, help="probe.examples")
     options = parser.parse_args()
     device = jax.devices()[0]
     print(
         f"{date.today()}, {platform.machine()}, {device.device_kind}, Python "
         f"{platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}\n"
     )
+    (probe_table if options.probes else step_table)(options)
+
+
+def step_table(options):
+    """Time gradients."""
     print("| cell | T, B, H | Flax nnx.RNN, ms | gradlab / Flax | measured / gradlab |")
     print("|---|---|---|---|---|")
     for name, (ours, stock) in CELLS.items():
-        for text in options.sizes:
+        for text in options.sizes or ["200,64,128", "100,32,256", "500,16,64"]:
             size = tuple(map(int, text.split(",")))
             took = medians(variants(ours, stock, size), options.repeats)
             print(
@@ -94,6 +115,57 @@ def main():
                 f"| {took['measured'] / took['plain']:.2f} |",
                 flush=True,
             )
+
+
+def probe_table(options):
+    """Time the probes."""
+    for name, (ours, _) in CELLS.items():
+        for text in options.sizes or ["200,32,64"]:
+            size = tuple(map(int, text.split(",")))
+            took = medians(probe_variants(ours, size, options), options.repeats)
+            plain, every = took.pop("plain") / options.every, options.every
+            probed, look = took.pop("probed"), took.pop("all")
+            rows = -(-every // options.log_every)
+            whole = plain * (every - rows) + rows * probed + look
+            print(f"\n{name}, T, B, H = {', '.join(map(str, size))}: plain step {plain:.2f} ms, ")
+            print(f"probed step {probed:.2f} ms, one close look {look:.1f} ms. {every} steps with ")
+            print(f"probe=full: {whole / plain / every:.2f} of the steps alone.\n")
+            print("| close probe, alone | ms | share of the plain steps between two looks |")
+            print("|---|---|---|")
+            for probe, each in sorted(took.items(), key=lambda item: -item[1]):
+                share = each / plain / every
+                print(f"| {probe} | {each:.1f} | {100 * share:.0f} % |", flush=True)
+
+
+def probe_variants(ours, size, options):
+    """Compiled functions of no arguments, by name: steps, and looks of the close probes."""
+    length, batch, hidden = size
+    task = Adding(length=length, held_out_examples=2)
+    sizes = {"features": 2, "hidden": hidden, "layers": 1, "outputs": 1, "readout": "last"}
+    model = SequenceModel(ours, **sizes, rngs=nnx.Rngs(0))
+    optimizer = build_optimizer(optax.adam, steps=10, learning_rate=1e-3, clip_norm=1.0)
+    setting = setting_of(model.layers, model.width, length=length, clips=True)
+    probes = {name: probe_class(name)() for name in probe_names()}
+    probes, _ = supported(probes, setting, by_preset=True)
+
+    def steps(chosen):
+        return Steps(model, task, optimizer, chosen, batch, examples=options.examples)
+
+    full = steps(probes)
+    state = full.start(jax.random.key(0))
+    advance, probe = jax.jit(full.advance), jax.jit(full.probe)
+    count = jnp.int32(options.every)
+    found = {"plain": lambda: advance(state, (), count), "probed": lambda: probe(state, ())}
+
+    def look(chosen):
+        measure = jax.jit(steps(chosen).measure)
+        return lambda: measure(state, ())
+
+    found["all"] = look(probes)
+    for name, one in probes.items():
+        if isinstance(one, CloseProbe):
+            found[name] = look({name: one})
+    return found
 
 
 if __name__ == "__main__":

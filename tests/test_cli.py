@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gradlab.cells.base import Cell, HiddenCarry, NamedTuple
-from gradlab.probes.base import Probe
+from gradlab.probes.base import StepProbe
 from gradlab.tasks.base import Baseline, Batch, Task
 from gradlab.variable import Variable
 
@@ -70,7 +70,7 @@ class Echo(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class Largest(Probe):
+class Largest(StepProbe):
     def variables(self, setting):
         return {"largest_log10": Variable(("layer",), "log10", "largest adjoint of all")}
 

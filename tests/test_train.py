@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -14,13 +15,16 @@ from gradlab.experiment import Experiment, build_steps, run
 from gradlab.model import SequenceModel, per_example_accuracy, per_example_loss
 from gradlab.optimizer import build_optimizer
 from gradlab.probes import Adjoint, AdjointSlope, ForgetProduct, GradNorm, MemoryHorizon
+from gradlab.probes.base import CloseProbe
 from gradlab.record.base import Outcome
 from gradlab.record.reader import open_run
+from gradlab.regularizers.base import Regularizer
 from gradlab.step import supported
 from gradlab.tasks.adding import Adding
 from gradlab.tasks.copying import Copying
 from gradlab.tasks.digits import Digits
 from gradlab.train import Clock, Evaluator, Trainer, logged_steps, train
+from gradlab.variable import Variable
 
 from .oracles import as_float64
 
@@ -69,14 +73,102 @@ class Rows:
 def trained(exp, sink=None):
     sink = sink or Rows()
     steps, _ = build_steps(exp)
-    outcome, state = train(exp.trainer, steps, jax.random.key(5), [sink])
+    outcome, state = train(
+        exp.trainer, steps, jax.random.key(5), [sink], close_every=exp.close_every
+    )
     return steps, outcome, state, sink
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstLoss(CloseProbe):
+    """A close look that costs nothing to compile: the losses it sees."""
+
+    def variables(self, setting):
+        return {"first_loss": Variable(("example",), "loss", "loss of each example")}
+
+    def coords(self, setting):
+        return {"example": [0, 1]}
+
+    def __call__(self, closeup):
+        return {"first_loss": closeup.losses}
+
+
+@dataclasses.dataclass(frozen=True)
+class PullToZero(Regularizer):
+    """A penalty with a known gradient: half the square of every parameter."""
+
+    def penalty(self, closeup):
+        return sum(0.5 * jnp.sum(jnp.square(p)) for p in closeup.params.values())
 
 
 def test_logged_steps_are_every_so_many_and_the_last():
     assert logged_steps(1, 10) == [0]
     assert logged_steps(21, 10) == [0, 10, 20]
     assert logged_steps(25, 10) == [0, 10, 20, 24]
+    assert logged_steps(25, 10, 15) == [0, 10, 15, 20, 24]
+
+
+def test_close_probes_look_at_their_own_steps_and_at_the_last():
+    exp = experiment(probes=PROBES | {"close": FirstLoss()}, close_every=4, close_examples=2)
+    _, outcome, _, sink = trained(exp)
+    assert [row.step for row in sink.rows] == [0, 4, 5, 8, 10, 11]
+    looked = [row.step for row in sink.rows if "first_loss" in row.arrays]
+    assert looked == [0, 4, 8, 11]
+    assert all("adj_h_log10" in row.arrays for row in sink.rows)
+    assert sink.rows[0].arrays["first_loss"].shape == (2,)
+    assert outcome.timings["close_look"] > 0
+    assert trained(experiment())[1].timings["close_look"] is None
+
+
+def test_a_close_look_sees_the_examples_of_the_step_and_changes_nothing():
+    exp = experiment(probes={"close": FirstLoss()}, close_examples=99, close_every=3)
+    _, _, state, sink = trained(exp)
+    # All four examples of the batch, before the update: their mean is the loss of that step.
+    assert sink.rows[1].step == 3
+    only = trained(experiment(probes={}, trainer=Trainer(12, 4, log_every=1, eval_every=5)))
+    losses = [row.scalars["train/loss"] for row in only[3].rows]
+    for row in sink.rows:
+        if "first_loss" in row.arrays:
+            assert row.arrays["first_loss"].shape == (4,)
+            assert np.mean(row.arrays["first_loss"]) == pytest.approx(losses[row.step], rel=1e-5)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(only[2].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_clip_rate_is_the_share_of_clipped_steps_since_the_last_row():
+    always = trained(experiment(clip_norm=1e-6, probes={}))[3].rows
+    never = trained(experiment(clip_norm=1e6, probes={}))[3].rows
+    none = trained(experiment(clip_norm=None, probes={}))[3].rows
+    assert [row.scalars["train/clip_rate"] for row in always] == [1.0] * 4
+    assert [row.scalars["train/clip_rate"] for row in never] == [0.0] * 4
+    assert all("train/clip_rate" not in row.scalars for row in none)
+
+
+def test_a_regularizer_is_added_to_the_gradient_while_it_counts():
+    """With plain gradient descent at rate r the weights shrink by (1 - r w) besides the loss."""
+    rate, weight = 0.1, 0.3
+    base = {"rule": optax.sgd, "learning_rate": rate, "clip_norm": None, "probes": {}}
+    one = Trainer(steps=1, batch=4, log_every=5, eval_every=5)
+    start = build_steps(experiment())[0].first_params
+    plain = trained(experiment(**base, trainer=one))[2].params
+    both = trained(experiment(**base, trainer=one, regularizer=PullToZero(weight=weight, alone=0)))
+    alone = trained(experiment(**base, trainer=one, regularizer=PullToZero(weight=weight, alone=1)))
+    leaves = map(jax.tree.leaves, (start, plain, both[2].params, alone[2].params))
+    for first, without, together, only in zip(*leaves, strict=True):
+        np.testing.assert_allclose(together, without - rate * weight * first, atol=1e-6)
+        np.testing.assert_allclose(only, (1 - rate * weight) * first, atol=1e-6)
+    size = sum(0.5 * float(jnp.sum(jnp.square(p))) for p in jax.tree.leaves(start))
+    assert both[3].rows[0].scalars["train/penalty"] == pytest.approx(size, rel=1e-5)
+
+
+def test_a_regularizer_stops_counting():
+    trainer = Trainer(steps=4, batch=4, log_every=1, eval_every=5)
+    over = PullToZero(weight=1.0, alone=0, until=2)
+    rows = trained(experiment(regularizer=over, trainer=trainer, probes={}))[3].rows
+    penalties = [row.scalars["train/penalty"] for row in rows]
+    assert penalties[0] > 0
+    assert penalties[1] > 0
+    assert penalties[2:] == [0.0, 0.0]
 
 
 def test_rows_come_at_the_logged_steps_with_every_variable_announced():
@@ -244,7 +336,14 @@ def test_divergence_in_the_forward_pass_names_step_layer_and_timestep():
     assert "layer 0" in outcome.reason
     assert "timestep" in outcome.reason
     assert f"step {int(state.step)}:" in outcome.reason
-    assert sink.rows
+    last = sink.rows[-1]  # what the step that failed looked like, without a loss
+    assert (last.step, dict(last.scalars)) == (int(state.step), {})
+    assert last.arrays.keys() == PROBES.keys() - {"adjoint"} | {
+        "adj_h_log10",
+        "adj_h_log10_q",
+        "adj_h_zero",
+    }
+    assert math.isfinite(outcome.summary["train/loss"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
 
 
@@ -345,7 +444,8 @@ def test_the_clock_leaves_the_first_calls_out():
     timings = clock.timings()
     assert timings["steps_per_second"] == pytest.approx(22 / 2.4)
     assert timings["probe_overhead"] == pytest.approx(2.0)
-    assert Clock().timings() == {"steps_per_second": None, "probe_overhead": None}
+    nothing = dict.fromkeys(("steps_per_second", "probe_overhead", "close_look"))
+    assert Clock().timings() == nothing
 
 
 def test_outcome_without_timings_is_complete():
@@ -430,6 +530,6 @@ def test_an_optimizer_refuses(wrong, key):
 
 
 def test_clip_by_value():
-    clip, _ = build_optimizer(optax.sgd, steps=1, learning_rate=1.0, clip_value=0.5)
+    clip, _, _ = build_optimizer(optax.sgd, steps=1, learning_rate=1.0, clip_value=0.5)
     clipped, _ = clip.update(jnp.array([-3.0, 0.1, 9.0]), clip.init(jnp.zeros(3)))
     np.testing.assert_allclose(clipped, [-0.5, 0.1, 0.5])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradlab import (
+        analysis,
         cells,
         errors,
         experiment,
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
         optimizer,
         probes,
         record,
+        regularizers,
         scaling,
         tasks,
         train,
         unroll,
     )
+    from gradlab.analysis import analyze
     from gradlab.errors import BadInput
     from gradlab.model import SequenceModel
     from gradlab.record.reader import Run, open_run
@@ -34,6 +37,8 @@ __all__ = [
     "Run",
     "SequenceModel",
     "__version__",
+    "analysis",
+    "analyze",
     "cells",
     "errors",
     "experiment",
@@ -42,6 +47,7 @@ __all__ = [
     "optimizer",
     "probes",
     "record",
+    "regularizers",
     "scaling",
     "tasks",
     "train",
@@ -52,6 +58,7 @@ _HOME = {
     "BadInput": "gradlab.errors",
     "Run": "gradlab.record.reader",
     "SequenceModel": "gradlab.model",
+    "analyze": "gradlab.analysis",
     "open_run": "gradlab.record.reader",
 }
 

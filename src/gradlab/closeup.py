@@ -24,6 +24,7 @@ from jax import lax
 
 from gradlab import scaling
 from gradlab.cells import stock
+from gradlab.passes import output_is_state, state_names
 from gradlab.scaling import Scaled
 from gradlab.unroll import (
     Backward,
@@ -31,7 +32,6 @@ from gradlab.unroll import (
     Trace,
     Unrolled,
     backward,
-    state_names,
     unroll_plainly,
 )
 
@@ -49,6 +49,7 @@ class LayerView:
       trace: carries before each step, what it read, and the last carry.
       mask: ``(T, E)`` bool, True where a step was real and its state is finite. After a state that
         is not finite there is nothing to measure.
+      backwards: whether it reads the last input first.
       states: names of the state's parts, in the order in which they are packed.
     """
 
@@ -60,11 +61,12 @@ class LayerView:
         trace: Trace,
         mask: jax.Array,
         back: Callable[[], Backward],
+        backwards: bool = False,
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.mask = mask & jnp.cumprod(jnp.isfinite(_packed(self._after())).all(-1), 0).astype(bool)
         self.states = state_names(trace.before)
-        self._back = back
+        self._back, self.backwards = back, backwards
         self._graph, self._params, self._rest = nnx.split(cell, nnx.Param, ...)
         self._names = names_of(self._params)
 
@@ -107,8 +109,15 @@ class LayerView:
 
     def step_with(self, params: Params, state: jax.Array, x: jax.Array) -> jax.Array:
         """The same with other parameters, named as in :attr:`params`."""
+        return self.results_with(params, state, x)[0]
+
+    def results_with(
+        self, params: Params, state: jax.Array, x: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """``(..., S), (..., I) -> (..., S), (..., D)``: the new state and the output as well."""
         cell = _with(self._graph, self._params, self._rest, params, self._names)
-        return _packed(cell(self.unpack(state), x)[0])
+        carry, y = cell(self.unpack(state), x)
+        return _packed(carry), y
 
     @cached_property
     def params(self) -> Params:
@@ -164,27 +173,65 @@ class LayerView:
         """The cell as ``h' = φ(W h + drive(x))``, or None."""
         return stock.plain_rnn(self.cell)
 
-    def contribution(self, t: Any) -> Scaled:
-        """What enters the gradient of each example's loss through step ``t``.
+    @cached_property
+    def cotangents(self) -> Scaled:
+        """∂ℓ/∂(the two results of each step), its new state and its output; zero where masked.
 
-        The transpose of ``∂⁺s_t/∂θ`` applied to the adjoint; over ``t`` it sums to ∂ℓ/∂θ.
-
-        Args:
-          t: a timestep, traced or not.
-
-        Returns:
-          A dict of mantissas ``(E, *θ.shape)`` by name within the cell, exponents ``(E,)``.
+        A cell whose output is its new h has all of it in the state. Where the output is something
+        else, what reads it is no part of the adjoint, and stands beside it. Mantissas ``(T, E, S)``
+        and ``(T, E, D)`` at one exponent ``(T, E)``.
         """
-        adjoint = self.adjoint
-        assert adjoint.exponent is not None
+        return self._cotangents_of(self._back())
 
-        def one(state: jax.Array, x: jax.Array, cotangent: jax.Array, real: jax.Array):
-            _, pull = jax.vjp(lambda params: self.step_with(params, state, x), self.params)
-            return pull(jnp.where(real, cotangent, 0))[0]
+    def _cotangents_of(self, back: Backward) -> Scaled:
+        adjoint = Scaled(_packed(back.adjoint.mantissa), back.adjoint.exponent)
+        real = self.mask[..., None]
+        if output_is_state(self.cell, jax.tree.map(lambda leaf: leaf[0], self.trace.before)):
+            from_y = jnp.zeros_like(back.direct.mantissa)
+        else:
+            adjoint, from_y = scaling.align(scaling.normalise(adjoint), back.direct)
+        both = (jnp.where(real, adjoint.mantissa, 0), jnp.where(real, from_y, 0))
+        return Scaled(both, adjoint.exponent)
 
-        reads = (self.before, self.trace.inputs, adjoint.mantissa, self.mask)
-        found = jax.vmap(one)(*(array[t] for array in reads))
-        return scaling.normalise(Scaled(dict(found), adjoint.exponent[t]))
+    @cached_property
+    def _transposed(self) -> Callable[[Any], tuple[Params]]:
+        def results(params: Params) -> Any:
+            step = lambda state, x: self.results_with(params, state, x)  # noqa: E731
+            return jax.vmap(jax.vmap(step))(self.before, self.trace.inputs)
+
+        return jax.vjp(results, dict(self.params))[1]
+
+    def gradient_of(self, back: Backward) -> Params:
+        """The gradient of the cell's parameters, summed over examples, by name within the cell.
+
+        Of all steps in one product, where the backward pass itself adds up one step after another.
+        """
+        return self._transposed(scaling.plain(self._cotangents_of(back)))[0]
+
+    @cached_property
+    def contribution(self) -> Callable[[Any], Scaled]:
+        """What enters the gradient of each example's loss through a step: a function of the step.
+
+        The transpose of ``∂⁺s_t/∂θ`` applied to the adjoint; over ``t`` it sums to ∂ℓ/∂θ. Ask for
+        the function outside of a scan that calls it: what it reads is computed then.
+
+        The function takes a timestep, traced or not, or ``(E,)`` with one for each example. It
+        gives a dict of mantissas ``(E, *θ.shape)`` by name within the cell, exponents ``(E,)``.
+        """
+        cotangents = self.cotangents
+        assert cotangents.exponent is not None
+        reads = (self.before, self.trace.inputs, *cotangents)
+
+        def one(state: jax.Array, x: jax.Array, cotangent: tuple[jax.Array, jax.Array]):
+            _, pull = jax.vjp(lambda params: self.results_with(params, state, x), self.params)
+            return pull(cotangent)[0]
+
+        def at(t: Any) -> Scaled:
+            index = t if jnp.ndim(t) == 0 else (t, jnp.arange(len(t)))
+            *read, exponent = jax.tree.map(lambda array: array[index], reads)
+            return scaling.normalise(Scaled(dict(jax.vmap(one)(*read)), exponent))
+
+        return at
 
 
 class Closeup:
@@ -257,6 +304,7 @@ class Closeup:
                     self.run.traces[depth][direction],
                     mask,
                     lambda depth=depth, direction=direction: self._adjoints[depth][direction],
+                    backwards=bool(direction),
                 )
             )
         return views
@@ -368,13 +416,12 @@ class Closeup:
             in the order of the input, with a backward direction cut at its own mirrored steps.
         """
         parts = backward(self._layers, self.run, *self._cotangents, mask=self._mask, cuts=cuts)
-        found = {}
         flat = [one for layer in parts for one in layer]
-        for prefix, one in zip(self._prefixes, flat, strict=True):
-            found |= {
-                name: value / self.examples for name, value in _named(prefix, one.params).items()
-            }
-        return found
+        return {
+            view.prefix + name: value / self.examples
+            for view, one in zip(self.layers, flat, strict=True)
+            for name, value in view.gradient_of(one).items()
+        }
 
 
 def names_of(params: nnx.State) -> list[str]:

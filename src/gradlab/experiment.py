@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, at_least
 from gradlab.model import MakeCell, SequenceModel
 from gradlab.optimizer import Optimizer
 from gradlab.probes.base import Probe
@@ -19,6 +19,7 @@ from gradlab.record.base import Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.figures import draw
 from gradlab.record.reader import open_run
+from gradlab.regularizers.base import Regularizer
 from gradlab.step import Steps, by_name, parameter_names, setting_of, supported
 from gradlab.tasks.base import Task
 from gradlab.train import Trainer, train
@@ -27,6 +28,8 @@ from gradlab.verdict import verdict
 SCALARS = {
     "train/loss": "mean training loss since the last row",
     "train/grad_norm": "global gradient norm before clipping",
+    "train/clip_rate": "share of steps since the last row whose gradient was clipped",
+    "train/penalty": "mean penalty of the regularizer since the last row, before its weight",
     "val/loss": "validation loss",
     "val/accuracy": "validation accuracy",
 }
@@ -45,6 +48,8 @@ class Experiment:
       probes: name -> probe.
       probes_by_preset: whether a preset chose the probes; then those that the model cannot use are
         left out with a recorded reason, else they are refused.
+      close_every, close_examples: the close probes look at so many examples every so many steps.
+      regularizer: a penalty beside the task's loss, or None.
       seed: of the weights and the training data.
       config: nested plain dicts, recorded as they are.
     """
@@ -61,6 +66,9 @@ class Experiment:
     probes: Mapping[str, Probe]
     probes_by_preset: bool
     seed: int
+    close_every: int = 50
+    close_examples: int = 4
+    regularizer: Regularizer | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,7 +76,8 @@ def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
     """The step functions of an experiment, and why some of its probes were left out.
 
     Raises:
-      BadInput: for a cell that returns a wrong carry, or a probe that the model cannot use.
+      BadInput: for a cell that returns a wrong carry, or a probe or regularizer that the model
+        cannot use.
     """
     task = experiment.task
     model = SequenceModel(
@@ -82,21 +91,43 @@ def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
         bidirectional=experiment.bidirectional,
         rngs=nnx.Rngs(experiment.seed),
     )
-    probes, reasons = supported(
-        experiment.probes, setting_of(model), by_preset=experiment.probes_by_preset
+    optimizer = experiment.optimizer
+    setting = setting_of(model.layers, model.width, length=task.length, clips=optimizer.clips)
+    probes, reasons = supported(experiment.probes, setting, by_preset=experiment.probes_by_preset)
+    steps = Steps(
+        model,
+        task,
+        optimizer,
+        probes,
+        experiment.trainer.batch,
+        examples=experiment.close_examples,
+        regularizer=experiment.regularizer,
     )
-    batch = experiment.trainer.batch
-    return Steps(model, task, experiment.optimizer, probes, batch), reasons
+    _check_regularizer(steps, experiment.regularizer)
+    return steps, reasons
+
+
+def _check_regularizer(steps: Steps, regularizer: Regularizer | None) -> None:
+    if regularizer is not None:
+        state = steps.start(jax.random.key(0))
+        batch = steps.draw(state, steps.task.data)
+        regularizer.check_model(steps.closeup(state.params, batch, regularizer.examples))
 
 
 def describe(experiment: Experiment, steps: Steps, left_out: Mapping[str, str]) -> Description:
     """What is known before the first step."""
     task = experiment.task
-    units = {"loss": "mean squared error" if task.loss == "mse" else "nats", "accuracy": "1"}
+    units = {"loss": "mean squared error" if task.loss == "mse" else "nats"}
+    units |= {"accuracy": "1", "clip_rate": "1", "penalty": "1"}
+    absent = {
+        "val/accuracy": task.loss != "cross_entropy",
+        "train/clip_rate": not experiment.optimizer.clips,
+        "train/penalty": experiment.regularizer is None,
+    }
     variables = {
         name: Variable((), units.get(name.partition("/")[2], "loss/parameter"), long_name)
         for name, long_name in SCALARS.items()
-        if task.loss == "cross_entropy" or not name.endswith("accuracy")
+        if not absent.get(name)
     }
     params = by_name(steps.first_params)
     coords: dict[str, list[Any]] = {
@@ -129,7 +160,7 @@ def describe(experiment: Experiment, steps: Steps, left_out: Mapping[str, str]) 
 
 
 class _LastRow:
-    """A sink that keeps the last row, for the verdict."""
+    """A sink that keeps the last row of a step that was made, for the verdict."""
 
     row: Row | None = None
 
@@ -137,8 +168,9 @@ class _LastRow:
         """Nothing to prepare."""
 
     def log(self, row: Row) -> None:
-        """Keep it."""
-        self.row = row
+        """Keep it, unless it shows the step at which the run diverged."""
+        if row.scalars:
+            self.row = row
 
     def close(self, outcome: Outcome) -> None:
         """Nothing to end."""
@@ -168,7 +200,9 @@ def run(
         sink.open(description)
     key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
     try:
-        outcome, _ = train(experiment.trainer, steps, key, everyone)
+        outcome, _ = train(
+            experiment.trainer, steps, key, everyone, close_every=experiment.close_every
+        )
         outcome.verdict = _verdict(experiment, steps, last.row)
         outcome.verdict += against_baseline(outcome, description)
     except KeyboardInterrupt:
@@ -223,5 +257,7 @@ def check_experiment(experiment: Experiment) -> None:
         value = getattr(experiment, key)
         if value < 1:
             raise BadInput(f"model.{key}", value, "a whole number of at least 1")
+    at_least("probe.every", experiment.close_every, 1)
+    at_least("probe.examples", experiment.close_examples, 1)
     if not 0 <= experiment.seed < 2**32:
         raise BadInput("seed", experiment.seed, f"a whole number from 0 to {2**32 - 1}")

@@ -85,11 +85,13 @@ class SequenceModel(nnx.Module):
           mask: ``(T, B)`` bool, True where a step is real.
           taps: from :meth:`make_taps`, to measure adjoints.
         """
-        if self.symbols is not None:
-            inputs = jax.nn.one_hot(inputs, self.symbols)
         every = self.readout_at == "every"
-        run = unroll(self.layers, inputs, mask=mask, taps=taps, every=every)
+        run = unroll(self.layers, self.encode(inputs), mask=mask, taps=taps, every=every)
         return Forward(self.readout(run.last if run.outputs is None else run.outputs), run.traces)
+
+    def encode(self, inputs: jax.Array) -> jax.Array:
+        """What the first layer reads, ``(T, B, I)``: symbols become one-hot."""
+        return inputs if self.symbols is None else jax.nn.one_hot(inputs, self.symbols)
 
     def layer_names(self) -> list[str]:
         """Labels of the recorded layers: ``"0", "1", ...``, with ``" backward"`` for the second."""

@@ -18,10 +18,12 @@ class Optimizer(NamedTuple):
     Attributes:
       clip: optax transformation from the gradient to the clipped gradient.
       rule: optax transformation from the clipped gradient to the update.
+      clips: whether ``clip`` does anything.
     """
 
     clip: optax.GradientTransformation
     rule: optax.GradientTransformation
+    clips: bool = True
 
 
 def build_optimizer(
@@ -73,7 +75,8 @@ def build_optimizer(
     if warmup_steps:
         rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([rise, rate], [warmup_steps])
-    return Optimizer(clip, rule(learning_rate=rate))
+    clips = clip_norm is not None or clip_value is not None
+    return Optimizer(clip, rule(learning_rate=rate), clips)
 
 
 def _schedule(name: Schedule, peak: float, steps: int, final: float) -> optax.Schedule:

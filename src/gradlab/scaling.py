@@ -17,6 +17,10 @@ ZERO = -(2**30)
 """The exponent of an example whose mantissa is exactly zero: below every other exponent."""
 
 
+LOG10_2 = 0.30102999566398120
+"""log10(2), from binary exponents to decades."""
+
+
 class Scaled(NamedTuple):
     """``mantissa * 2**exponent``, one exponent for each example.
 
@@ -144,3 +148,8 @@ def log2_norm(leaf: jax.Array, exponent: jax.Array) -> jax.Array:
     by = exponent_of(magnitude(leaf, exponent.ndim))
     squares = jnp.sum(jnp.square(leaf * _per_example(pow2(-by, leaf.dtype), leaf)), axis=axes)
     return 0.5 * jnp.log2(squares) + (exponent + by).astype(leaf.dtype)
+
+
+def log10_norm(leaf: jax.Array, exponent: jax.Array) -> jax.Array:
+    """The same in log10."""
+    return log2_norm(leaf, exponent) * LOG10_2

@@ -7,7 +7,7 @@ measure. Nothing here knows when to measure (:mod:`gradlab.train`) or where it g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,15 +17,17 @@ from flax import nnx
 from jax import lax
 
 from gradlab.cells import stock
+from gradlab.closeup import Closeup, names_of
 from gradlab.errors import BadInput
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.optimizer import Optimizer
-from gradlab.probes.base import Probe, Seen, Setting, StepProbe, Unsupported, norm
+from gradlab.passes import state_names
+from gradlab.probes.base import CloseProbe, Probe, Seen, Setting, StepProbe, Unsupported, norm
+from gradlab.regularizers.base import Regularizer
+from gradlab.scaling import LOG10_2
 from gradlab.tasks.base import Batch, Task
-from gradlab.unroll import Trace, initial_carries, make_taps, state_names
+from gradlab.unroll import Layer, Trace, initial_carries, make_taps
 from gradlab.variable import Variable
-
-LOG10_2 = 0.30102999566398120
 
 
 class State(NamedTuple):
@@ -48,15 +50,24 @@ class State(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What every step reports: the mean loss of its batch and the norm of its gradient, ()."""
+    """What every step reports, () each.
+
+    Attributes:
+      loss: the mean loss of its batch.
+      grad_norm: the norm of the gradient before clipping.
+      clipped: 1 if clipping changed the gradient, else 0.
+      penalty: the regularizer's, before its weight; 0 without one.
+    """
 
     loss: jax.Array
     grad_norm: jax.Array
+    clipped: jax.Array
+    penalty: jax.Array
 
 
 def parameter_names(params: nnx.State) -> list[str]:
     """Names like ``layers/0/0/dense_h/kernel``, in the order of the leaves."""
-    return ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(params)]
+    return names_of(params)
 
 
 def by_name(params: Any) -> dict[str, jax.Array]:
@@ -73,6 +84,8 @@ class Steps:
       optimizer: clip and rule.
       probes: name -> probe. Each must support the model.
       batch: ``B``.
+      examples: how many examples of the batch the close probes look at, at most ``B``.
+      regularizer: a penalty beside the task's loss, or None.
 
     Raises:
       Unsupported: if a probe cannot measure this model.
@@ -85,12 +98,18 @@ class Steps:
         optimizer: Optimizer,
         probes: Mapping[str, Probe],
         batch: int,
+        *,
+        examples: int = 4,
+        regularizer: Regularizer | None = None,
     ):
         self.graph, self.first_params, self.rest = nnx.split(model, nnx.Param, ...)
         self.names = model.layer_names()
         self.task, self.optimizer, self.probes, self.batch = task, optimizer, probes, batch
+        self.examples, self.regularizer = min(examples, batch), regularizer
         self.shape = (task.length, batch, model.width)
-        self.setting = setting_of(model)
+        self.setting = setting_of(
+            model.layers, model.width, length=task.length, clips=optimizer.clips
+        )
         self.variables: dict[str, Variable] = {}
         for probe in probes.values():
             self.variables |= probe.variables(self.setting)
@@ -98,7 +117,7 @@ class Steps:
     def start(self, key: jax.Array) -> State:
         """The state before the first step."""
         params = self.first_params
-        clip, rule = self.optimizer
+        clip, rule, _ = self.optimizer
         opt_state = (clip.init(params), rule.init(params))
         return State(params, opt_state, jnp.int32(0), key, jnp.bool_(True))
 
@@ -123,24 +142,25 @@ class Steps:
             state, total = carry
             batch = self.draw(state, data)
             loss, grads = jax.value_and_grad(lambda p: self.loss(p, batch, None)[0])(state.params)
-            state, report, _ = self._update(state, loss, grads)
+            state, report, _ = self._update(state, batch, loss, grads)
             return state, jax.tree.map(jnp.add, total, report)
 
-        zero = Report(jnp.float32(0), jnp.float32(0))
+        zero = Report(*(jnp.float32(0) for _ in Report._fields))
         state, total = lax.fori_loop(0, count, plain, (state, zero))
         return state, jax.tree.map(lambda x: x / count, total)
 
     def probe(self, state: State, data: Any) -> tuple[State, Report, dict[str, jax.Array]]:
         """One step with the probes' measurements, of the parameters before its update."""
         batch = self.draw(state, data)
-        if not self.probes:
+        probes = [one for one in self.probes.values() if isinstance(one, StepProbe)]
+        if not probes:
             (loss, _), grads = jax.value_and_grad(self.loss, has_aux=True)(
                 state.params, batch, None
             )
-            state, report, _ = self._update(state, loss, grads)
+            state, report, _ = self._update(state, batch, loss, grads)
             return state, report, {}
         loss, traces, grads, norms = self._measured_gradient(state.params, batch)
-        after, report, (clipped, updates) = self._update(state, loss, grads)
+        after, report, (grads, clipped, updates) = self._update(state, batch, loss, grads)
         gates, retention = self._gates(self.model(state.params), traces)
         seen = Seen(
             adjoints=self._adjoints(norms),
@@ -153,10 +173,51 @@ class Steps:
             updates=by_name(updates),
         )
         measured: dict[str, jax.Array] = {}
-        for one in self.probes.values():
-            if isinstance(one, StepProbe):
-                measured |= one(seen)
+        for one in probes:
+            measured |= one(seen)
         return after, report, measured
+
+    @property
+    def looks_closely(self) -> bool:
+        """Whether there is anything for :meth:`measure` to measure."""
+        return any(isinstance(one, CloseProbe) for one in self.probes.values())
+
+    def measure(self, state: State, data: Any) -> dict[str, jax.Array]:
+        """The close probes' measurements of the step ``state`` is about to make."""
+        batch = self.draw(state, data)
+        closeup = self.closeup(
+            state.params, batch, self.examples, lambda: self._removed(state, batch)
+        )
+        assert list(closeup.params) == parameter_names(state.params)
+        measured: dict[str, jax.Array] = {}
+        for one in self.probes.values():
+            if isinstance(one, CloseProbe):
+                measured |= one(closeup)
+        return measured
+
+    def closeup(
+        self,
+        params: Any,
+        batch: Batch,
+        examples: int | None,
+        removed: Callable[[], Mapping[str, jax.Array]] | None = None,
+    ) -> Closeup:
+        """A close look at the first ``examples`` (None: all) of a batch."""
+        model, few = self.model(params), slice(examples)
+        every = self.task.readout == "every"
+        targets = batch.targets[:, few] if every else batch.targets[few]
+        weights = None if batch.weights is None else batch.weights[:, few]
+        return Closeup(
+            model.layers,
+            model.encode(batch.inputs[:, few]),
+            lambda outputs: per_example_loss(self.task.loss, outputs, targets, weights),
+            readout=model.readout,
+            every=every,
+            mask=None if batch.mask is None else batch.mask[:, few],
+            names=self.names,
+            batch=self.batch,
+            removed=removed if self.optimizer.clips else None,
+        )
 
     def inspect(self, state: State, data: Any) -> tuple[Any, Any, Any, Any]:
         """Loss, gradients, log10 adjoints and traces of the step ``state`` is about to make.
@@ -172,19 +233,59 @@ class Steps:
         (loss, traces), (grads, norms) = grad(params, batch, taps)
         return loss, traces, grads, norms
 
-    def _update(self, state: State, loss: jax.Array, grads: Any):
-        clip, rule = self.optimizer
+    def _removed(self, state: State, batch: Batch) -> Mapping[str, jax.Array]:
+        """What clipping takes away from the gradient of a whole batch, by name."""
+        grads = jax.grad(lambda params: self.loss(params, batch, None)[0])(state.params)
+        grads, _ = self._regularized(state, batch, grads)
+        clipped, _ = self.optimizer.clip.update(grads, state.opt_state[0], state.params)
+        return by_name(jax.tree.map(jnp.subtract, grads, clipped))
+
+    def _regularized(self, state: State, batch: Batch, grads: Any) -> tuple[Any, jax.Array]:
+        """The gradient of task and penalty together, and the penalty."""
+        regularizer = self.regularizer
+        if regularizer is None:
+            return grads, jnp.float32(0)
+
+        def penalty(params: Any) -> jax.Array:
+            return regularizer.penalty(self.closeup(params, batch, regularizer.examples))
+
+        def both(params: Any) -> tuple[jax.Array, Any]:
+            return jax.value_and_grad(penalty)(params)
+
+        def neither(params: Any) -> tuple[jax.Array, Any]:
+            return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+
+        until = regularizer.until
+        counts = jnp.bool_(True) if until is None else state.step < until
+        value, own = lax.cond(counts, both, neither, state.params)
+        with_task = state.step >= regularizer.alone
+        grads = jax.tree.map(
+            lambda task, extra: jnp.where(with_task, task, 0) + regularizer.weight * extra,
+            grads,
+            own,
+        )
+        return grads, value
+
+    def _update(self, state: State, batch: Batch, loss: jax.Array, grads: Any):
+        clip, rule, _ = self.optimizer
+        grads, penalty = self._regularized(state, batch, grads)
         clipped, clip_state = clip.update(grads, state.opt_state[0], state.params)
         updates, rule_state = rule.update(clipped, state.opt_state[1], state.params)
         params = optax.apply_updates(state.params, updates)
-        sizes = jnp.stack([norm(leaf) for leaf in jax.tree.leaves(grads)])
-        report = Report(loss, norm(sizes))
+        pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(clipped), strict=True)
+        changed = jnp.stack([jnp.any(before != after) for before, after in pairs])
+        report = Report(
+            loss=loss,
+            grad_norm=norm(jnp.stack([norm(leaf) for leaf in jax.tree.leaves(grads)])),
+            clipped=jnp.any(changed).astype(jnp.float32),
+            penalty=penalty,
+        )
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((params, report))]
         alive = state.alive & jnp.all(jnp.stack(finite))
         moved = State(params, (clip_state, rule_state), state.step + 1, state.key, alive)
         kept = state._replace(alive=alive)
         after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, kept)
-        return after, report, (clipped, updates)
+        return after, report, (grads, clipped, updates)
 
     def _adjoints(self, norms: Any) -> dict[str, jax.Array]:
         # The mean over the batch divides every example's own adjoint by B.
@@ -215,12 +316,25 @@ class Steps:
         return gates, gates.get(self.setting.retention or "")
 
 
-def setting_of(model: SequenceModel) -> Setting:
-    """What the probes may know of a model."""
-    cell = model.cells()[0]
-    view = stock.gate_view(cell)
-    carry = initial_carries(model.layers, (1, 1, model.width))[0][0]
-    return Setting(type(cell).__name__, state_names(carry), view.names, view.retention)
+def setting_of(
+    layers: Sequence[Layer], width: int, *, length: int, clips: bool = False, trains: bool = True
+) -> Setting:
+    """What the probes may know of a stack of cells that reads ``(length, B, width)``."""
+    cell = layers[0][0]
+    view, plain = stock.gate_view(cell), stock.plain_rnn(cell)
+    carry = initial_carries(layers, (1, 1, width))[0][0]
+    return Setting(
+        cell=type(cell).__name__,
+        states=state_names(carry),
+        gates=view.names,
+        retention=view.retention,
+        matrices=tuple(stock.recurrent_matrices(cell)),
+        activation=None if plain is None else plain.activation,
+        length=length,
+        hidden=jax.tree.leaves(carry)[0].shape[-1],
+        clips=clips,
+        trains=trains,
+    )
 
 
 def supported(

@@ -20,7 +20,7 @@ from gradlab.diagnosis import diagnose
 from gradlab.errors import at_least
 from gradlab.model import per_example_accuracy, per_example_loss
 from gradlab.record.base import Outcome, Row, Sink
-from gradlab.step import State, Steps
+from gradlab.step import Report, State, Steps
 from gradlab.tasks.base import Batch
 
 
@@ -50,9 +50,9 @@ class Trainer:
             at_least(f"trainer.{key}", getattr(self, key), 1)
 
 
-def logged_steps(steps: int, every: int) -> list[int]:
-    """The steps that are measured: 0, ``every``, 2 ``every``, ... and the last."""
-    return sorted({*range(0, steps, every), steps - 1})
+def logged_steps(steps: int, *everies: int) -> list[int]:
+    """The steps that are measured: 0, ``every``, 2 ``every``, ... of each, and the last."""
+    return sorted({step for every in everies for step in range(0, steps, every)} | {steps - 1})
 
 
 class Evaluator:
@@ -115,7 +115,7 @@ def _in_chunks(batch: Batch, chunk: int) -> tuple[Batch, jax.Array]:
 
 
 class Clock:
-    """Seconds of plain and of probed steps, the device's work included.
+    """Seconds of plain steps, of probed ones and of close looks, the device's work included.
 
     The first call of each kind is left out of the rates: it is not yet steady.
     """
@@ -123,10 +123,15 @@ class Clock:
     def __init__(self) -> None:
         self.plain: list[tuple[float, int]] = []
         self.probed: list[float] = []
+        self.close: list[float] = []
 
     def timings(self) -> dict[str, float | None]:
-        """``steps_per_second`` over all steps and ``probe_overhead``; None where unmeasured."""
-        plain, probed = self.plain[1:], self.probed[1:]
+        """``steps_per_second`` over all steps, and what measuring costs; None where unmeasured.
+
+        ``probe_overhead`` is the time of a probed step over that of a plain one, ``close_look``
+        the seconds of one look of the close probes, which ``steps_per_second`` leaves out.
+        """
+        plain, probed, close = self.plain[1:], self.probed[1:], self.close[1:]
         seconds = sum(s for s, _ in plain) + sum(probed)
         steps = sum(n for _, n in plain) + len(probed)
         each = [s / n for s, n in plain if n]
@@ -134,6 +139,7 @@ class Clock:
         return {
             "steps_per_second": steps / seconds if steps else None,
             "probe_overhead": overhead,
+            "close_look": float(np.median(close)) if close else None,
         }
 
 
@@ -143,6 +149,7 @@ def train(
     key: jax.Array,
     sinks: Sequence[Sink],
     *,
+    close_every: int = 50,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[Outcome, State]:
     """Train, measure and evaluate; hand every row to the sinks.
@@ -155,12 +162,13 @@ def train(
       steps: the step functions.
       key: JAX random key of the run.
       sinks: where rows go.
+      close_every: the close probes measure at every so many steps, and at the last.
       now: a clock in seconds.
 
     Returns:
       The outcome, and the last state.
     """
-    run = _Run(trainer, steps, key, sinks, now)
+    run = _Run(trainer, steps, key, sinks, close_every, now)
     try:
         with _interrupt_between_rows(run):
             outcome = run.go()
@@ -199,8 +207,9 @@ def _interrupt_between_rows(run: _Run) -> Iterator[None]:
 class _Run:
     interrupted = False
 
-    def __init__(self, trainer, steps: Steps, key, sinks, now):
+    def __init__(self, trainer, steps: Steps, key, sinks, close_every, now):
         self.trainer, self.steps, self.sinks, self.now = trainer, steps, sinks, now
+        self.close_every = close_every if steps.looks_closely else trainer.steps
         self.clock = Clock()
         self.state = steps.start(key)
         self.next_validation = 0
@@ -212,35 +221,61 @@ class _Run:
         lowered = (
             jax.jit(steps.advance).lower(self.state, self.data, jnp.int32(0)),
             jax.jit(steps.probe).lower(self.state, self.data),
+            jax.jit(steps.measure).lower(self.state, self.data),
         )
         with ThreadPoolExecutor() as pool:  # the compiler lets go of Python's lock
-            self.advance, self.probe = pool.map(lambda one: one.compile(), lowered)
+            compiled = pool.map(lambda one: one.compile(), lowered)
+            self.advance, self.probe, self.measure = compiled
         self.compile_seconds = now() - began
         self.began = now()
 
     def go(self) -> Outcome:
         """The loop itself."""
-        loss_since, steps_since = 0.0, 0
         done = 0
-        for step in logged_steps(self.trainer.steps, self.trainer.log_every):
+        every = (self.trainer.log_every, self.close_every)
+        for step in logged_steps(self.trainer.steps, *every):
+            since = []
             if step > done:
-                report = self._advance(step - done)
+                since.append((step - done, self._advance(step - done)))
                 if not bool(self.state.alive):
                     return self._diverged()
-                loss_since += float(report.loss) * (step - done)
-                steps_since += step - done
+            closely = self._look_closely(step)
             report, measured = self._probe()
             if not bool(self.state.alive):
                 return self._diverged()
-            loss_since, steps_since = loss_since + float(report.loss), steps_since + 1
-            scalars = {"train/loss": loss_since / steps_since}
+            since.append((1, report))
+            scalars = self._of_steps(since)
             scalars["train/grad_norm"] = float(report.grad_norm)
             scalars |= self._validate(step)
-            self._log(Row(step, scalars, measured))
-            loss_since, steps_since, done = 0.0, 0, step + 1
+            self._log(Row(step, scalars, measured | closely))
+            done = step + 1
             if self.interrupted and done < self.trainer.steps:
                 raise KeyboardInterrupt
         return Outcome("finished")
+
+    def _of_steps(self, since: list[tuple[int, Report]]) -> dict[str, float]:
+        """Means over the steps since the last row."""
+        steps = sum(count for count, _ in since)
+
+        def mean(field: str) -> float:
+            return sum(count * float(getattr(report, field)) for count, report in since) / steps
+
+        found = {"train/loss": mean("loss")}
+        if self.steps.optimizer.clips:
+            found["train/clip_rate"] = mean("clipped")
+        if self.steps.regularizer is not None:
+            found["train/penalty"] = mean("penalty")
+        return found
+
+    def _look_closely(self, step: int) -> dict[str, np.ndarray]:
+        """What the close probes measure, when they are due, before ``step`` is made."""
+        due = step % self.close_every == 0 or step == self.trainer.steps - 1
+        if not (due and self.steps.looks_closely):
+            return {}
+        began = self.now()
+        measured = jax.block_until_ready(self.measure(self.state, self.data))
+        self.clock.close.append(self.now() - began)
+        return jax.device_get(measured)
 
     def _advance(self, count: int):
         began = self.now()
@@ -268,12 +303,17 @@ class _Run:
         return {f"val/{name}": value for name, value in scores.items()}
 
     def _log(self, row: Row) -> None:
-        self.last_row = row
+        if row.scalars:
+            self.last_row = row
         for sink in self.sinks:
             sink.log(row)
 
     def _diverged(self) -> Outcome:
         # The state waits at the step that was not finite, so that it can be looked into.
+        step = int(self.state.step)
+        _, _, measured = self.probe(self.state, self.data)
+        closely = self.measure(self.state, self.data)
+        self._log(Row(step, {}, jax.device_get(measured | closely)))
         return Outcome("diverged", diagnose(self.steps, self.state, self.data))
 
     def summary(self) -> dict[str, float]:
@@ -286,7 +326,9 @@ class _Run:
                 if name.startswith("train/")
             }
             for name, array in self.last_row.arrays.items():
-                if array.ndim == 1 and self.steps.variables[name].dims == ("layer",):
+                if not array.ndim:
+                    found[name] = float(array)
+                elif self.steps.variables[name].dims == ("layer",):
                     for layer, value in zip(self.steps.names, array, strict=True):
                         found[f"{name}/layer_{layer.replace(' ', '_')}"] = float(value)
         if self.best is not None:

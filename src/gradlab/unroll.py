@@ -24,8 +24,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from gradlab import scaling
+from gradlab import passes, scaling
 from gradlab.errors import BadInput
+from gradlab.passes import (
+    Saved,
+    hidden,
+    hidden_plus,
+    merge,
+    output_is_state,
+    state_names,
+)
 from gradlab.scaling import Scaled
 
 Layer = Sequence[nnx.RNNCellBase]
@@ -59,21 +67,6 @@ class Unrolled(NamedTuple):
     outputs: jax.Array | None
     last: jax.Array
     traces: tuple[tuple[Trace, ...], ...]
-
-
-def state_names(carry: Any) -> tuple[str, ...]:
-    """Names of a carry's leaves: its fields, ``("h",)`` for an array, ``("c", "h")`` for a pair."""
-    if hasattr(carry, "_fields"):
-        return tuple(carry._fields)
-    leaves = jax.tree.leaves(carry)
-    known = {1: ("h",), 2: ("c", "h")}
-    return known.get(len(leaves), tuple(f"s{i}" for i in range(len(leaves))))
-
-
-def hidden_index(carry: Any) -> int:
-    """The position of h among a carry's leaves; Flax puts it last."""
-    names = state_names(carry)
-    return names.index("h") if "h" in names else len(names) - 1
 
 
 def initial_carries(layers: Sequence[Layer], shape: tuple[int, ...]) -> list[list[Any]]:
@@ -214,7 +207,7 @@ def backward(
     for layer in run.traces:
         masks = [_reading_order(mask, direction) for direction in range(len(layer))]
         saved.append(
-            [_Saved(trace.before, trace.inputs, m) for trace, m in zip(layer, masks, strict=True)]
+            [Saved(trace.before, trace.inputs, m) for trace, m in zip(layer, masks, strict=True)]
         )
     finals = [
         [jax.tree.map(jnp.zeros_like, trace.final) for trace in layer] for layer in run.traces
@@ -222,8 +215,8 @@ def backward(
     if _top_is_state(layers, finals):
         begin = 0
         for direction, final in enumerate(finals[-1]):
-            width = _hidden(final).shape[-1]
-            finals[-1][direction] = _hidden_plus(final, from_last[:, begin : begin + width])
+            width = hidden(final).shape[-1]
+            finals[-1][direction] = hidden_plus(final, from_last[:, begin : begin + width])
             begin += width
     else:
         _, pull = jax.vjp(lambda outputs: _last_output(outputs, mask), from_outputs)
@@ -250,14 +243,6 @@ class Spec(NamedTuple):
     every: bool
 
 
-class _Saved(NamedTuple):
-    """What the backward pass of one direction needs, in its reading order."""
-
-    before: Any
-    inputs: jax.Array
-    mask: jax.Array | None
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(spec: Spec, params, rest, start, inputs, mask, taps):
     return _run_forward(spec, params, rest, start, inputs, mask, taps)[0]
@@ -270,9 +255,9 @@ def _run_forward(spec: Spec, params, rest, start, inputs, mask, taps):
         wanted = spec.every or depth < len(spec.graphs) - 1
         layer, ends, outputs = [], [], []
         for direction, graph in enumerate(graphs):
-            cell = _merge(graph, params[depth][direction], rest[depth][direction])
-            one = _Saved(start[depth][direction], *_reading_order((read, mask), direction))
-            final, before, own_outputs = _forward(cell, one, wanted)
+            cell = merge(graph, params[depth][direction], rest[depth][direction])
+            one = Saved(start[depth][direction], *_reading_order((read, mask), direction))
+            final, before, own_outputs = passes.forward(cell, one, wanted)
             ends.append(final)
             layer.append(one._replace(before=before))
             outputs.append(_reading_order(own_outputs, direction))
@@ -295,13 +280,13 @@ def _run_backward(spec: Spec, residuals, cotangents):
 def _backward_through(
     spec: Spec, parts, from_outputs, from_finals, *, scaled, keep=False, cuts=None
 ):
-    """Every layer's :class:`_Gradients`, found from the top down, and the inputs' cotangent."""
+    """Every layer's :class:`Gradients`, found from the top down, and the inputs' cotangent."""
     params, rest, saved = parts
     from_above = None if from_outputs is None else _as_scaled(from_outputs, 2, scaled)
     found = []
     for depth in reversed(range(len(spec.graphs))):
         results = [
-            _backward(
+            passes.backward(
                 graph,
                 params[depth][direction],
                 rest[depth][direction],
@@ -324,75 +309,9 @@ def _backward_through(
 _run.defvjp(_run_forward, _run_backward)
 
 
-# One direction of one layer.
-
-
-def _forward(cell, run: _Saved, wanted: bool):
-    """``(final carry, carries before each step, outputs or None)``; ``run.before`` is the start."""
-    is_state = _output_is_state(cell, run.before)
-
-    def step(carry, read):
-        x, real = read
-        new, y = cell(carry, x)
-        new = _hold(new, carry, real)
-        output = (_hidden(new) if is_state else y) if wanted else None
-        return new, (carry, output)
-
-    final, (before, outputs) = lax.scan(step, run.before, (run.inputs, run.mask))
-    return final, before, outputs
-
-
-class _Gradients(NamedTuple):
-    params: Any
-    inputs: Scaled
-    norms: dict[str, jax.Array]
-    adjoint: Scaled | None
-    direct: Scaled | None
-
-
-def _backward(graph, params, rest, saved: _Saved, direct: Scaled | None, final: Scaled, keep, cuts):
-    """The gradients of one direction, from those of its outputs and of its final carry.
-
-    Args:
-      graph, params, rest: the cell.
-      saved: what its forward pass kept.
-      direct: cotangents of its outputs ``(T, B, H)`` in reading order, normalised, or None.
-      final: cotangents of its final carry, normalised.
-      keep: whether to give every adjoint itself besides its norm.
-      cuts: as for :func:`backward`.
-    """
-
-    def apply(params, carry, x):
-        return _merge(graph, params, rest)(carry, x)
-
-    is_state = _output_is_state(_merge(graph, params, rest), final.mantissa)
-
-    def step(state, read):
-        after, total = state
-        before, x, real, from_output, cut = read
-        after = _cut(after, cut)
-        adjoint, from_y = _inject(after, from_output, is_state)
-        gradient, earlier, from_x = _transpose(apply, params, before, x, adjoint, from_y, real)
-        total = jax.tree.map(jnp.add, total, gradient)
-        return (earlier, total), (from_x, _log2_norms(adjoint), adjoint if keep else None)
-
-    start = (final, jax.tree.map(jnp.zeros_like, params))
-    reads = (saved.before, saved.inputs, saved.mask, direct, cuts)
-    (_, total), (inputs, norms, adjoints) = lax.scan(step, start, reads, reverse=True)
-    return _Gradients(total, scaling.normalise(inputs), norms, adjoints, direct)
-
-
-def _cut(adjoint: Scaled, cut: jax.Array | None) -> Scaled:
-    if cut is None:
-        return adjoint
-    assert adjoint.exponent is not None
-    mantissa = jax.tree.map(lambda leaf: jnp.where(cut[:, None], 0, leaf), adjoint.mantissa)
-    return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
-
-
 def _with_final(direct: Any, final: Any, mask: jax.Array | None) -> Scaled:
     """``direct`` with the cotangent of the final h put in at each example's last real step."""
-    own = _hidden(final)
+    own = hidden(final)
     steps = direct.mantissa.shape[0]
     ends = jnp.arange(steps)[:, None] == steps - 1
     if mask is not None:
@@ -401,78 +320,8 @@ def _with_final(direct: Any, final: Any, mask: jax.Array | None) -> Scaled:
     return scaling.add(direct, placed)
 
 
-def _inject(after: Scaled, direct: Scaled | None, is_state: bool) -> tuple[Scaled, jax.Array]:
-    """The total adjoint of the state, and the cotangent of the output where that is not a state.
-
-    Both at one exponent, that of the result.
-    """
-    nothing = jnp.zeros_like(_hidden(after.mantissa))
-    if direct is None:
-        return after, nothing
-    aligned, from_y = scaling.align(after, direct)
-    if is_state:
-        return Scaled(_hidden_plus(aligned.mantissa, from_y), aligned.exponent), nothing
-    return aligned, from_y
-
-
-def _transpose(apply, params, before, x, adjoint: Scaled, from_y: jax.Array, real):
-    """One step transposed: ``(parameter gradient, adjoint before it, gradient of x)``.
-
-    The parameters are shared by all examples, so their gradient is taken at its true scale; the
-    other two keep the exponent of the adjoint.
-    """
-    _, pull = jax.vjp(apply, params, before, x)
-    cotangent = _silence((adjoint.mantissa, from_y), real)
-    gradient, earlier, from_x = pull(cotangent)
-    if adjoint.exponent is not None:
-        gradient, _, _ = pull(scaling.shift(cotangent, adjoint.exponent))
-    earlier = Scaled(_hold(earlier, adjoint.mantissa, real), adjoint.exponent)
-    return gradient, scaling.normalise(earlier), Scaled(from_x, adjoint.exponent)
-
-
 def _as_scaled(tree: Any, axes: int, scaled: bool) -> Scaled:
     return scaling.scale(tree, axes) if scaled else Scaled(tree, None)
-
-
-def _log2_norms(adjoint: Scaled) -> dict[str, jax.Array]:
-    if adjoint.exponent is None:
-        return {}
-    leaves = jax.tree.leaves(adjoint.mantissa)
-    return {
-        name: scaling.log2_norm(leaf, adjoint.exponent)
-        for name, leaf in zip(state_names(adjoint.mantissa), leaves, strict=True)
-    }
-
-
-# Carries.
-
-
-def _hidden(carry: Any) -> jax.Array:
-    return jax.tree.leaves(carry)[hidden_index(carry)]
-
-
-def _hidden_plus(carry: Any, addend: jax.Array) -> Any:
-    leaves, tree = jax.tree.flatten(carry)
-    index = hidden_index(carry)
-    leaves[index] = leaves[index] + addend
-    return jax.tree.unflatten(tree, leaves)
-
-
-def _hold(new: Any, old: Any, real: jax.Array | None) -> Any:
-    """``new`` where the step is real, else ``old``."""
-    if real is None:
-        return new
-    return jax.tree.map(lambda n, o: jnp.where(real[:, None], n, o), new, old)
-
-
-def _silence(tree: Any, real: jax.Array | None) -> Any:
-    if real is None:
-        return tree
-    return jax.tree.map(lambda leaf: jnp.where(real[:, None], leaf, 0), tree)
-
-
-def _merge(graph, params, rest):
-    return nnx.merge(graph, params, rest, copy=True)
 
 
 def _reading_order(tree: Any, direction: int) -> Any:
@@ -480,11 +329,11 @@ def _reading_order(tree: Any, direction: int) -> Any:
     return jax.tree.map(lambda a: a[::-1], tree) if direction else tree
 
 
-def _part_of(joined: Scaled | None, direction: int, layer: list[_Saved]) -> Scaled | None:
+def _part_of(joined: Scaled | None, direction: int, layer: list[Saved]) -> Scaled | None:
     """One direction's share of the cotangent of the joined outputs, in its reading order."""
     if joined is None or len(layer) == 1:
         return joined
-    widths = [_hidden(one.before).shape[-1] for one in layer]
+    widths = [hidden(one.before).shape[-1] for one in layer]
     begin = sum(widths[:direction])
     part = Scaled(joined.mantissa[..., begin : begin + widths[direction]], joined.exponent)
     return _reading_order(scaling.normalise(part), direction)
@@ -509,13 +358,13 @@ def _traces(seen: Any, finals: Any) -> tuple[tuple[Trace, ...], ...]:
 
 
 def _top_is_state(layers: Sequence[Layer], carries: Any) -> bool:
-    return all(map(_output_is_state, layers[-1], carries[-1]))
+    return all(map(output_is_state, layers[-1], carries[-1]))
 
 
 def _last(outputs: Any, finals: Any, mask: jax.Array | None, is_state: bool) -> jax.Array:
     """The top layer's output after the last real step of each example."""
     if is_state:
-        return jnp.concatenate([_hidden(final) for final in finals[-1]], axis=-1)
+        return jnp.concatenate([hidden(final) for final in finals[-1]], axis=-1)
     return _last_output(outputs, mask)
 
 
@@ -524,12 +373,3 @@ def _last_output(outputs: jax.Array, mask: jax.Array | None) -> jax.Array:
         return outputs[-1]
     last = jnp.maximum(jnp.sum(mask, axis=0) - 1, 0)
     return jnp.take_along_axis(outputs, last[None, :, None], axis=0)[0]
-
-
-def _output_is_state(cell: nnx.RNNCellBase, carry: Any) -> bool:
-    """Whether the cell's output *is* the h of its carry, as in every common cell."""
-    leaf = jax.tree.leaves(carry)[0]
-    width = cell.in_features  # pyright: ignore[reportAttributeAccessIssue]
-    x = jax.ShapeDtypeStruct((*leaf.shape[:-1], width), leaf.dtype)
-    jaxpr = jax.make_jaxpr(lambda c, x: cell(c, x))(carry, x).jaxpr
-    return jaxpr.outvars[hidden_index(carry)] is jaxpr.outvars[-1]

@@ -6,7 +6,8 @@ import numpy as np
 from flax import nnx
 
 from gradlab.cells import stock
-from gradlab.unroll import hidden_index, initial_carries, state_names, unroll
+from gradlab.passes import hidden_index, state_names
+from gradlab.unroll import initial_carries, unroll
 
 from ..models import every_model
 

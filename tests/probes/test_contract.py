@@ -1,71 +1,152 @@
 """What every probe of conf/probe must keep; the probes are found from the folder."""
 
+import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from gradlab.probes.base import Setting, Unsupported
+from gradlab import analysis
+from gradlab.cells import LSTM, SimpleRNN
+from gradlab.closeup import Closeup
+from gradlab.probes.base import CloseProbe, Setting, StepProbe, Unsupported
+from gradlab.step import setting_of
 from gradlab.variable import Variable
 
 from .seen import SETTING, B, H, L, T, make_seen
 
 FOLDER = Path(__file__).parents[2] / "conf" / "probe"
 NODES = {
-    f"{path.stem}/{name}": node
+    name: node
     for path in sorted(FOLDER.glob("*.yaml"))
     for name, node in OmegaConf.load(path).items()
     if OmegaConf.is_dict(node) and "_target_" in node
 }
+PROBES = {name: instantiate(node, _convert_="all") for name, node in NODES.items()}
+PRESETS = {
+    path.stem: OmegaConf.load(path)
+    for path in sorted(FOLDER.glob("*.yaml"))
+    if "preset" in OmegaConf.load(path)
+}
 SIZES = {"layer": L, "t": T, "quantile": 5, "gate": 3, "parameter": 2}
 
-every_probe = pytest.mark.parametrize("node", list(NODES.values()), ids=list(NODES))
+every_probe = pytest.mark.parametrize("name", list(PROBES))
+every_step_probe = pytest.mark.parametrize(
+    "name", [name for name, probe in PROBES.items() if isinstance(probe, StepProbe)]
+)
+every_close_probe = pytest.mark.parametrize(
+    "name", [name for name, probe in PROBES.items() if isinstance(probe, CloseProbe)]
+)
 
 
-def test_probes_were_found():
-    assert len(NODES) >= 7
+@functools.cache
+def close_look(cell, masked):
+    """``(setting, all that the close probes measure, parameter names)`` of two stacked layers."""
+    layers = [[cell(2, H, rngs=nnx.Rngs(0))], [cell(H, H, rngs=nnx.Rngs(1))]]
+    setting = setting_of(layers, 2, length=T, clips=True)
+    inputs = jax.random.normal(jax.random.key(2), (T, B, 2))
+    mask = jnp.arange(T)[:, None] < jnp.array([7, 5, 3, 6, 1]) if masked else None
+    graph, state = nnx.split(nnx.List([nnx.List(layer) for layer in layers]))
+
+    def look(state, inputs):
+        closeup = Closeup(
+            nnx.merge(graph, state),
+            inputs,
+            lambda last: jnp.sum(jnp.square(last), axis=-1),
+            mask=mask,
+            batch=8,
+            removed=lambda: {name: 0.1 * g for name, g in closeup.gradient.items()},
+        )
+        found = {}
+        for name, probe in PROBES.items():
+            if isinstance(probe, CloseProbe) and supports(probe, setting):
+                found[name] = probe(closeup)
+        return found
+
+    names = list(Closeup(layers, inputs, lambda last: last[:, 0]).params)
+    return setting, jax.device_get(jax.jit(look)(state, inputs)), names
 
 
-@every_probe
-def test_it_gives_what_it_announces(node):
-    probe = instantiate(node)
-    variables = probe.variables(SETTING)
-    measured = jax.jit(probe)(make_seen())
+def supports(probe, setting):
+    try:
+        probe.variables(setting)
+    except Unsupported:
+        return False
+    return True
+
+
+def test_presets_are_all_the_step_probes_and_all_the_probes():
+    steps = {name for name, probe in PROBES.items() if isinstance(probe, StepProbe)}
+    chosen = {
+        name: {line for line in node.get("defaults", []) if line != "_self_"}
+        for name, node in PRESETS.items()
+    }
+    assert chosen["standard"] == steps
+    assert chosen["full"] == set(PROBES) - steps | {"standard"}
+
+
+def test_a_probe_is_named_as_its_file():
+    assert sorted(PROBES) == analysis.probe_names()
+    for name, probe in PROBES.items():
+        assert type(probe) is analysis.probe_class(name)
+        assert probe == type(probe)()  # the yaml holds the defaults
+
+
+@every_step_probe
+def test_a_step_probe_gives_what_it_announces(name):
+    check(PROBES[name].variables(SETTING), jax.jit(PROBES[name])(make_seen()), SIZES)
+
+
+@every_close_probe
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_close_probe_gives_what_it_announces(name, masked):
+    probe, cell = PROBES[name], LSTM
+    if not supports(probe, close_look(cell, masked)[0]):
+        cell = SimpleRNN
+    setting, measured, names = close_look(cell, masked)
+    sizes = {"layer": 2, "t": T, "parameter": len(names)}
+    sizes |= {dim: len(values) for dim, values in probe.coords(setting).items()}
+    check(probe.variables(setting), measured[name], sizes)
+
+
+def check(variables, measured, sizes):
     assert measured.keys() == variables.keys()
     for name, variable in variables.items():
         assert isinstance(variable, Variable)
         assert variable.units
         assert variable.long_name
-        assert measured[name].shape == tuple(SIZES[dim] for dim in variable.dims), name
+        assert measured[name].shape == tuple(sizes[dim] for dim in variable.dims), name
         assert (variable.units == "log10") == ("_log10" in name), name
+        assert not np.isnan(measured[name]).all(), name
 
 
-@every_probe
+@every_step_probe
 @pytest.mark.parametrize("masked", [False, True])
-def test_it_is_finite_on_finite_sightings(node, masked):
-    for name, array in instantiate(node)(make_seen(masked=masked)).items():
-        if name != "update_ratio":  # nan for the parameter that is zero
-            assert np.all(np.isfinite(array)), name
+def test_it_is_finite_on_finite_sightings(name, masked):
+    for variable, array in PROBES[name](make_seen(masked=masked)).items():
+        if variable != "update_ratio":  # nan for the parameter that is zero
+            assert np.all(np.isfinite(array)), variable
 
 
 @every_probe
-def test_its_docstring_says_how_to_read_it(node):
-    assert "How to read it:" in type(instantiate(node)).__doc__
+def test_its_docstring_says_what_it_is_and_how_to_read_it(name):
+    doc = type(PROBES[name]).__doc__
+    for heading in ("Definition:", "Source:", "Cost:", "How to read it:"):
+        assert f"\n    {heading}" in doc, heading
 
 
 def test_a_probe_without_its_gate_says_which_gates_there_are():
-    plain = Setting("SimpleRNN", ("h",), (), None)
+    plain = Setting("SimpleRNN", ("h",), (), None, ("h",), "tanh", length=T, hidden=H, clips=True)
     refusals = {}
-    for name, node in NODES.items():
+    for name, probe in PROBES.items():
         try:
-            instantiate(node).variables(plain)
+            probe.variables(plain)
         except Unsupported as reason:
-            refusals[name.split("/")[1]] = str(reason)
-    assert set(refusals) == {"forget_product", "gate_saturation"}
+            refusals[name] = str(reason)
+    assert set(refusals) == {"forget_path", "forget_product", "gate_saturation", "gate_statistics"}
     assert all("SimpleRNN" in reason for reason in refusals.values())
-
-
-assert H == 3 and B == 5  # noqa: PT018  (the sizes that SIZES leaves out)

@@ -107,3 +107,153 @@ def finished() -> Outcome:
         {"steps_per_second": 123.4, "probe_overhead": 1.03, "compile_seconds": 2.0},
         ["Layer 0: the gradient reaches 37 steps back."],
     )
+
+
+BLOCKS = ("layer", "to", "from", "t")
+CLOSE = {
+    "forget_path_log10": Variable(("layer", "t"), "log10", "forget path", {"gate": "f"}),
+    "residual_path_log10": Variable(("layer", "t"), "log10", "residual path"),
+    "whole_path_log10": Variable(("layer", "t"), "log10", "both paths"),
+    "long_jacobian_log10": Variable(("layer", "t"), "log10", "largest singular value"),
+    "long_jacobian_log10_frobenius": Variable(("layer", "t"), "log10", "Frobenius norm"),
+    "pascanu_bound_log10": Variable(("layer", "t"), "log10", "bound"),
+    "step_jacobian_log10": Variable(("layer", "t"), "log10", "norm of the step Jacobian"),
+    "step_jacobian_block_log10": Variable(BLOCKS, "log10", "norm of its blocks"),
+    "singular_value_log10": Variable(("layer", "singular"), "log10", "singular values"),
+    "condition_log10": Variable(("layer",), "log10", "condition number"),
+    "lyapunov_exponent": Variable(("layer", "index"), "nats/step", "Lyapunov exponent"),
+    "lyapunov_running": Variable(("layer", "t"), "nats/step", "largest exponent so far"),
+    "lyapunov_dimension": Variable(("layer",), "1", "Lyapunov dimension"),
+    "lyapunov_horizon": Variable(("layer",), "steps", "Lyapunov horizon"),
+    "mean_field_exponent": Variable(("layer",), "nats/step", "mean-field exponent"),
+    "mean_field_chi": Variable(("layer",), "1", "mean-field slope"),
+    "adj_h_direct_log10": Variable(("layer", "t"), "log10", "direct adjoint"),
+    "temporal_contribution_log10": Variable(("parameter", "t"), "log10", "contribution"),
+    "long_short_cosine": Variable(("parameter",), "1", "cosine"),
+    "gradient_mass_horizon": Variable(("layer",), "steps", "gradient mass horizon"),
+    "long_range_snr_log10": Variable(("layer", "t"), "log10", "signal over noise"),
+    "noise_horizon": Variable(("layer",), "steps", "noise horizon"),
+    "truncation_bias": Variable(("window",), "1", "bias"),
+    "truncation_cosine": Variable(("window",), "1", "cosine"),
+    "clip_removed": Variable(("t",), "1", "share of what clipping removes"),
+    "gradient_curvature": Variable((), "loss/parameter²", "curvature along the gradient"),
+    "hessian_top": Variable((), "loss/parameter²", "largest eigenvalue of the Hessian"),
+    "retention_histogram": Variable(("layer", "log10_gate"), "1", "histogram", {"gate": "f"}),
+    "timescale": Variable(("layer", "unit"), "steps", "time scale"),
+    "spectral_radius": Variable(("layer", "matrix"), "1", "spectral radius"),
+    "spectral_norm": Variable(("layer", "matrix"), "1", "spectral norm"),
+    "departure_from_normality": Variable(("layer", "matrix"), "1", "non-normality"),
+    "transient_growth_log10": Variable(("layer", "matrix"), "log10", "transient growth"),
+    "train/clip_rate": Variable((), "1", "share of clipped steps"),
+}
+"""What the close probes record, by name."""
+
+
+def describe_closely(
+    T: int = 64, layers: list = (0,), steps: int = 400, states: str = "ch"
+) -> Description:
+    """A run with every close probe."""
+    plain = describe(T, layers, steps, lstm="c" in states)
+    coords = {
+        "to": list(states),
+        "from": list(states),
+        "singular": list(range(16)),
+        "index": list(range(16)),
+        "window": [2**k for k in range(12) if 2**k < T] + [T],
+        "log10_gate": list(np.linspace(-3.95, -0.05, 40)),
+        "unit": list(range(32)),
+        "matrix": ["i", "f", "c_tilde", "o"] if "c" in states else ["h"],
+        "parameter": [
+            *(f"layers/{k}/0/dense_{x}" for k in range(len(list(layers))) for x in PARTS),
+            "readout/bias",
+            "readout/kernel",
+        ],
+    }
+    return Description(
+        name=plain.name,
+        config=plain.config,
+        variables=dict(plain.variables) | CLOSE,
+        coords=dict(plain.coords) | coords,
+        baseline=plain.baseline,
+        facts=plain.facts,
+    )
+
+
+PARTS = ("h/bias", "h/kernel", "i/bias", "i/kernel")
+
+
+def make_close_row(description: Description, step: int) -> Row:
+    """A plausible row of :func:`describe_closely`."""
+    row = make_row(description, step)
+    rng = np.random.default_rng(step + 1)
+    coords = description.coords
+    sizes = {name: len(values) for name, values in coords.items()}
+    T, L, S = sizes["t"], sizes["layer"], sizes["index"]
+    lag = T - 1.0 - np.arange(T)
+    late = step / description.facts["steps"]
+    rate = np.linspace(0.35, 0.2, L)[:, None] * (1 - 0.85 * late) * 64 / T
+    wave = 0.15 * np.sin(np.arange(T) / 3 + np.arange(L)[:, None]) * np.minimum(lag, 6)
+    parts = np.linspace(-0.4, 0.5, sizes["parameter"])[:, None]
+    index, units = np.arange(S), np.arange(sizes["unit"])
+    forget, residual = -rate * lag * 1.6 - 0.3, -rate * lag + wave - 0.6
+    residual[:, -1] = -np.inf
+    whole = np.logaddexp(forget * 2.3, residual * 2.3) / 2.3
+    contribution = -rate.mean() * lag + parts + rng.normal(0, 0.05, (sizes["parameter"], T))
+    contribution[-2:, :-1] = -np.inf
+    contribution[1] = -np.inf
+    exponent = 0.1 * late - 2.3 * rate - 0.12 * index[None] ** 1.2
+    running = exponent[:, :1] + rng.normal(0, 1, (L, T)).cumsum(1) / np.arange(1, T + 1) ** 1.3
+    direct = np.full((L, T), -np.inf)
+    direct[:, -1] = row.arrays["adj_h_log10"][:, -1]
+    direct[:-1] = row.arrays["adj_h_log10"][:-1] - 1 - 0.3 * rng.random((L - 1, T))
+    histogram = np.exp(-((np.array(coords["log10_gate"]) + 0.2 + 0.6 * (1 - late)) ** 2) * 9)
+    window = np.array(coords["window"], float)
+    matrices = (L, sizes["matrix"])
+    arrays = {
+        "forget_path_log10": forget,
+        "residual_path_log10": residual,
+        "whole_path_log10": whole,
+        "long_jacobian_log10": whole + 0.2,
+        "long_jacobian_log10_frobenius": whole + 0.6,
+        "pascanu_bound_log10": np.log10(1.05 + 0.3 * late) * lag + 0 * rate,
+        "step_jacobian_log10": 0.1 * late + wave / 9 - 0.05,
+        "step_jacobian_block_log10": (wave / 9)[:, None, None]
+        - rng.random((1, sizes["to"], sizes["from"], 1)),
+        "singular_value_log10": -12 * rate * (1 + index) ** 0.7 + late,
+        "condition_log10": 12 * rate[:, 0] * S**0.7,
+        "lyapunov_exponent": exponent,
+        "lyapunov_running": running,
+        "lyapunov_dimension": np.full(L, 2.4 + late),
+        "lyapunov_horizon": np.where(exponent[:, 0] < 0, -1 / exponent[:, 0], np.inf),
+        "mean_field_exponent": np.full(L, -0.05),
+        "mean_field_chi": np.full(L, 0.91),
+        "adj_h_direct_log10": direct,
+        "temporal_contribution_log10": contribution,
+        "long_short_cosine": np.where(np.arange(len(parts)) % 5 == 1, np.nan, parts[:, 0]),
+        "gradient_mass_horizon": 0.6 / rate[:, 0],
+        "long_range_snr_log10": 1 - rate * lag / 2 + wave / 3,
+        "noise_horizon": np.minimum(2 / rate[:, 0], T),
+        "truncation_bias": np.exp(-window / T * 5 / (0.2 + late)) * (window < T),
+        "truncation_cosine": 1 - 0.9 * np.exp(-window / T * 8) * (window < T),
+        "clip_removed": np.exp(-lag / T * 8 * (1.2 - late)) / T * 8,
+        "retention_histogram": histogram / histogram.sum() + 0 * rate,
+        "timescale": np.exp(5 * late * rng.random((L, len(units))) + 0.3),
+        "spectral_radius": 0.9 + 0.4 * late + 0.1 * rng.random(matrices),
+        "spectral_norm": 1.6 + 0.5 * late + 0.1 * rng.random(matrices),
+        "departure_from_normality": 0.5 * rng.random(matrices),
+        "transient_growth_log10": 0.3 * rng.random(matrices),
+    }
+    scalars = {"train/clip_rate": float(rng.random())}
+    close = {"gradient_curvature": 3 - 5 * late, "hessian_top": 10 ** (2 * late)}
+    return Row(step, dict(row.scalars) | scalars | close, _right(row.arrays, description) | arrays)
+
+
+def _right(arrays, description: Description):
+    """The arrays of a plain row with as many parameters as there are."""
+    many = len(description.coords["parameter"])
+    return {
+        name: np.resize(array, many)
+        if description.variables[name].dims == ("parameter",)
+        else array
+        for name, array in arrays.items()
+    }

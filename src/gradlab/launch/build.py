@@ -50,7 +50,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any]):
     from gradlab.check import check_arguments, check_keys
     from gradlab.experiment import Experiment, check_experiment
     from gradlab.optimizer import build_optimizer
-    from gradlab.probes.base import Probe
+    from gradlab.probes.base import CloseProbe, StepProbe
     from gradlab.record.wandb_sink import WandbSink
     from gradlab.tasks.base import Task
     from gradlab.train import Trainer
@@ -61,13 +61,15 @@ def build(config: dict[str, Any], choices: Mapping[str, Any]):
     check_keys("model", model, sizes | {"cell": dict})
     check_keys("record", record, {"wandb": dict, "figures": bool, "terminal": bool})
     check_arguments("record.wandb", WandbSink, record["wandb"], supplied={"directory"})
-    check_arguments("trainer", Trainer, config["trainer"], supplied=set())
-    trainer = Trainer(**config["trainer"])
+    settings, regularizer = _regularizer(config["trainer"])
+    check_arguments("trainer", Trainer, settings, supplied=set())
+    trainer = Trainer(**settings)
     settings = {k: v for k, v in config["optimizer"].items() if k != "rule"}
     check_arguments("optimizer", build_optimizer, settings, supplied={"rule", "steps"})
     rule = _make("optimizer.rule", config["optimizer"].get("rule"), {"learning_rate"})
     probe = {"preset": None, **config["probe"]}
-    check_keys("probe", probe, {"preset": str | None, "measure": dict})
+    kinds = {"preset": str | None, "measure": dict, "every": int, "examples": int}
+    check_keys("probe", probe, kinds)
     experiment = Experiment(
         name=str(choices.get("experiment", "")),
         model_name=str(choices.get("model", "")),
@@ -82,10 +84,13 @@ def build(config: dict[str, Any], choices: Mapping[str, Any]):
         optimizer=build_optimizer(rule, steps=trainer.steps, **settings),
         trainer=trainer,
         probes={
-            name: _make(f"probe.measure.{name}", node, kind=Probe)
+            name: _make(f"probe.measure.{name}", node, kind=(StepProbe, CloseProbe))
             for name, node in probe["measure"].items()
         },
         probes_by_preset=probe["preset"] is not None,
+        close_every=probe["every"],
+        close_examples=probe["examples"],
+        regularizer=regularizer,
         seed=config["seed"],
         config=config,
     )
@@ -93,8 +98,38 @@ def build(config: dict[str, Any], choices: Mapping[str, Any]):
     return experiment
 
 
+def _regularizer(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The trainer's own settings, and the regularizer that it names or holds, or None.
+
+    A section of the trainer with ``_target_`` is a regularizer that ``trainer.regularizer`` can
+    name.
+    """
+    from gradlab.regularizers.base import Regularizer
+
+    known = {
+        name: node
+        for name, node in trainer.items()
+        if name != "regularizer" and isinstance(node, dict) and "_target_" in node
+    }
+    settings = {name: node for name, node in trainer.items() if name not in known}
+    chosen = settings.pop("regularizer", None)
+    if chosen is None:
+        return settings, None
+    if isinstance(chosen, dict):
+        return settings, _make("trainer.regularizer", chosen, kind=Regularizer)
+    if chosen not in known:
+        close = [f"trainer.regularizer={name}" for name in nearest(str(chosen), known)]
+        allowed = f"null, or one of {', '.join(sorted(known))}"
+        raise BadInput("trainer.regularizer", chosen, allowed, ", ".join(close))
+    return settings, _make(f"trainer.{chosen}", known[chosen], kind=Regularizer)
+
+
 def _make(
-    key: str, node: Any, supplied: Iterable[str] = (), *, kind: type[Any] | None = None
+    key: str,
+    node: Any,
+    supplied: Iterable[str] = (),
+    *,
+    kind: type[Any] | tuple[type[Any], ...] = (),
 ) -> Any:
     """What a section with ``_target_`` names, built.
 
@@ -104,8 +139,10 @@ def _make(
     from hydra.utils import instantiate
 
     target = _check_node(key, node, set(supplied))
-    if kind is not None and isinstance(target, type) and not issubclass(target, kind):
-        raise BadInput(f"{key}._target_", node["_target_"], f"a subclass of {kind.__qualname__}")
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if kinds and isinstance(target, type) and not issubclass(target, kinds):
+        names = " or ".join(one.__qualname__ for one in kinds)
+        raise BadInput(f"{key}._target_", node["_target_"], f"a subclass of {names}")
     try:
         return instantiate(node, _partial_=bool(supplied), _convert_="all")
     except InstantiationException as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Seen, Setting, StepProbe, norm
+from gradlab.probes.base import Seen, Setting, StepProbe, Unsupported, norm
 from gradlab.variable import Variable
 
 
@@ -22,6 +22,8 @@ class UpdateRatio(StepProbe):
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """One variable over parameters."""
+        if not setting.trains:
+            raise Unsupported("there is no optimizer here that would update the parameters")
         return {"update_ratio": Variable(("parameter",), "1", "update ratio |Δθ|/|θ|")}
 
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:

@@ -32,7 +32,11 @@ from gradlab.record.directory import plain
 
 Mode = Literal["offline", "online", "disabled"]
 MOST_KEYS = 64
-"""A variable with more values than this (a full Lyapunov spectrum) stays in the run directory."""
+"""A variable with more values than this stays in the run directory."""
+FIRST = 3
+"""How many of a spectrum's values, the largest, get a key."""
+_DESCENDING = {"index", "singular"}
+_IN_THE_RUN_DIRECTORY = {"t", "unit", "log10_gate"}
 MOST_ROWS = 400
 """Most columns of a heatmap."""
 LINES = 12
@@ -185,9 +189,14 @@ class WandbSink:
                 zip(self._labels("layer"), array, strict=True), self.lags
             ):
                 yield f"{_stem(name)}/{label}/lag_{lag:05d}", curve[t]
-        elif "t" not in variable.dims and array.size <= MOST_KEYS:
-            labels = itertools.product(*(self._labels(dim) for dim in variable.dims))
-            for label, value in zip(labels, array.ravel(), strict=True):
+        elif not _IN_THE_RUN_DIRECTORY & set(variable.dims):
+            first = tuple(slice(FIRST if dim in _DESCENDING else None) for dim in variable.dims)
+            if array[first].size > MOST_KEYS:
+                return
+            labels = itertools.product(
+                *(self._labels(dim)[one] for dim, one in zip(variable.dims, first, strict=True))
+            )
+            for label, value in zip(labels, array[first].ravel(), strict=True):
                 yield "/".join([_stem(name), *label]), value
 
     def _labels(self, dim: str) -> list[str]:

@@ -1,0 +1,93 @@
+"""At which timesteps clipping takes the gradient away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gradlab import scaling
+from gradlab.closeup import Closeup, LayerView, Params
+from gradlab.probes.base import CloseProbe, Setting, Unsupported, norm
+from gradlab.scaling import Scaled
+from gradlab.variable import Variable
+
+
+@dataclass(frozen=True)
+class ClipRemoved(CloseProbe):
+    """What clipping takes off the gradient, split over the timesteps through which it entered.
+
+    Definition: ``r`` is the gradient of the whole training batch minus the clipped one. Of the
+    examples looked at, ``c_t`` is the part of the gradient ``g`` of all parameters (cells and
+    readout) that enters at timestep t, so that ``Σ_t c_t = g``. Recorded is
+    ``clip_removed[t] = ‖r‖ ⟨r, c_t⟩ / ⟨r, g⟩``, the share of t in what is removed; over t it sums
+    to ``‖r‖``. 0 everywhere when nothing was clipped, nan when g has no part at all along r.
+
+    t is real time, the timestep of the input, in both directions of a bidirectional layer. A
+    readout of the last state alone enters at t = T - 1.
+
+    Source: the clipping of Pascanu, Mikolov & Bengio (2013), section 3.2 (algorithm 1), with the
+    temporal contributions of their equations 3 to 5.
+
+    Cost: one gradient of the whole batch, and one step forward with a tangent for each of T steps
+    and E examples: O(T E |θ|) work, O(T E S) memory.
+
+    How to read it: a peak says where the steep part of the loss lies. A curve that grows to the
+    left: exploding contributions of the early steps were cut. A flat curve: clipping acts as a
+    smaller learning rate for all timesteps alike. Negative values are steps that pulled against
+    what was removed. Values far above ``‖r‖`` with both signs are parts that cancel, or examples
+    that differ from their batch.
+    """
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """One variable over time."""
+        if not setting.clips:
+            raise Unsupported(f"{setting.cell} is trained without clipping: nothing is removed")
+        name = "gradient that clipping removed, by the timestep at which it entered"
+        return {"clip_removed": Variable(("t",), "loss/parameter", name)}
+
+    def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
+        """See the class."""
+        removed = closeup.removed
+        size = norm(jnp.stack([norm(value) for value in removed.values()]))
+        unit = {name: value / jnp.where(size == 0, 1, size) for name, value in removed.items()}
+        parts = [_along(view, unit) for view in closeup.layers]
+        parts.append(_readout_along(closeup, unit))
+        by_time = _sum_over_examples(parts)
+        share = by_time / jnp.sum(by_time)
+        return {"clip_removed": jnp.where(size == 0, 0, size * share)}
+
+
+def _along(view: LayerView, direction: Params) -> Scaled:
+    """⟨direction, contribution of t to each example's gradient⟩, ``(T, E)``, in real time."""
+    tangents = {name: direction[view.prefix + name] for name in view.params}
+
+    def moved(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        step = lambda params: view.results_with(params, state, x)  # noqa: E731
+        return jax.jvp(step, (dict(view.params),), (tangents,))[1]
+
+    motion = jax.vmap(jax.vmap(moved))(view.before, view.trace.inputs)
+    cotangents = view.cotangents
+    pairs = zip(motion, cotangents.mantissa, strict=True)
+    # Where masked the cotangent is 0, which a motion that is not finite must not undo.
+    dots = sum(jnp.sum(jnp.where(c == 0, 0, m * c), axis=-1) for m, c in pairs)
+    found = Scaled(dots, cotangents.exponent)
+    return jax.tree.map(lambda array: array[::-1], found) if view.backwards else found
+
+
+def _readout_along(closeup: Closeup, direction: Params) -> Scaled:
+    """The same of the readout; ``(T, 1)``, the sum over examples."""
+    dots = jnp.zeros((closeup.length, 1), closeup.inputs.dtype)
+    for name, parts in closeup.readout_contributions.items():
+        products = parts * direction[name]
+        dots += jnp.sum(products, axis=tuple(range(1, parts.ndim)))[:, None] * closeup.examples
+    return scaling.scale(dots, 2)
+
+
+def _sum_over_examples(parts: list[Scaled]) -> jax.Array:
+    """``(T,)``: the sum of all columns, in units in which the largest number is about 1."""
+    joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
+    mantissa, exponent = scaling.normalise(joined)
+    assert exponent is not None
+    return jnp.sum(scaling.shift(mantissa, exponent - jnp.max(exponent)), axis=1)

@@ -1,0 +1,79 @@
+"""Pictures of a run, made to be read without documentation. One figure a file.
+
+Every module but :mod:`~gradlab.record.figures.common` has one function ``figure(curves, scalars,
+info)`` that gives a matplotlib figure, or None if what it shows was not recorded. A new figure is
+such a module and its name in :data:`FIGURES`; the PNG is called like the module.
+
+Lengths of vectors and products are shown as log10: a straight line is exponential decay, and its
+slope is the rate. ``-inf`` means exactly zero; it is drawn black in the heatmaps and left out of
+the lines.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray
+
+from gradlab.record.figures.common import STYLE, colour_limits, heat_colours
+
+__all__ = ["FIGURES", "colour_limits", "draw", "heat_colours"]
+
+FIGURES = (
+    "adjoint_over_lag",
+    "adjoint_heatmap",
+    "forget_product",
+    "paths",
+    "long_jacobian",
+    "step_jacobian",
+    "singular_spectrum",
+    "lyapunov",
+    "direct_adjoint",
+    "temporal_contribution",
+    "gradient_noise",
+    "truncation",
+    "clipping",
+    "curvature",
+    "gates",
+    "recurrent_matrix",
+    "horizons",
+    "loss",
+)
+"""The modules of this package that draw, in the order in which they are run."""
+
+
+def draw(
+    curves: xarray.Dataset,
+    scalars: xarray.Dataset,
+    info: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+) -> list[Path]:
+    """Draw the figures that the recorded variables allow.
+
+    Args:
+      curves: as ``gradlab.open_run(path).curves``: variables over ``step``, ``layer``, ``t``, ...
+      scalars: as ``gradlab.open_run(path).scalars``: variables over ``step`` alone.
+      info: as ``gradlab.open_run(path).info``; ``facts`` and ``baseline`` are used.
+      folder: where to write the PNGs; made if missing.
+
+    Returns:
+      Paths of the files written, ``NAME.png`` for each of :data:`FIGURES` that has data.
+    """
+    import matplotlib
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context(STYLE):
+        for name in FIGURES:
+            module = importlib.import_module(f"{__name__}.{name}")
+            figure = module.figure(curves, scalars, info)
+            if figure is not None:
+                path = folder / f"{name}.png"
+                figure.savefig(path)
+                written.append(path)
+    return written

@@ -61,6 +61,7 @@ def qr_growth(jacobians: jax.Array, count: int, interval: int = 1) -> jax.Array:
         grown, _ = lax.scan(grow, Scaled(q, jnp.zeros(examples, jnp.int32)), group)
         q, r = jnp.linalg.qr(grown.mantissa)
         diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
+        assert grown.exponent is not None
         shift = grown.exponent[:, None].astype(r.dtype) * math.log(2)
         return q, jnp.log(diagonal) + shift
 
@@ -153,10 +154,92 @@ def _to_common_exponent(value: Graded) -> tuple[jax.Array, jax.Array]:
     return value.mantissa * factor[:, None, :], exponent
 
 
+# The two ways through a memory.
+
+UNITS_OF_ROUNDING = 8
+"""By how many units of rounding the same gate may differ when it is computed twice."""
+
+
+class Paths(NamedTuple):
+    """log10 of Frobenius norms, ``(T, E)`` each; -inf where exactly zero.
+
+    Attributes:
+      forget: of ``P_t``, the product of the retention gates on the diagonal.
+      residual: of ``R_t = M_t - P_t``.
+      whole: of ``M_t``, the memory's own block of ``J_{T-1} ⋯ J_{t+1}``.
+    """
+
+    forget: jax.Array
+    residual: jax.Array
+    whole: jax.Array
+
+
+def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
+    """How ``∂m_{T-1}/∂m_t`` divides into what the retention gate lets through and the rest.
+
+    With ``J = D + N``, D the gate on the diagonal of the memory's block, the rows of the product
+    that belong to the memory are ``[P, 0] + R`` and, a step further back,
+    ``R_{t-1} = [P_t, 0] N_t + R_t J_t``. No two large numbers are subtracted but in ``N = J - D``
+    itself, whose diagonal counts as zero within a few units of rounding of the gate.
+
+    Args:
+      jacobians: ``(T, E, S, S)``.
+      gates: ``(T, E, H)``; 1 at masked steps, whose Jacobian is the identity.
+      memory: where the memory lies in the state, ``H`` wide.
+    """
+    _, examples, size, _ = jacobians.shape
+    width, dtype = gates.shape[-1], jacobians.dtype
+    eye = jnp.eye(width, dtype=dtype)
+    zero = jnp.zeros((examples, width), jnp.int32)
+
+    def back(state: tuple[Graded, Graded, Graded], read: tuple[jax.Array, jax.Array]):
+        forget, rest, product = state
+        jacobian, gate = read
+        block = product._replace(
+            mantissa=product.mantissa[..., memory], exponent=product.exponent[..., memory]
+        )
+        own = rest._replace(
+            mantissa=rest.mantissa[..., memory], exponent=rest.exponent[..., memory]
+        )
+        found = log2_frobenius(forget), log2_frobenius(own), log2_frobenius(block)
+        joined = Graded(
+            jnp.concatenate([forget.mantissa * eye, rest.mantissa], axis=-1),
+            jnp.concatenate([forget.exponent, rest.exponent], axis=-1),
+        )
+        rest = times(joined, jnp.concatenate([beside_gate(jacobian, gate), jacobian], axis=1))
+        forget = _normalised(forget.mantissa * gate[:, None, :], forget.exponent)
+        return (forget, rest, times(product, jacobian)), found
+
+    def beside_gate(jacobian: jax.Array, gate: jax.Array) -> jax.Array:
+        rows = jacobian[:, memory]
+        kept = gate[:, :, None] * eye
+        left = rows[..., memory] - kept
+        noise = UNITS_OF_ROUNDING * float(jnp.finfo(dtype).eps) * kept
+        return rows.at[..., memory].set(jnp.where(jnp.abs(left) <= noise, 0, left))
+
+    every = graded_identity(examples, size, dtype)
+    start = (
+        Graded(jnp.ones((examples, 1, width), dtype), zero),
+        Graded(
+            jnp.zeros((examples, width, size), dtype),
+            jnp.full((examples, size), scaling.ZERO, jnp.int32),
+        ),
+        every._replace(mantissa=every.mantissa[:, memory]),
+    )
+    _, found = lax.scan(back, start, (jacobians, gates), reverse=True)
+    return Paths(*(norm * math.log10(2) for norm in found))
+
+
 # The largest singular value.
 
 KEPT, FRESH, WATCHED = 8, 4, 8
 """Directions carried from matrix to matrix, and random ones added to them at each."""
+
+PLAIN = 5
+"""Iterations before a power of the matrix is made, which costs as much as four."""
+
+SQUARINGS = 4
+"""The power is ``(A Aᵀ)^(2**SQUARINGS)``."""
 
 SMALL = 32
 """The largest size for which a singular value decomposition is the cheaper way."""
@@ -202,7 +285,8 @@ def log10_largest(matrices: jax.Array) -> jax.Array:
 
     def one(block: jax.Array, matrix: jax.Array):
         scaled = scaling.scale(matrix, 1)
-        largest, block = _largest(scaled.mantissa, block)
+        largest, block = _largest(scaled.mantissa, block, 0)
+        assert scaled.exponent is not None
         return block, scaled.exponent.astype(matrix.dtype) + largest
 
     _, found = lax.scan(one, _start(examples, size, matrices.dtype), matrices)
@@ -223,7 +307,9 @@ class _Search(NamedTuple):
     age: jax.Array
 
 
-def _largest(matrix: jax.Array, block: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _largest(
+    matrix: jax.Array, block: jax.Array, plain: int = PLAIN
+) -> tuple[jax.Array, jax.Array]:
     """log2 of the largest singular value by subspace iteration with Rayleigh and Ritz.
 
     The block begins with the leading left singular vectors of a neighbour and random directions,
@@ -266,11 +352,12 @@ def _largest(matrix: jax.Array, block: jax.Array) -> tuple[jax.Array, jax.Array]
 
     def by_power(search: _Search) -> _Search:
         power = multiply(matrix, transposed)
-        for _ in range(4):
+        for _ in range(SQUARINGS):
             power = scaling.scale(power, 1).mantissa
             power = multiply(power, power)
         power = scaling.scale(power, 1).mantissa
-        return run(search._replace(age=jnp.zeros((), jnp.int32)), 24, power)
+        block = jnp.linalg.qr(multiply(power, search.block))[0]
+        return run(search._replace(block=block, age=jnp.zeros((), jnp.int32)), 24, power)
 
     fresh = jnp.asarray(random_orthonormal(size, FRESH), matrix.dtype)
     fresh = jnp.broadcast_to(fresh, (*matrix.shape[:-1], FRESH))
@@ -281,7 +368,7 @@ def _largest(matrix: jax.Array, block: jax.Array) -> tuple[jax.Array, jax.Array]
         jnp.zeros(matrix.shape[:1], bool),
         jnp.zeros((), jnp.int32),
     )
-    search = run(start, 5)
+    search = run(start, plain)
     search = lax.cond(jnp.all(search.settled), lambda search: search, by_power, search)
     return 0.5 * jnp.log2(search.ritz[:, 0]), search.block
 
@@ -291,9 +378,12 @@ def _largest(matrix: jax.Array, block: jax.Array) -> tuple[jax.Array, jax.Array]
 SWEEPS = 30
 """More sweeps of Jacobi rotations than any matrix needs."""
 
-COSINE = 1e-3
-"""A sweep that met no pair of columns with a larger cosine was the last: what is left is its
-square."""
+COSINE = 1e-2
+"""A sweep that met no pair of columns with a larger cosine was the last: what it leaves is of the
+order of the square."""
+
+PREPARED = 6
+"""Triangular factorisations before the first sweep; each costs a tenth of a sweep."""
 
 
 def log10_singular_values(jacobians: jax.Array) -> jax.Array:
@@ -305,8 +395,9 @@ def log10_singular_values(jacobians: jax.Array) -> jax.Array:
     accuracy in a graded matrix where any method that begins with the plain product cannot
     (Demmel & Veselić 1992).
 
-    What a single step shrinks by more than its own digits resolve (a few units of rounding, as in
-    a matrix of lower rank) counts as exactly zero.
+    What a single step shrinks by more than its own digits resolve (two units of rounding) counts
+    as zero. A product of matrices of lower rank so has singular values of exactly zero; a rank that
+    falls in one step alone may show as a drop by all the digits instead.
 
     Args:
       jacobians: ``(T, E, S, S)``; the first is not read. Masked steps are the identity.
@@ -321,7 +412,9 @@ def triangular_product(jacobians: jax.Array) -> Graded:
     """``(R_{T-1} ⋯ R_0)ᵀ`` of ``J_{T-1} ⋯ J_0 Q = Q' R_{T-1} ⋯ R_0``, ``(E, S, S)``."""
     _, examples, size, _ = jacobians.shape
     dtype = jacobians.dtype
-    start = jnp.broadcast_to(jnp.asarray(random_orthonormal(size, size), dtype), (examples, size, size))
+    start = jnp.broadcast_to(
+        jnp.asarray(random_orthonormal(size, size), dtype), (examples, size, size)
+    )
 
     def forward(state: tuple[jax.Array, Graded], jacobian: jax.Array):
         q, rows = state
@@ -329,6 +422,7 @@ def triangular_product(jacobians: jax.Array) -> Graded:
         q, r = jnp.linalg.qr(jnp.matmul(scaled.mantissa, q, precision=HIGHEST))
         r = _resolved(r)
         rows = times(rows, jnp.swapaxes(r, -1, -2))
+        assert scaled.exponent is not None
         exponent = jnp.maximum(rows.exponent + scaled.exponent[:, None], scaling.ZERO)
         return (q, rows._replace(exponent=exponent)), None
 
@@ -343,7 +437,7 @@ def _resolved(r: jax.Array) -> jax.Array:
 
 
 def _rounding(array: jax.Array) -> float:
-    return 2 * math.sqrt(array.shape[-1]) * float(jnp.finfo(array.dtype).eps)
+    return 2 * float(jnp.finfo(array.dtype).eps)
 
 
 def graded_singular_values(matrix: Graded) -> jax.Array:
@@ -351,11 +445,12 @@ def graded_singular_values(matrix: Graded) -> jax.Array:
 
     One-sided Jacobi rotations (Hestenes) of the columns, half of all pairs at a time in the order
     of a round-robin tournament. Rotations are computed from mantissas and the difference of two
-    exponents, so that nothing underflows.
+    exponents, so that nothing underflows. A few triangular factorisations before them leave the
+    rotations little to do where the singular values lie apart (Drmač & Veselić 2008).
     """
-    examples, _, size = matrix.mantissa.shape
-    columns = jnp.swapaxes(matrix.mantissa, -1, -2)
-    exponent = matrix.exponent
+    size = matrix.mantissa.shape[-1]
+    matrix = lax.fori_loop(0, PREPARED, lambda _, matrix: _prepared(matrix), matrix)
+    columns, exponent = jnp.swapaxes(matrix.mantissa, -1, -2), matrix.exponent
     if size % 2:
         columns = jnp.pad(columns, [(0, 0), (0, 1), (0, 0)])
         exponent = jnp.pad(exponent, [(0, 0), (0, 1)], constant_values=scaling.ZERO)
@@ -372,7 +467,9 @@ def graded_singular_values(matrix: Graded) -> jax.Array:
         pairs, age = state
         pairs = pairs._replace(worst=jnp.zeros_like(pairs.worst))
         rounds = max(2 * half - 1, 1)
-        return lax.fori_loop(0, rounds, lambda _, pairs: _next_pairs(_rotated(pairs)), pairs), age + 1
+        return lax.fori_loop(
+            0, rounds, lambda _, pairs: _next_pairs(_rotated(pairs)), pairs
+        ), age + 1
 
     def going(state: tuple[_Pairs, jax.Array]) -> jax.Array:
         pairs, age = state
@@ -385,6 +482,16 @@ def graded_singular_values(matrix: Graded) -> jax.Array:
     ]
     found = jnp.concatenate(norms, axis=-1) * math.log10(2)
     return -jnp.sort(-found, axis=-1)[:, :size]
+
+
+def _prepared(matrix: Graded) -> Graded:
+    """The transposed triangular factor of the columns sorted by norm: the same singular values."""
+    norms = scaling.log2_norm(jnp.swapaxes(matrix.mantissa, -1, -2), matrix.exponent)
+    order = jnp.argsort(-norms, axis=-1)
+    mantissa = jnp.take_along_axis(matrix.mantissa, order[:, None, :], axis=-1)
+    exponent = jnp.take_along_axis(matrix.exponent, order, axis=-1)
+    r = jnp.linalg.qr(mantissa, mode="r")
+    return Graded(*_rows_into_columns(jnp.swapaxes(r, -1, -2), exponent))
 
 
 class _Pairs(NamedTuple):

@@ -111,9 +111,9 @@ def finished() -> Outcome:
 
 BLOCKS = ("layer", "to", "from", "t")
 CLOSE = {
-    "forget_path_log10": Variable(("layer", "t"), "log10", "forget path", {"gate": "f"}),
-    "residual_path_log10": Variable(("layer", "t"), "log10", "residual path"),
-    "whole_path_log10": Variable(("layer", "t"), "log10", "both paths"),
+    "forget_path_log10": Variable(("layer", "t"), "log10", "∂c_T/∂c_t by f", {"gate": "f"}),
+    "residual_path_log10": Variable(("layer", "t"), "log10", "∂c_T/∂c_t, the rest"),
+    "whole_path_log10": Variable(("layer", "t"), "log10", "∂c_T/∂c_t"),
     "long_jacobian_log10": Variable(("layer", "t"), "log10", "largest singular value"),
     "long_jacobian_log10_frobenius": Variable(("layer", "t"), "log10", "Frobenius norm"),
     "pascanu_bound_log10": Variable(("layer", "t"), "log10", "bound"),

@@ -5,16 +5,21 @@ from gradlab.probes.adjoint_slope import AdjointSlope
 from gradlab.probes.clipping import ClipRemoved
 from gradlab.probes.curvature import Curvature
 from gradlab.probes.direct_adjoint import DirectAdjoint
+from gradlab.probes.forget_path import ForgetPath
 from gradlab.probes.forget_product import ForgetProduct
 from gradlab.probes.gate_saturation import GateSaturation
 from gradlab.probes.gate_statistics import GateStatistics
 from gradlab.probes.grad_norm import GradNorm
 from gradlab.probes.gradient_mass import GradientMass
 from gradlab.probes.gradient_noise import GradientNoise
+from gradlab.probes.long_jacobian import LongJacobian
+from gradlab.probes.lyapunov import Lyapunov
 from gradlab.probes.mean_field import MeanField
 from gradlab.probes.memory_horizon import MemoryHorizon
 from gradlab.probes.pascanu_bound import PascanuBound
 from gradlab.probes.recurrent_matrix import RecurrentMatrix
+from gradlab.probes.singular_spectrum import SingularSpectrum
+from gradlab.probes.step_jacobian import StepJacobian
 from gradlab.probes.temporal_contribution import TemporalContribution
 from gradlab.probes.trajectory_end import TrajectoryEnd
 from gradlab.probes.truncation import Truncation
@@ -26,16 +31,21 @@ __all__ = [
     "ClipRemoved",
     "Curvature",
     "DirectAdjoint",
+    "ForgetPath",
     "ForgetProduct",
     "GateSaturation",
     "GateStatistics",
     "GradNorm",
     "GradientMass",
     "GradientNoise",
+    "LongJacobian",
+    "Lyapunov",
     "MeanField",
     "MemoryHorizon",
     "PascanuBound",
     "RecurrentMatrix",
+    "SingularSpectrum",
+    "StepJacobian",
     "TemporalContribution",
     "TrajectoryEnd",
     "Truncation",

@@ -16,20 +16,24 @@ class Adjoint(StepProbe):
     """log10 of the norm of ∂ℓ/∂h_t (and ∂ℓ/∂c_t), at every timestep of every layer.
 
     Definition: ``adj_h[t] = ∂ℓ/∂h_t``, the total derivative of one example's loss; its 2-norm over
-    the units; the mean over examples of the log10, with quantiles over examples beside it
-    (Pascanu, Mikolov & Bengio 2013, equations 3 to 5, measured rather than bounded).
+    the units; the mean over examples of the log10, with quantiles over examples beside it.
 
     The state is s = [c; h], as the step Jacobian has it: ∂ℓ/∂c_t is taken with h_t held, so that at
     the last step all of the gradient is in h and ∂ℓ/∂c is exactly zero.
 
-    How to read it: go from right (the end of the sequence) to left. A straight line falling to the
-    left is exponential vanishing, and its steepness the rate; a line rising to the left is
-    exploding; a flat one carries the gradient unharmed. A wide quantile band says that examples
-    differ. With a loss at every step each h_t also receives gradient of its own, and the curve
-    stays up whatever the transport.
-
     Exactly zero adjoints (a dead ReLU, a cell that does not look back) have no logarithm: the mean
     is over the others, ``adj_h_zero`` is their share, and -inf means all of them.
+
+    Source: Pascanu, Mikolov & Bengio (2013), equations 3 to 5, measured rather than bounded.
+
+    Cost: O(T B H), in the backward pass that trains: a norm of each adjoint as it passes by. Memory
+    O(T B), since the adjoints themselves are not kept.
+
+    How to read it: over the lag, from the end of the sequence back in time. A straight line that
+    falls is exponential vanishing, and its steepness the rate; one that rises is exploding; a flat
+    one carries the gradient unharmed. A wide quantile band says that examples differ. With a loss
+    at every step each h_t also receives gradient of its own, and the curve stays up whatever the
+    transport.
 
     Args:
       quantiles: over examples, in [0, 1]; the nearest example is taken.

@@ -16,10 +16,15 @@ from gradlab.variable import Variable
 class AdjointSlope(StepProbe):
     """The rate of the adjoint norm, in nats per step back in time.
 
-    With s the whole state ([c; h] in an LSTM, h elsewhere), this is the least-squares slope of
-    ``ln ‖∂ℓ/∂s_t‖`` (mean over examples) over the steps,
-    taken in the direction of the lag: negative where the gradient vanishes, positive where it
-    explodes, so that it compares with a Lyapunov exponent. For a scalar linear RNN it is ln w.
+    Definition: with s the whole state ([c; h] in an LSTM, h elsewhere), the least-squares slope of
+    ``ln ‖∂ℓ/∂s_t‖`` (mean over examples) over the steps at which it is finite, taken in the
+    direction of the lag: negative where the gradient vanishes, positive where it explodes, so that
+    it compares with a Lyapunov exponent. For a scalar linear RNN it is ln w. nan with fewer than
+    two such steps.
+
+    Source: none; a summary of the curves of Pascanu, Mikolov & Bengio (2013), section 2.
+
+    Cost: O(T B) beside the adjoints that are seen anyway.
 
     How to read it: -0.1 means a factor e lost every 10 steps. It is a fair summary only where the
     curve is a straight line, and says nothing about transport where every step has a loss.

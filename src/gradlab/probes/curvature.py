@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -91,9 +92,9 @@ def _projected(
     Where the gradient's own directions are used up, a fixed random one carries on.
     """
     dtype = gradient.dtype
-    random = jax.random.normal(jax.random.key(0), (count, gradient.size), dtype)
+    random = jnp.asarray(np.random.default_rng(20).normal(size=gradient.size), dtype)
     size = norm(gradient)
-    start = jnp.where(size > 0, gradient / size, random[0] / norm(random[0]))
+    start = jnp.where(size == 0, _unit(random), gradient / jnp.where(size == 0, 1, size))
     nothing = jnp.zeros((count, gradient.size), dtype)
 
     def grow(j: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]):
@@ -102,7 +103,7 @@ def _projected(
         basis, images = basis.at[j].set(vector), images.at[j].set(image)
         rest = _orthogonal(image, basis)
         used_up = norm(rest) <= 100 * jnp.finfo(dtype).eps * norm(image)
-        other = _unit(_orthogonal(random[j], basis))
+        other = _unit(_orthogonal(jnp.roll(random, j), basis))
         onward = jnp.where(used_up, other, _unit(rest) + jnp.where(j == 0, SHARE, 0) * other)
         return basis, images, _unit(_orthogonal(onward, basis))
 

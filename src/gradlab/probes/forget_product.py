@@ -16,9 +16,14 @@ from gradlab.variable import Variable
 class ForgetProduct(StepProbe):
     """log10 of the product of the retention gate from t + 1 to the end of the sequence.
 
-    Definition: ``∏_{k=t+1}^{T-1} f_k`` per unit and example, the mean over both of its log10
-    (Hochreiter & Schmidhuber 1997; with Gers, Schmidhuber & Cummins' forget gate 2000). For the
-    LSTM it is ∂c_T/∂c_t along the direct path, for the GRU the product of z.
+    Definition: ``∏_{k=t+1}^{T-1} f_k`` per unit and example, the mean over both of its log10. For
+    the LSTM it is ∂c_T/∂c_t along the direct path, for the GRU the product of z.
+
+    Source: Hochreiter & Schmidhuber (1997) for the path through the cell state; Gers, Schmidhuber &
+    Cummins (2000) for the gate on it.
+
+    Cost: O(T B H) beside the gates, which are computed again from the states for all probes
+    together. Memory O(T B H).
 
     How to read it: beside ``adj_c_log10``, as the part of the gradient's fate that the gates alone
     decide. Where the adjoint falls more slowly than the product, the gradient finds its way

@@ -15,7 +15,13 @@ from gradlab.variable import Variable
 class GateSaturation(StepProbe):
     """The fraction of gate activations outside [0.1, 0.9], per layer and gate.
 
+    Definition: the share of activations, over real steps, examples and units, that are below
+    ``low`` or above ``high``.
+
     Source: Karpathy, Johnson & Li (2015), section 4.2.
+
+    Cost: O(T B H) comparisons beside the gates, which are computed again from the states for all
+    probes together. Memory O(T B H).
 
     How to read it: a saturated forget gate near 1 keeps its state and carries the gradient, but
     learns slowly itself, since σ' is below 0.09 there. A share that grows during training says

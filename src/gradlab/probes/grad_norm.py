@@ -15,7 +15,12 @@ from gradlab.variable import Variable
 class GradNorm(StepProbe):
     """The 2-norm of ∂L/∂θ for each parameter array, before and after clipping.
 
-    Definition: L is the mean loss of the batch; with no clipping both are equal.
+    Definition: ``‖∂L/∂θ‖₂`` over the entries of one array θ, with L the mean loss of the batch, and
+    the same of what clipping leaves of it; with no clipping both are equal.
+
+    Source: none; clipping by the norm: Pascanu, Mikolov & Bengio (2013), section 3.2.
+
+    Cost: O(|θ|), no memory.
 
     How to read it: spikes before clipping that are level after it are exploding gradients being
     cut. A recurrent kernel whose norm is decades below the readout's is learning from the last few

@@ -21,8 +21,8 @@ class PascanuBound(CloseProbe):
     for tanh, ReLU and the identity, 1/4 for the sigmoid. ``lag`` counts the real steps from t to
     the end of each example; the mean is over examples.
 
-    Source: Pascanu, Mikolov & Bengio (2013), section 2.1, equations 6 and 7, with the spectral norm
-    for their bound on each factor.
+    Source: Pascanu, Mikolov & Bengio (2013), section 2: the bound on each factor of the long-term
+    Jacobian, from which their sufficient condition for vanishing, ``γ σ_max(W) < 1``, follows.
 
     Cost: one singular value decomposition of W (H, H) for each layer, no memory over time.
 

@@ -12,7 +12,7 @@ from jax import lax
 from gradlab import scaling
 from gradlab.closeup import Closeup, LayerView
 from gradlab.errors import BadInput, at_least
-from gradlab.probes.base import CloseProbe, Setting
+from gradlab.probes.base import CloseProbe, Setting, norm
 from gradlab.scaling import Scaled
 from gradlab.variable import Variable
 
@@ -92,63 +92,61 @@ def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax
     steps = len(view.mask)
     lag = jnp.cumsum(view.mask[::-1], axis=0)[::-1] - view.mask
     enters, names = view.contribution, list(view.params)
-    start = {
-        name: Scaled(
-            jnp.zeros((2, *value.shape), value.dtype), jnp.full(2, scaling.ZERO, jnp.int32)
-        )
-        for name, value in view.params.items()
-    }
+    start = Scaled(
+        {name: jnp.zeros((2, *value.shape), value.dtype) for name, value in view.params.items()},
+        jnp.full(2, scaling.ZERO, jnp.int32),
+    )
 
-    def step(sums: dict[str, Scaled], read: tuple[jax.Array, jax.Array]):
+    def step(sums: Scaled, read: tuple[jax.Array, jax.Array]):
         t, long = read
-        entering, logs = enters(t), {}
-        for name in names:
-            parts = _summed(Scaled(entering.mantissa[name], entering.exponent), long)
-            logs[name] = _log2_norm_of_sum(parts)
-            sums = sums | {name: _plus(sums[name], parts)}
-        return sums, logs
+        parts = _long_and_short(enters(t), long)
+        both, exponent = _at_one_exponent(parts)
+        sizes = {name: norm(jnp.sum(both[name], axis=0)) for name in names}
+        return _plus(sums, parts), (sizes, exponent)
 
-    sums, logs = lax.scan(step, start, (jnp.arange(steps), lag >= split))
-    shift = math.log10(examples)
-    return {
-        view.prefix + name: (logs[name] * LOG10_2 - shift, _cosine(*sums[name].mantissa))
-        for name in names
-    }
+    sums, (sizes, exponents) = lax.scan(step, start, (jnp.arange(steps), lag >= split))
+    found = {}
+    for name in names:
+        log2 = jnp.log2(sizes[name] / examples) + exponents.astype(sizes[name].dtype)
+        found[view.prefix + name] = (log2 * LOG10_2, _cosine(*sums.mantissa[name]))
+    return found
 
 
-def _summed(value: Scaled, long: jax.Array) -> Scaled:
-    """Sums over the examples with a long lag and over the others, ``(2, ...)``.
+def _long_and_short(value: Scaled, long: jax.Array) -> Scaled:
+    """Sums over the examples with a long lag and over the others: ``(2, ...)``, exponents ``(2,)``.
 
-    Each at the largest exponent of its examples, so that none underflows that matters.
+    Each at the largest exponent of its own examples: what the others lose to it is nothing beside
+    the sum.
 
     Args:
-      value: of one parameter, ``(E, ...)``.
+      value: of each example, leaves ``(E, ...)``, normalised.
       long: ``(E,)`` bool.
     """
-    assert value.exponent is not None
-    chosen = jnp.stack([long, ~long])
-    size = scaling.magnitude(value.mantissa, 1)
-    own = jnp.where(size == 0, scaling.ZERO, value.exponent + scaling.exponent_of(size))
-    largest = jnp.max(jnp.where(chosen, own, scaling.ZERO), axis=1)
-    weights = scaling.shift(chosen.astype(value.mantissa.dtype), value.exponent - largest[:, None])
-    sums = jnp.tensordot(weights, value.mantissa, axes=1, precision=lax.Precision.HIGHEST)
-    return Scaled(sums, largest)
+    exponent = jnp.where(jnp.stack([long, ~long]), value.exponent, scaling.ZERO)
+    largest = jnp.max(exponent, axis=1)
+    # An example that is zero, or not of the part, would be at the largest exponent of no example.
+    counted = exponent > scaling.ZERO
+
+    def leaf(array: jax.Array) -> jax.Array:
+        weights = scaling.shift(counted.astype(array.dtype), exponent - largest[:, None])
+        return jnp.tensordot(weights, array, axes=1, precision=lax.Precision.HIGHEST)
+
+    return Scaled(jax.tree.map(leaf, value.mantissa), largest)
 
 
-def _log2_norm_of_sum(parts: Scaled) -> jax.Array:
+def _at_one_exponent(parts: Scaled) -> tuple[dict[str, jax.Array], jax.Array]:
     assert parts.exponent is not None
     largest = jnp.max(parts.exponent)
-    total = jnp.sum(scaling.shift(parts.mantissa, parts.exponent - largest), axis=0)
-    return scaling.log2_norm(total, largest)
+    return scaling.shift(parts.mantissa, parts.exponent - largest), largest
 
 
 def _plus(a: Scaled, b: Scaled) -> Scaled:
-    """``a + b`` at the larger exponent."""
+    """``a + b`` at the larger exponents."""
     assert a.exponent is not None
     assert b.exponent is not None
     exponent = jnp.maximum(a.exponent, b.exponent)
-    total = scaling.shift(a.mantissa, a.exponent - exponent)
-    return Scaled(total + scaling.shift(b.mantissa, b.exponent - exponent), exponent)
+    addends = (scaling.shift(one.mantissa, one.exponent - exponent) for one in (a, b))
+    return Scaled(jax.tree.map(jnp.add, *addends), exponent)
 
 
 def _of_readout(parts: jax.Array, split: int) -> tuple[jax.Array, jax.Array]:

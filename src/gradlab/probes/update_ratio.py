@@ -15,6 +15,13 @@ from gradlab.variable import Variable
 class UpdateRatio(StepProbe):
     """``‖Δθ‖ / ‖θ‖`` for each parameter array, Δθ being what the optimizer adds.
 
+    Definition: the 2-norm of what one step adds to an array over that of the array before it.
+
+    Source: the notes of Stanford's course CS231n (2015), "Neural Networks Part 3", ratio of
+    weights to updates.
+
+    Cost: O(|θ|), no memory.
+
     How to read it: around 10^-3 is a common healthy size. Much larger, and a few steps rewrite the
     parameter; much smaller, and it hardly learns. nan where the parameter is exactly zero, as a
     bias is before its first step.

@@ -152,6 +152,9 @@ def _table(outcome: Outcome) -> Table:
     overhead = outcome.timings.get("probe_overhead")
     if overhead is not None:
         table.add_row("cost of probing", f"{overhead:.3g} × a plain step")
+    look = outcome.timings.get("close_look")
+    if look is not None:
+        table.add_row("one close look", f"{look:.3g} s")
     return table
 
 

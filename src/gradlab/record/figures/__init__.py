@@ -2,7 +2,7 @@
 
 Every module but :mod:`~gradlab.record.figures.common` has one function ``figure(curves, scalars,
 info)`` that gives a matplotlib figure, or None if what it shows was not recorded. A new figure is
-such a module and its name in :data:`FIGURES`; the PNG is called like the module.
+such a module and its place in :data:`FIGURES`; the PNG is called like the module.
 
 Lengths of vectors and products are shown as log10: a straight line is exponential decay, and its
 slope is the rate. ``-inf`` means exactly zero; it is drawn black in the heatmaps and left out of
@@ -11,7 +11,6 @@ the lines.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,31 +18,54 @@ from typing import Any
 
 import xarray
 
+from gradlab.record.figures import (
+    adjoint_heatmap,
+    adjoint_over_lag,
+    clipping,
+    curvature,
+    direct_adjoint,
+    forget_product,
+    gates,
+    gradient_noise,
+    horizons,
+    long_jacobian,
+    loss,
+    lyapunov,
+    paths,
+    recurrent_matrix,
+    singular_spectrum,
+    step_jacobian,
+    temporal_contribution,
+    truncation,
+)
 from gradlab.record.figures.common import STYLE, colour_limits, heat_colours
 
 __all__ = ["FIGURES", "colour_limits", "draw", "heat_colours"]
 
-FIGURES = (
-    "adjoint_over_lag",
-    "adjoint_heatmap",
-    "forget_product",
-    "paths",
-    "long_jacobian",
-    "step_jacobian",
-    "singular_spectrum",
-    "lyapunov",
-    "direct_adjoint",
-    "temporal_contribution",
-    "gradient_noise",
-    "truncation",
-    "clipping",
-    "curvature",
-    "gates",
-    "recurrent_matrix",
-    "horizons",
-    "loss",
-)
-"""The modules of this package that draw, in the order in which they are run."""
+FIGURES = {
+    module.__name__.rpartition(".")[2]: module.figure
+    for module in (
+        adjoint_over_lag,
+        adjoint_heatmap,
+        forget_product,
+        paths,
+        long_jacobian,
+        step_jacobian,
+        singular_spectrum,
+        lyapunov,
+        direct_adjoint,
+        temporal_contribution,
+        gradient_noise,
+        truncation,
+        clipping,
+        curvature,
+        gates,
+        recurrent_matrix,
+        horizons,
+        loss,
+    )
+}
+"""What draws each figure, by its name, in the order in which they are drawn."""
 
 
 def draw(
@@ -69,11 +91,10 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(STYLE):
-        for name in FIGURES:
-            module = importlib.import_module(f"{__name__}.{name}")
-            figure = module.figure(curves, scalars, info)
-            if figure is not None:
+        for name, figure in FIGURES.items():
+            page = figure(curves, scalars, info)
+            if page is not None:
                 path = folder / f"{name}.png"
-                figure.savefig(path)
+                page.savefig(path)
                 written.append(path)
     return written

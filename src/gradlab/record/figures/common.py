@@ -75,7 +75,7 @@ def new_figure(panels: int, columns: int = 0, width: float = 6.5) -> Figure:
 def set_title(figure: Figure, words: str) -> None:
     """The title over all panels, smaller where it would be wider than the figure."""
     title = figure.suptitle(words)
-    shrink = 0.97 * figure.bbox.width / title.get_window_extent().width
+    shrink = 0.95 * figure.bbox.width / title.get_window_extent().width
     if shrink < 1:
         title.set_fontsize(float(title.get_fontsize()) * shrink)
 

@@ -45,12 +45,19 @@ def figure(
     )
     for index, (axes, layer) in enumerate(zip(panels(page, len(layers)), layers, strict=True)):
         panel = last.isel(layer=index)
-        line(axes, panel, _TOTAL, color=BLUE, label="all of the gradient, ∂ℓ/∂h_t")
-        line(axes, panel, _DIRECT, color=ORANGE, linestyle="--", label="what enters at this t")
+        line(axes, panel, _TOTAL, color=BLUE, label="all of the gradient, ∂ℓ/∂h_t (whole batch)")
+        line(
+            axes,
+            panel,
+            _DIRECT,
+            color=ORANGE,
+            linestyle="--",
+            label="what enters at this t (first examples of it)",
+        )
         axes.set_title(layer_title(curves, layer, _zeros(panel)), fontsize=12)
         axes.set_ylabel("log10 of the gradient's norm")
     mark_float32(page.axes)
-    page.legend(handles=handles_of(page), loc="outside lower center", ncols=3)
+    page.legend(handles=handles_of(page), loc="outside lower center", ncols=2)
     return page
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray
 
 from gradlab.record.figures.common import (
+    edges,
     handles_of,
     layer_title,
     mark_level,
@@ -62,12 +63,13 @@ def figure(
 def _histogram(axes: Axes, panel: xarray.Dataset, colours: list[Any]) -> None:
     for k, step in enumerate(panel["step"].values):
         share = 100 * panel[_HISTOGRAM].isel(step=k).values
-        style = {"color": colours[k], "drawstyle": "steps-mid"}
-        axes.plot(panel["log10_gate"].values, share, label=f"step {step:,}", **style)
+        style = {"color": colours[k], "drawstyle": "steps-post"}
+        borders = edges(panel["log10_gate"].values)
+        axes.plot(borders, np.append(share, share[-1:]), label=f"step {step:,}", **style)
     bins, shares = panel["log10_gate"].values, panel[_HISTOGRAM].max("step").values
     used = bins[shares > 0.005]
     if len(used):
-        axes.set_xlim(used.min() - 0.2, 0.05)
+        axes.set_xlim(min(used.min() - 0.2, -1), 0.03)
     axes.set_xlabel("log10 of the gate")
     axes.set_ylabel("share of activations (%)")
 

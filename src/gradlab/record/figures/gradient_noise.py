@@ -39,16 +39,19 @@ def figure(
         return None
     chosen, colours = found
     layers = curves["layer"].values
+    seen = np.isfinite(chosen[_NAME].values.max((1, 2)))
     page = new_figure(len(layers))
     set_title(
         page,
         f"From which lag on is the gradient only noise?{subject(info)}\n"
-        "above 0 = a batch sees what comes from beyond this lag,  below 0 = noise drowns it",
+        "from beyond a lag: above 0 = seen in a batch,  below 0 or no line = drowned",
     )
     for index, (axes, layer) in enumerate(zip(panels(page, len(layers)), layers, strict=True)):
         panel = chosen.isel(layer=index)
         for k, step in enumerate(chosen["step"].values):
-            line(axes, panel.isel(step=k), _NAME, color=colours[k], label=f"step {step:,}")
+            one = panel.isel(step=k)
+            label = f"step {step:,}" + ("" if seen[k] else ":\n    no signal")
+            line(axes, one, _NAME, color=colours[k], label=label)
         mark_level(axes, 0, "signal = noise")
         axes.set_title(layer_title(curves, layer, _mark_horizon(axes, curves, index)), fontsize=12)
         axes.set_ylabel("log10 of signal over noise")

@@ -43,7 +43,7 @@ _LINES: dict[str, tuple[str, dict[str, Any]]] = {
         {"color": PURPLE, "linestyle": "-."},
     ),
 }
-SHORTEST, BEYOND = 0.5, 10.0
+SHORTEST, BEYOND = 0.2, 10.0
 """The ends of the axis: timesteps, and times T."""
 
 

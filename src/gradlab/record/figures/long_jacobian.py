@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LARGEST, _FROBENIUS = "long_jacobian_log10", "long_jacobian_log10_frobenius"
-_DASHED: Any = (0, (1.5, 1.5))
+_DASHED: Any = (0, (4, 2))
 
 
 def figure(
@@ -84,5 +84,5 @@ def _style_keys(curves: xarray.Dataset) -> list[Any]:
         return []
     return [
         Line2D([], [], color=GREY, label="solid: largest\nsingular value"),
-        Line2D([], [], color=GREY, ls=_DASHED, lw=1.4, label="dotted: Frobenius"),
+        Line2D([], [], color=GREY, ls=_DASHED, lw=1.4, label="dashed: Frobenius"),
     ]

@@ -71,16 +71,16 @@ def _spectra(axes: Axes, panel: xarray.Dataset, colours: list[Any]) -> None:
 
 
 def _convergence(axes: Axes, panel: xarray.Dataset, colours: list[Any]) -> None:
-    length = panel.sizes["t"]
+    times, length = panel["t"].values, panel.sizes["t"]
     for k in range(panel.sizes["step"]):
-        plot(axes, 1 + np.arange(length), panel[_RUNNING].isel(step=k).values, color=colours[k])
+        plot(axes, times, panel[_RUNNING].isel(step=k).values, color=colours[k])
     # The first few steps are not yet an average and would set the height of the panel.
-    low, high = colour_limits(panel[_RUNNING].values[:, length // 10 :])
+    low, high = colour_limits(panel[_RUNNING].values[:, length // 4 :])
     margin = 0.2 * (high - low)
     axes.set_ylim(min(low - margin, -margin), max(high + margin, margin))
     mark_level(axes, 0, "neither grows\nnor dies out")
     axes.set_title("has the largest settled? (level at the right = yes)", fontsize=12)
-    axes.set_xlabel("timesteps averaged over")
+    axes.set_xlabel("timestep t up to which it is averaged")
     axes.set_ylabel("largest exponent so far")
 
 

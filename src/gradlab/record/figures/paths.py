@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,17 @@ if TYPE_CHECKING:
 
 _PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "whole_path_log10": (
-        "whole: all of ∂{m}_T/∂{m}_t",
+        "whole: all of {whole}",
         {"color": BLUE, "linewidth": 4, "alpha": 0.6},
     ),
-    "forget_path_log10": ("gates alone: product of {g}", {"color": ORANGE, "linestyle": "--"}),
-    "residual_path_log10": ("the rest, through h", {"color": GREEN, "linestyle": (0, (1.5, 1.5))}),
+    "forget_path_log10": (
+        "gates alone: the product of {gate}",
+        {"color": ORANGE, "linestyle": "--"},
+    ),
+    "residual_path_log10": (
+        "the rest, through recurrent weights",
+        {"color": GREEN, "linestyle": (0, (1.5, 1.5))},
+    ),
 }
 
 
@@ -45,7 +52,8 @@ def figure(
         return None
     recorded = [name for name in _PATHS if name in curves]
     attrs = curves[recorded[0]].attrs
-    words = {"g": attrs.get("gate", "the retention gate"), "m": attrs.get("state", "c")}
+    whole = re.split("[ ,]", attrs["long_name"])[0]
+    words = {"gate": attrs.get("gate", "the retention gate"), "whole": whole}
     layers = curves["layer"].values
     page = new_figure(len(layers))
     set_title(

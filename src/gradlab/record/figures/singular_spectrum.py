@@ -23,6 +23,7 @@ from gradlab.record.figures.common import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -51,7 +52,8 @@ def figure(
         axes.set_title(layer_title(curves, layer, _condition(curves, index)), fontsize=12)
         axes.set_ylabel("log10 of the singular value")
         mark_level(axes, 0, "as large as it was")
-    whole_numbers(every[0])
+        whole_numbers(axes)
+    _stretch(every)
     handles = every[0].get_legend_handles_labels()[0] + mark_float32(page.axes)
     page.legend(handles=handles, loc="outside right center", title="at training step")
     return page
@@ -66,3 +68,21 @@ def _condition(curves: xarray.Dataset, index: int) -> str:
         return ""
     power = f"10^{value:.1f}" if np.isfinite(value) else "infinite"
     return f"condition number {power} at step {int(last['step']):,}"
+
+
+def _stretch(panels_of_one_height: list[Axes]) -> None:
+    """Room for what survives, near 0, where other values are hundreds of decades below."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    axes = panels_of_one_height[0]
+    low, high = axes.get_ylim()
+    if low > -60:
+        return
+    axes.set_yscale("symlog", linthresh=10)
+    ticks = [0, 5, 10, -5, *(-digit * 10.0**power for power in range(1, 6) for digit in (1, 2, 5))]
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    lines = [line for each in panels_of_one_height for line in each.lines]
+    top = max(float(np.nanmax(line.get_ydata(), initial=0)) for line in lines)
+    axes.set_ylim(1.2 * low, 1.1 * top + 1)

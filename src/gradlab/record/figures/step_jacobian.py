@@ -44,7 +44,7 @@ def figure(
     set_title(
         page,
         f"What does a single step do to the gradient?{subject(info)}\n"
-        "above 0 = it can grow in this step,  below 0 = it must shrink",
+        "above the dotted line = it can grow in this step,  below = it must shrink",
     )
     grid = page.subplots(len(layers), 1 + blocks, squeeze=False, sharex=True)
     for index, layer in enumerate(layers):
@@ -53,12 +53,12 @@ def figure(
             line(
                 axes, panel.isel(step=k), _WHOLE, color=colours[k], label=f"training step {step:,}"
             )
-        axes.set_title(layer_title(curves, layer, "largest singular value of J_t"))
-        axes.set_ylabel("log10")
+        axes.set_title(layer_title(curves, layer, "the whole step, J_t"))
+        axes.set_ylabel("log10 of the largest singular value")
         mark_level(axes, 0, "neither grows\nnor shrinks")
         if last is not None and blocks:
             _draw_blocks(grid[index, 1], last.isel(layer=index))
-            title = f"its blocks, step {int(last['step']):,}"
+            title = f"old part → new part, step {int(last['step']):,}"
             grid[index, 1].set_title(layer_title(curves, layer, title))
     for axes in grid[-1]:
         axes.set_xlabel(LAG if not blocks else "lag: timesteps back from the end")
@@ -73,4 +73,4 @@ def _draw_blocks(axes: Axes, panel: xarray.Dataset) -> None:
         block = panel.sel({"to": to, "from": origin})
         style = {"color": PALETTE[k % len(PALETTE)], "linestyle": DASHES[k % len(DASHES)]}
         line(axes, block, _BLOCKS, label=f"{origin} → {to}", **style)
-    mark_level(axes, 0, "neither grows\nnor shrinks")
+    axes.set_ylabel("log10 of the Frobenius norm")

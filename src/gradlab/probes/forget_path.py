@@ -1,0 +1,80 @@
+"""Which way the gradient takes: through the gated memory, or around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.closeup import Closeup, LayerView
+from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10
+from gradlab.products import Paths, paths
+from gradlab.variable import Variable
+
+
+@dataclass(frozen=True)
+class ForgetPath(CloseProbe):
+    """The derivative of the last memory by an earlier one, divided into two paths.
+
+    Definition: m is the part of the state that the retention gate multiplies (c in an LSTM, h in a
+    GRU) and ``M_t = ∂m_{T-1}/∂m_t``, its block of the long-term Jacobian of the whole state. The
+    forget path is the diagonal matrix of ``∏_{k>t}`` of the retention gate, per unit; the residual
+    path is the rest, ``M_t`` minus that: everything that goes through a recurrent weight on its
+    way. Frobenius norms per example; mean over examples of log10, over those with a nonzero value.
+
+    Source: Hochreiter & Schmidhuber (1997) and Gers, Schmidhuber & Cummins (2000) take the first
+    path for the whole; this measures how far that holds. The division is exact algebra.
+
+    Cost: the Jacobians; two matrix products of half the state's size at each step, O(T E S³) time,
+    O(E S²) memory. The residual has a recursion of its own, so that nothing cancels.
+
+    How to read it: where the forget path is the upper curve, the gates tell the memory of the
+    network, and a forget product may be read as a horizon. Where the residual path is above it, by
+    decades as in an untrained LSTM with a forget bias of 1, the gradient travels through the
+    hidden state and the recurrent weights, and the gates alone underestimate it. The whole path is
+    the norm of their sum, below both where they cancel.
+    """
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """Three variables; of a cell with a retention gate only."""
+        if setting.retention is None:
+            has = (
+                f"its gates are {', '.join(setting.gates)}" if setting.gates else "it has no gates"
+            )
+            raise Unsupported(
+                f"{setting.cell} has no retention gate that multiplies its old state ({has}), "
+                "so there is no forget path"
+            )
+        memory = "c" if "c" in setting.states else "h"
+        what = f"∂{memory}_T/∂{memory}_t"
+        attrs = {"gate": setting.retention}
+        return {
+            "forget_path_log10": Variable(
+                ("layer", "t"), "log10", f"{what} through the gate {setting.retention} alone", attrs
+            ),
+            "residual_path_log10": Variable(
+                ("layer", "t"), "log10", f"{what} through the recurrent weights", attrs
+            ),
+            "whole_path_log10": Variable(("layer", "t"), "log10", f"{what}, Frobenius norm", attrs),
+        }
+
+    def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
+        """See the class."""
+        found = [_paths(layer) for layer in closeup.layers]
+        return {
+            f"{name}_path_log10": jnp.stack(
+                [
+                    mean_log10(getattr(one, name), layer.mask)
+                    for one, layer in zip(found, closeup.layers, strict=True)
+                ]
+            )
+            for name in Paths._fields
+        }
+
+
+def _paths(layer: LayerView) -> Paths:
+    gate = layer.retention
+    assert gate is not None
+    kept = jnp.where(layer.mask[..., None], gate, 1)
+    return paths(layer.jacobian, kept, layer.part(layer.memory))

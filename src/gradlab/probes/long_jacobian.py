@@ -1,0 +1,59 @@
+"""How much of a change of the state is left at the end of the sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.closeup import Closeup
+from gradlab.probes.base import CloseProbe, Setting, mean_log10
+from gradlab.products import suffix_norms
+from gradlab.variable import Variable
+
+
+@dataclass(frozen=True)
+class LongJacobian(CloseProbe):
+    """Norms of the long-term Jacobian from every timestep to the end.
+
+    Definition: ``J_{T:t} = ∂s_{T-1}/∂s_t = J_{T-1} ⋯ J_{t+1}``, the product of the step Jacobians
+    with the later factor on the left; T is the example's own length. ``long_jacobian_log10`` is
+    log10 of its largest singular value, ``long_jacobian_log10_frobenius`` of its Frobenius norm.
+    Mean over examples of the logs, over those with a nonzero value.
+
+    Source: Pascanu, Mikolov & Bengio (2013), equation 5; Bengio, Simard & Frasconi (1994).
+
+    Cost: the Jacobians; O(T E S³) time, a product and about two block iterations at each step, and
+    O(E S²) memory beside the Jacobians. Exponents are kept beside the product, one a column.
+
+    How to read it: the largest factor by which any gradient at the end can be scaled on its way to
+    t, whatever the loss. The adjoint lies below it: it is one vector, which need not lie along the
+    strongest direction. Where both fall together the network cannot transport; where this one
+    stays up and the adjoint falls, the loss does not ask for it. The Frobenius norm counts all
+    directions and lies at most ½ log10 S above; a gap near that says that all survive alike.
+    """
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """Two variables."""
+        what = "of the long-term Jacobian ∂s_T/∂s_t"
+        return {
+            "long_jacobian_log10": Variable(
+                ("layer", "t"), "log10", f"largest singular value {what}"
+            ),
+            "long_jacobian_log10_frobenius": Variable(
+                ("layer", "t"), "log10", f"Frobenius norm {what}"
+            ),
+        }
+
+    def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
+        """See the class."""
+        curves = [
+            [mean_log10(curve, layer.mask) for curve in suffix_norms(layer.jacobian)]
+            for layer in closeup.layers
+        ]
+        largest, frobenius = zip(*curves, strict=True)
+        return {
+            "long_jacobian_log10": jnp.stack(largest),
+            "long_jacobian_log10_frobenius": jnp.stack(frobenius),
+        }

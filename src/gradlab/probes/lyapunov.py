@@ -1,0 +1,156 @@
+"""Whether neighbouring trajectories part, and how fast: the Lyapunov exponents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradlab.closeup import Closeup, LayerView
+from gradlab.errors import BadInput
+from gradlab.probes.base import CloseProbe, Setting, mean_log10
+from gradlab.products import growth_steps, qr_growth
+from gradlab.variable import Variable
+
+KEY = "probe.measure.lyapunov"
+
+
+@dataclass(frozen=True)
+class Lyapunov(CloseProbe):
+    """The Lyapunov exponents along the trajectory that the inputs drive.
+
+    Definition: ``Q_t R_t = J_t Q_{t-1}`` forward in time from a fixed random orthonormal start;
+    ``λ_i`` is the sum of ``ln|R_ii|`` over the steps after the transient, divided by the number of
+    those that are real. Per example; then the mean over examples, of those with a nonzero growth;
+    then the means in descending order. An example's own estimates are not sorted first: sorting
+    noise would drive the ends of the spectrum apart. ``lyapunov_dimension`` is Kaplan and Yorke's
+    ``k + (λ_1 + … + λ_k)/|λ_{k+1}|`` with the largest k whose sum is not negative, S if all of
+    them sum to 0 or more, and nan where the recorded exponents do not reach k+1.
+    ``lyapunov_horizon`` is ``-1/λ_1`` steps, and T if ``λ_1 ≥ -1/T``. ``lyapunov_running`` is the
+    first direction's average from the transient up to t, held between two
+    orthonormalisations and after an example's end; nan before the first.
+
+    Source: Benettin et al. (1980), Geist, Parlitz & Lauterborn (1990) for the method; Kaplan &
+    Yorke (1979); Vogt et al. (2022) and Engelken (2023) for recurrent networks.
+
+    Cost: the Jacobians; O(T E S² K) time for K exponents, one QR of S×K every ``interval`` steps,
+    and O(E S K) memory.
+
+    How to read it: λ_1 > 0 is chaos: gradients explode like ``exp(λ_1 lag)`` whatever the loss.
+    λ_1 < 0 is forgetting: they vanish so, with the horizon as the time constant. Several
+    exponents near 0 are as many directions that carry information through. The dimension is that
+    of the attractor, the horizon a property of the dynamics alone, where the memory horizon
+    depends on the loss too. At finite T these are estimates: see whether ``lyapunov_running`` has
+    settled.
+
+    Args:
+      exponents: how many; at most the size of the state is taken. None: all.
+      transient: steps left out at the start; rounded up to a whole interval. None: T // 10.
+      interval: steps between orthonormalisations. Above 1 is faster, and rougher for all
+        exponents but the first.
+    """
+
+    exponents: int | None = 32
+    transient: int | None = None
+    interval: int = 1
+
+    def __post_init__(self):
+        """Refuse what cannot be for any model."""
+        if self.exponents is not None and self.exponents < 1:
+            allowed = "a whole number of at least 1, or null for all"
+            raise BadInput(f"{KEY}.exponents", self.exponents, allowed)
+        if self.transient is not None and self.transient < 0:
+            allowed = "a whole number of at least 0, or null for a tenth of the sequence"
+            raise BadInput(f"{KEY}.transient", self.transient, allowed)
+        if self.interval < 1:
+            raise BadInput(f"{KEY}.interval", self.interval, "a whole number of at least 1")
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """Four variables."""
+        length = setting.length
+        if self._begin(length) >= length:
+            allowed = f"a transient that leaves an interval of the {length} steps to average over"
+            given, key = self.transient, f"{KEY}.transient"
+            if given is None or given < length:
+                given, key = self.interval, f"{KEY}.interval"
+            raise BadInput(key, given, allowed, "a shorter transient or a longer sequence")
+        return {
+            "lyapunov_exponent": Variable(("layer", "index"), "nats/step", "Lyapunov exponent"),
+            "lyapunov_dimension": Variable(("layer",), "1", "Kaplan-Yorke dimension"),
+            "lyapunov_horizon": Variable(("layer",), "steps", "horizon -1/λ_1 (T: never)"),
+            "lyapunov_running": Variable(
+                ("layer", "t"), "nats/step", "largest Lyapunov exponent, averaged up to t"
+            ),
+        }
+
+    def coords(self, setting: Setting) -> dict[str, list[Any]]:
+        """Ranks of the exponents, the largest first."""
+        return {"index": list(range(self._count(setting.state_size)))}
+
+    def _count(self, size: int) -> int:
+        return size if self.exponents is None else min(self.exponents, size)
+
+    def _begin(self, length: int) -> int:
+        """The first step that counts: the transient in whole intervals."""
+        transient = length // 10 if self.transient is None else self.transient
+        return -(-transient // self.interval) * self.interval
+
+    def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
+        """See the class."""
+        found = [self._layer(layer, closeup.length) for layer in closeup.layers]
+        exponents = jnp.stack([one.exponents for one in found])
+        size = closeup.layers[0].jacobian.shape[-1]
+        return {
+            "lyapunov_exponent": exponents,
+            "lyapunov_dimension": jnp.stack([kaplan_yorke(one, size) for one in exponents]),
+            "lyapunov_horizon": _horizon(exponents[:, 0], closeup.length),
+            "lyapunov_running": jnp.stack([one.running for one in found]),
+        }
+
+    def _layer(self, layer: LayerView, length: int) -> _Growth:
+        size = layer.jacobian.shape[-1]
+        growth = qr_growth(layer.jacobian, self._count(size), self.interval)
+        spans = growth_steps(length, self.interval)
+        counted = spans[:, 0] >= self._begin(length)
+        growth, spans = growth[counted], spans[counted]
+        passed = jnp.pad(jnp.cumsum(layer.mask, axis=0), [(1, 0), (0, 0)])
+        steps = passed[spans[:, 1]] - passed[spans[0, 0]]
+        average = jnp.cumsum(growth, axis=0) / jnp.maximum(steps, 1)[..., None]
+        some = jnp.broadcast_to(steps[-1] > 0, average[-1].T.shape)
+        exponents = -jnp.sort(-mean_log10(average[-1].T, some))
+        first = mean_log10(average[..., 0], steps > 0)
+        # The last interval that has ended at each step; none before the first.
+        latest = np.searchsorted(spans[:, 1], np.arange(1, length + 1), side="right") - 1
+        running = jnp.where(latest >= 0, first[np.maximum(latest, 0)], jnp.nan)
+        return _Growth(exponents, running)
+
+
+class _Growth(NamedTuple):
+    exponents: jax.Array
+    running: jax.Array
+
+
+def kaplan_yorke(exponents: jax.Array, size: int) -> jax.Array:
+    """The dimension ``()`` from ``(K,)`` descending exponents of a state of ``size``.
+
+    A sum within rounding of 0 is 0. nan if K < size and all sums are 0 or more.
+    """
+    count = len(exponents)
+    sums = jnp.cumsum(exponents)
+    rounding = 32 * float(jnp.finfo(exponents.dtype).eps) * np.arange(1, count + 1)
+    k = jnp.sum(jnp.cumprod(sums >= -rounding))
+    above = jnp.maximum(jnp.where(k > 0, sums[k - 1], 0), 0)
+    next_one = exponents[jnp.minimum(k, count - 1)]
+    found = k + above / jnp.maximum(jnp.abs(next_one), jnp.finfo(exponents.dtype).tiny)
+    full = size if count == size else jnp.nan
+    found = jnp.where(k == count, full, found)
+    return jnp.where(jnp.any(jnp.isnan(exponents)), jnp.nan, found)
+
+
+def _horizon(largest: jax.Array, length: int) -> jax.Array:
+    falls = largest < -1 / length
+    horizon = jnp.where(falls, -1 / jnp.where(falls, largest, -1), length)
+    return jnp.where(jnp.isnan(largest), jnp.nan, horizon)

@@ -1,0 +1,93 @@
+"""Every direction of the state: what the whole sequence leaves of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.closeup import Closeup, LayerView
+from gradlab.errors import BadInput
+from gradlab.probes.base import CloseProbe, Setting, mean_log10
+from gradlab.products import log10_singular_values
+from gradlab.variable import Variable
+
+
+@dataclass(frozen=True)
+class SingularSpectrum(CloseProbe):
+    """All singular values of the long-term Jacobian over the whole sequence.
+
+    Definition: ``σ_1 ≥ … ≥ σ_S`` of ``J_{T:0} = J_{T-1} ⋯ J_1``; ``condition_log10`` is
+    ``log10 σ_1/σ_S``; the finite-time Lyapunov exponents are ``ln σ_i / n`` with n the example's
+    number of real steps in the product. They tend to the Lyapunov exponents as n grows, and at
+    finite n they are not what QR gives (:class:`gradlab.probes.Lyapunov`). Each per example, then
+    the mean over examples; of logs, over those with a nonzero value.
+
+    Source: Oseledets (1968) for the exponents; Engelken (2023) for the condition number of the
+    long-term Jacobian as the obstacle to training; Demmel & Veselić (1992) for how small singular
+    values are found: of a product whose condition number is beyond the digits of a float, a plain
+    decomposition gives rounding errors.
+
+    Cost: the most of any probe: T QR decompositions of S×S for each example, O(T S³) time, and
+    O(S²) memory beside the Jacobians.
+
+    How to read it: the number of values near 0 (a factor 1) is the number of directions of the
+    state in which gradient survives the sequence; the rest of the state is forgotten. A steep
+    curve means that the gradient at the start is that of one direction alone, whatever the loss
+    says: a condition number above 10^7 is all of float32. -inf is a direction that is lost
+    exactly, or beyond the digits of a single step.
+
+    Args:
+      examples: how many of the examples looked at are used; all if there are fewer.
+    """
+
+    examples: int = 1
+
+    def __post_init__(self):
+        """Refuse what cannot be."""
+        if self.examples < 1:
+            key = "probe.measure.singular_spectrum.examples"
+            raise BadInput(key, self.examples, "a whole number of at least 1")
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """Three variables."""
+        product = "of the long-term Jacobian ∂s_T/∂s_0"
+        return {
+            "singular_value_log10": Variable(
+                ("layer", "singular"), "log10", f"singular values {product}"
+            ),
+            "condition_log10": Variable(("layer",), "log10", f"condition number {product}"),
+            "finite_time_exponent": Variable(
+                ("layer", "singular"),
+                "nats/step",
+                "finite-time Lyapunov exponent ln σ_i / steps",
+            ),
+        }
+
+    def coords(self, setting: Setting) -> dict[str, list[Any]]:
+        """Ranks of the singular values, the largest first."""
+        return {"singular": list(range(setting.state_size))}
+
+    def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
+        """See the class."""
+        spectra = [self._spectrum(layer) for layer in closeup.layers]
+        return {name: jnp.stack([one[name] for one in spectra]) for name in spectra[0]}
+
+    def _spectrum(self, layer: LayerView) -> dict[str, jax.Array]:
+        real = layer.mask[:, : self.examples]
+        log10 = log10_singular_values(layer.jacobian[:, : self.examples])
+        steps = jnp.sum(real[1:], axis=0)
+        # Two infinities have no difference: a product that is zero is as far from regular as any.
+        lost = log10[:, -1] == -jnp.inf
+        condition = jnp.where(lost, jnp.inf, log10[:, 0] - jnp.where(lost, 0, log10[:, -1]))
+        exponents = log10 * math.log(10) / jnp.maximum(steps, 1)[:, None]
+        some = jnp.any(real, axis=0)
+        every = jnp.broadcast_to(some, log10.T.shape)
+        return {
+            "singular_value_log10": mean_log10(log10.T, every),
+            "condition_log10": mean_log10(condition, some),
+            "finite_time_exponent": mean_log10(exponents.T, every & (steps > 0)),
+        }

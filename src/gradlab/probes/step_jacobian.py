@@ -1,0 +1,76 @@
+"""What one step of the network does to a small change of its state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradlab import scaling
+from gradlab.closeup import Closeup, LayerView
+from gradlab.probes.base import CloseProbe, Setting, mean_log10
+from gradlab.products import log10_largest
+from gradlab.variable import Variable
+
+
+@dataclass(frozen=True)
+class StepJacobian(CloseProbe):
+    """Norms of the step Jacobian and of its blocks, at every timestep.
+
+    Definition: ``J_t = ∂s_t/∂s_{t-1}``, rows = output, with s = [c; h] in an LSTM and h elsewhere.
+    ``step_jacobian_log10`` is log10 of its largest singular value; ``step_jacobian_block_log10`` is
+    log10 of the Frobenius norm of each block ``∂to_t/∂from_{t-1}``. Mean over examples of the
+    logs, over those with a nonzero value.
+
+    Source: Pascanu, Mikolov & Bengio (2013), equation 6 and section 2.2: the factors of the
+    product that transports the gradient.
+
+    Cost: the Jacobians, O(T E S²) memory and S forward derivatives of each step; the singular
+    value O(T E S³), some ten matrix products each.
+
+    How to read it: above 0 a step can amplify a change of the state, below 0 no change survives
+    undiminished. The product over time may still be far smaller than the product of these norms,
+    since its factors do not amplify the same direction. In an LSTM the block c to c is the path
+    through the memory alone, and the others are what the recurrent weights add; where these are
+    the larger ones, the memory cell is not what carries the gradient.
+    """
+
+    def variables(self, setting: Setting) -> dict[str, Variable]:
+        """Two variables."""
+        return {
+            "step_jacobian_log10": Variable(
+                ("layer", "t"), "log10", "largest singular value of the step Jacobian J_t"
+            ),
+            "step_jacobian_block_log10": Variable(
+                ("layer", "to", "from", "t"),
+                "log10",
+                "Frobenius norm of a block ∂(to)_t/∂(from)_{t-1} of the step Jacobian",
+            ),
+        }
+
+    def coords(self, setting: Setting) -> dict[str, list[Any]]:
+        """The parts of the state."""
+        return {"to": list(setting.states), "from": list(setting.states)}
+
+    def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
+        """See the class."""
+        layers = closeup.layers
+        largest = [mean_log10(log10_largest(one.jacobian), one.mask) for one in layers]
+        return {
+            "step_jacobian_log10": jnp.stack(largest),
+            "step_jacobian_block_log10": jnp.stack([_blocks(one) for one in layers]),
+        }
+
+
+def _blocks(layer: LayerView) -> jax.Array:
+    """``(to, from, T)`` of one layer."""
+    plain = jnp.zeros(layer.mask.shape, jnp.int32)
+
+    def norm(to: str, source: str) -> jax.Array:
+        block = layer.jacobian[..., layer.part(to), layer.part(source)]
+        return mean_log10(scaling.log2_norm(block, plain) * math.log10(2), layer.mask)
+
+    return jnp.stack([jnp.stack([norm(to, one) for one in layer.states]) for to in layer.states])

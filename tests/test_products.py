@@ -63,6 +63,13 @@ def resets(rng, depth):
     return np.stack(steps)
 
 
+def handed_over():
+    """Six units keep everything, until all at once they lose it to the others."""
+    kept = np.where(np.arange(S) < 6, 1.0, 0.5) * np.ones((T, 1))
+    kept[9] = np.where(np.arange(S) < 6, 1e-8, 1.0)
+    return kept[:, :, None] * np.eye(S)
+
+
 def lstm_like(rng):
     """Step Jacobians of an LSTM with a spread of forget gates: [c; h], rows = output."""
     width, steps = S // 2, []
@@ -82,6 +89,9 @@ CASES = {
     "two close": lambda rng: np.stack(
         [with_values(rng, [1, 0.9999, *[0.5] * (S - 2)]) for _ in range(T)]
     ),
+    "one ahead of all": lambda rng: np.stack(
+        [with_values(rng, [1.01, *[1] * (S - 1)]) for _ in range(T)]
+    ),
     "evenly spread": lambda rng: np.stack(
         [with_values(rng, np.linspace(1, 0, S)) for _ in range(T)]
     ),
@@ -92,6 +102,7 @@ CASES = {
     "resets": lambda rng: resets(rng, 0.02),
     "faint resets": lambda rng: resets(rng, 0.001),
     "rotated resets": lambda rng: (lambda q: q @ resets(rng, 0.02) @ q.T)(orthogonal(rng)),
+    "handed over": lambda rng: handed_over(),
     "decaying": lambda rng: 1e-3 * rng.normal(size=(T, S, S)),
     "cut": lambda rng: np.where((np.arange(T) == 9)[:, None, None], 0, rng.normal(size=(T, S, S))),
 }
@@ -111,6 +122,15 @@ def test_largest_of_each_matrix_is_that_of_float64(name):
     jacobians = np.float32(CASES[name](np.random.default_rng(1)))
     want = log10(np.linalg.svd(np.float64(jacobians), compute_uv=False)[:, 0])
     np.testing.assert_allclose(largest_of(jacobians[:, None])[:, 0], want, atol=1e-3)
+
+
+def test_norms_in_float64():
+    jacobians = CASES["gaussian"](np.random.default_rng(0))
+    with jax.enable_x64(True):
+        got = np.stack(norms_of(jnp.asarray(jacobians)[:, None]), -1)[:, 0]
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got[:, 1], suffix_oracle(jacobians)[:, 1], atol=1e-12)
+    np.testing.assert_allclose(got[:, 0], suffix_oracle(jacobians)[:, 0], atol=1e-3)
 
 
 def test_examples_do_not_mix():

@@ -69,6 +69,29 @@ class LayerView:
         self._back, self.backwards = back, backwards
         self._graph, self._params, self._rest = nnx.split(cell, nnx.Param, ...)
         self._names = names_of(self._params)
+        self._fewer: dict[int, LayerView] = {}
+
+    def first(self, examples: int) -> LayerView:
+        """The same layer on the first so many examples; the same view for the same number."""
+        if examples >= self.mask.shape[1]:
+            return self
+        if examples not in self._fewer:
+            few = slice(examples)
+            trace = Trace(
+                jax.tree.map(lambda leaf: leaf[:, few], self.trace.before),
+                self.trace.inputs[:, few],
+                jax.tree.map(lambda leaf: leaf[few], self.trace.final),
+            )
+
+            def back() -> Backward:
+                whole = self._back()
+                adjoint, direct = jax.tree.map(lambda a: a[:, few], (whole.adjoint, whole.direct))
+                return Backward(None, adjoint, direct)
+
+            self._fewer[examples] = LayerView(
+                self.name, self.cell, self.prefix, trace, self.mask[:, few], back, self.backwards
+            )
+        return self._fewer[examples]
 
     def _after(self) -> Any:
         return jax.tree.map(
@@ -196,8 +219,10 @@ class LayerView:
     @cached_property
     def _transposed(self) -> Callable[[Any], tuple[Params]]:
         def results(params: Params) -> Any:
-            step = lambda state, x: self.results_with(params, state, x)  # noqa: E731
-            return jax.vmap(jax.vmap(step))(self.before, self.trace.inputs)
+            def one(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+                return self.results_with(params, state, x)
+
+            return jax.vmap(jax.vmap(one))(self.before, self.trace.inputs)
 
         return jax.vjp(results, dict(self.params))[1]
 
@@ -209,14 +234,15 @@ class LayerView:
         return self._transposed(scaling.plain(self._cotangents_of(back)))[0]
 
     @cached_property
-    def contribution(self) -> Callable[[Any], Scaled]:
+    def contribution(self) -> Callable[[Any], dict[str, Scaled]]:
         """What enters the gradient of each example's loss through a step: a function of the step.
 
         The transpose of ``∂⁺s_t/∂θ`` applied to the adjoint; over ``t`` it sums to ∂ℓ/∂θ. Ask for
         the function outside of a scan that calls it: what it reads is computed then.
 
         The function takes a timestep, traced or not, or ``(E,)`` with one for each example. It
-        gives a dict of mantissas ``(E, *θ.shape)`` by name within the cell, exponents ``(E,)``.
+        gives, by name within the cell, mantissas ``(E, *θ.shape)`` and exponents ``(E,)``: of each
+        parameter its own, since an input of 0 silences one and not another.
         """
         cotangents = self.cotangents
         assert cotangents.exponent is not None
@@ -226,10 +252,11 @@ class LayerView:
             _, pull = jax.vjp(lambda params: self.results_with(params, state, x), self.params)
             return pull(cotangent)[0]
 
-        def at(t: Any) -> Scaled:
+        def at(t: Any) -> dict[str, Scaled]:
             index = t if jnp.ndim(t) == 0 else (t, jnp.arange(len(t)))
             *read, exponent = jax.tree.map(lambda array: array[index], reads)
-            return scaling.normalise(Scaled(dict(jax.vmap(one)(*read)), exponent))
+            found = jax.vmap(one)(*read)
+            return {name: scaling.normalise(Scaled(leaf, exponent)) for name, leaf in found.items()}
 
         return at
 
@@ -308,6 +335,10 @@ class Closeup:
                 )
             )
         return views
+
+    def first(self, examples: int) -> list[LayerView]:
+        """The layers on the first so many examples, for what costs too much on all of them."""
+        return [layer.first(examples) for layer in self.layers]
 
     def _read(self, readout: Any, run: Unrolled) -> jax.Array:
         outputs = run.outputs if self.every else run.last

@@ -54,7 +54,7 @@ def qr_growth(jacobians: jax.Array, count: int, interval: int = 1) -> jax.Array:
     start = jnp.asarray(random_orthonormal(size, count), jacobians.dtype)
 
     def grow(value: Scaled, jacobian: jax.Array) -> tuple[Scaled, None]:
-        product = jnp.matmul(jacobian, value.mantissa, precision=HIGHEST)
+        product = _multiply(jacobian, value.mantissa)
         return scaling.normalise(Scaled(product, value.exponent)), None
 
     def over(q: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +105,7 @@ def graded_identity(examples: int, size: int, dtype: Any) -> Graded:
 def times(left: Graded, right: jax.Array) -> Graded:
     """``left @ right`` for plain ``right (E, N, K)``, each column of the result kept in range."""
     scaled, exponent = _rows_into_columns(right, left.exponent)
-    return _normalised(jnp.matmul(left.mantissa, scaled, precision=HIGHEST), exponent)
+    return _normalised(_multiply(left.mantissa, scaled), exponent)
 
 
 def log2_frobenius(value: Graded) -> jax.Array:
@@ -232,145 +232,106 @@ def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
 
 # The largest singular value.
 
-KEPT, FRESH, WATCHED = 8, 4, 8
-"""Directions carried from matrix to matrix, and random ones added to them at each."""
-
-PLAIN = 5
-"""Iterations before a power of the matrix is made, which costs as much as four."""
-
-SQUARINGS = 4
-"""The power is ``(A Aᵀ)^(2**SQUARINGS)``."""
-
 SMALL = 32
 """The largest size for which a singular value decomposition is the cheaper way."""
 
-GAIN = 3e-4
-"""Iteration ends when it adds less than this share of the largest squared singular value."""
+SQUARINGS, LANCZOS = 3, 12
+"""Lanczos steps are made with ``(A Aᵀ)^(2**SQUARINGS)``: the power serves a spectrum that is spread
+out, the Krylov space a narrow one, which powers alone cannot tell apart."""
 
 
 def suffix_norms(jacobians: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log10 of two norms of ``J_{T-1} ⋯ J_{t+1}`` for every t.
 
-    One scan from the end, with one exponent a column. The largest singular value is right to 1e-3
-    in the log10: see :func:`_largest`.
+    One scan from the end, with one exponent a column; O(T E S²) memory.
 
     Args:
       jacobians: ``(T, E, S, S)``.
 
     Returns:
-      The largest singular value and the Frobenius norm, ``(T, E)`` each. At ``t = T-1`` the product
-      is the identity. -inf where the product is exactly zero.
+      The largest singular value, right to 1e-3 in the log10, and the Frobenius norm, ``(T, E)``
+      each. At ``t = T-1`` the product is the identity. -inf where the product is exactly zero.
     """
     _, examples, size, _ = jacobians.shape
-    identity = graded_identity(examples, size, jacobians.dtype)
 
-    def back(state: tuple[Graded, jax.Array], jacobian: jax.Array):
-        product, block = state
-        plain, exponent = _to_common_exponent(product)
-        largest, block = _largest(plain, block)
-        found = exponent.astype(plain.dtype) + largest, scaling.log2_norm(plain, exponent)
-        return (times(product, jacobian), block), found
+    def back(product: Graded, jacobian: jax.Array):
+        return times(product, jacobian), _to_common_exponent(product)
 
-    start = (identity, _start(examples, size, jacobians.dtype))
-    _, found = lax.scan(back, start, jacobians, reverse=True)
-    return found[0] * math.log10(2), found[1] * math.log10(2)
+    start = graded_identity(examples, size, jacobians.dtype)
+    _, (products, exponents) = lax.scan(back, start, jacobians, reverse=True)
+    largest = log10_largest(products) + exponents.astype(products.dtype) * scaling.LOG10_2
+    return largest, scaling.log10_norm(products, exponents)
 
 
 def log10_largest(matrices: jax.Array) -> jax.Array:
-    """log10 of the largest singular value of each of ``(T, E, S, S)``, ``(T, E)``.
+    """log10 of the largest singular value of each of ``(T, E, S, S)``, ``(T, E)``; within 1e-3.
 
-    Right to 1e-3, and fastest when neighbours in time are alike.
+    By Lanczos steps, all matrices at once. What is found is never above the true value but by
+    rounding.
     """
-    _, examples, size, _ = matrices.shape
-
-    def one(block: jax.Array, matrix: jax.Array):
-        scaled = scaling.scale(matrix, 1)
-        largest, block = _largest(scaled.mantissa, block, 0)
-        assert scaled.exponent is not None
-        return block, scaled.exponent.astype(matrix.dtype) + largest
-
-    _, found = lax.scan(one, _start(examples, size, matrices.dtype), matrices)
-    return found * math.log10(2)
-
-
-def _start(examples: int, size: int, dtype: Any) -> jax.Array:
-    start = jnp.asarray(random_orthonormal(size, min(size, KEPT + FRESH)), dtype)
-    return jnp.broadcast_to(start, (examples, *start.shape))
-
-
-class _Search(NamedTuple):
-    """Subspace iteration: the block, its Ritz values (descending), what was gained, its age."""
-
-    block: jax.Array
-    ritz: jax.Array
-    settled: jax.Array
-    age: jax.Array
-
-
-def _largest(
-    matrix: jax.Array, block: jax.Array, plain: int = PLAIN
-) -> tuple[jax.Array, jax.Array]:
-    """log2 of the largest singular value by subspace iteration with Rayleigh and Ritz.
-
-    The block begins with the leading left singular vectors of a neighbour and random directions,
-    so that one that takes the lead is found. Iteration ends when what the block leaves out of the
-    Frobenius norm cannot matter, or when the leading Ritz values stop growing; where they do not
-    after a few steps (many singular values close together), a high power of the matrix goes on.
-
-    Args:
-      matrix: ``(E, S, S)``, the largest entry near 1.
-      block: ``(E, S, KEPT + FRESH)``, orthonormal columns; returned in its new form.
-    """
-    size = matrix.shape[-1]
+    shape, size = matrices.shape[:-2], matrices.shape[-1]
+    flat = scaling.scale(matrices.reshape(-1, size, size), 1)
+    assert flat.exponent is not None
     if size <= SMALL:
-        return jnp.log2(jnp.linalg.svd(matrix, compute_uv=False)[..., 0]), block
-    transposed = jnp.swapaxes(matrix, -1, -2)
-    energy = jnp.sum(jnp.square(matrix), axis=(-2, -1))
+        log2 = jnp.log2(jnp.linalg.svd(flat.mantissa, compute_uv=False)[..., 0])
+    else:
+        log2 = _log2_largest(flat.mantissa)
+    return ((log2 + flat.exponent.astype(log2.dtype)) * scaling.LOG10_2).reshape(shape)
 
-    def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
-        return jnp.matmul(left, right, precision=HIGHEST)
 
-    def refine(search: _Search, power: jax.Array | None) -> _Search:
-        read = multiply(jnp.swapaxes(search.block, -1, -2), matrix)
-        values, vectors = jnp.linalg.eigh(multiply(read, jnp.swapaxes(read, -1, -2)))
-        ritz, vectors = values[:, ::-1], vectors[:, :, ::-1]
-        if power is None:
-            new = multiply(matrix, multiply(jnp.swapaxes(read, -1, -2), vectors))
-        else:
-            new = multiply(power, multiply(search.block, vectors))
-        top = ritz[:, 0]
-        gain = jnp.sum(ritz[:, :WATCHED], -1) - jnp.sum(search.ritz[:, :WATCHED], -1)
-        settled = (search.age > 0) & (gain <= GAIN * top)
-        settled |= energy - jnp.sum(ritz, -1) <= GAIN * top
-        return _Search(jnp.linalg.qr(new)[0], ritz, settled, search.age + 1)
+def _log2_largest(matrices: jax.Array) -> jax.Array:
+    """``(N,)`` of ``(N, S, S)`` whose largest entry is near 1, or that are 0."""
+    power = scaling.scale(_multiply(matrices, _transposed(matrices)), 1)
+    for _ in range(SQUARINGS):
+        assert power.exponent is not None
+        squared = Scaled(_multiply(power.mantissa, power.mantissa), 2 * power.exponent)
+        power = scaling.normalise(squared)
+    assert power.exponent is not None
+    log2 = jnp.log2(jnp.maximum(_largest_eigenvalue(power.mantissa), 0))
+    # What is exactly zero has an exponent of its own, far from 0, that squaring may carry anywhere.
+    zero = jnp.all(power.mantissa == 0, axis=(-2, -1))
+    found = (log2 + power.exponent.astype(log2.dtype)) / 2 ** (SQUARINGS + 1)
+    return jnp.where(zero, -jnp.inf, found)
 
-    def run(search: _Search, limit: int, power: jax.Array | None = None) -> _Search:
-        def going(search: _Search) -> jax.Array:
-            return (search.age < limit) & ~jnp.all(search.settled)
 
-        return lax.while_loop(going, lambda search: refine(search, power), search)
+def _largest_eigenvalue(matrices: jax.Array) -> jax.Array:
+    """``(N,)`` of symmetric ``(N, S, S)``: the largest Ritz value of a Krylov space."""
+    count, size, _ = matrices.shape
+    dtype = matrices.dtype
+    start = jnp.asarray(random_orthonormal(size, 1)[:, 0], dtype)
+    basis = jnp.zeros((count, LANCZOS + 1, size), dtype).at[:, 0].set(start)
 
-    def by_power(search: _Search) -> _Search:
-        power = multiply(matrix, transposed)
-        for _ in range(SQUARINGS):
-            power = scaling.scale(power, 1).mantissa
-            power = multiply(power, power)
-        power = scaling.scale(power, 1).mantissa
-        block = jnp.linalg.qr(multiply(power, search.block))[0]
-        return run(search._replace(block=block, age=jnp.zeros((), jnp.int32)), 24, power)
+    def step(index: jax.Array, state: tuple[jax.Array, jax.Array]):
+        basis, tridiagonal = state
+        new = _multiply(matrices, basis[:, index, :, None])
+        noise = size * jnp.finfo(dtype).eps * _lengths(new)
+        for _ in range(2):  # once leaves what rounding brought in; the first also finds the entries
+            inner = _multiply(basis, new)
+            tridiagonal = tridiagonal.at[:, :, index].add(inner[..., 0])
+            new = new - _multiply(_transposed(basis), inner)
+        # A space that is complete leaves rounding, which is no direction to go on with.
+        length = jnp.where(_lengths(new) > noise, _lengths(new), 0)
+        unit = new[..., 0] / jnp.where(length > 0, length, jnp.inf)[:, None]
+        tridiagonal = tridiagonal.at[:, index + 1, index].set(length)
+        return basis.at[:, index + 1].set(unit), tridiagonal
 
-    fresh = jnp.asarray(random_orthonormal(size, FRESH), matrix.dtype)
-    fresh = jnp.broadcast_to(fresh, (*matrix.shape[:-1], FRESH))
-    mixed = jnp.linalg.qr(jnp.concatenate([block[..., :KEPT], fresh], -1))[0]
-    start = _Search(
-        mixed,
-        jnp.zeros(mixed.shape[::2], matrix.dtype),
-        jnp.zeros(matrix.shape[:1], bool),
-        jnp.zeros((), jnp.int32),
-    )
-    search = run(start, plain)
-    search = lax.cond(jnp.all(search.settled), lambda search: search, by_power, search)
-    return 0.5 * jnp.log2(search.ritz[:, 0]), search.block
+    projected = jnp.zeros((count, LANCZOS + 1, LANCZOS + 1), dtype)
+    _, projected = lax.fori_loop(0, LANCZOS, step, (basis, projected))
+    projected = projected[:, :LANCZOS, :LANCZOS]
+    return jnp.linalg.eigvalsh((projected + _transposed(projected)) / 2)[:, -1]
+
+
+def _lengths(columns: jax.Array) -> jax.Array:
+    """``(N,)`` of ``(N, S, 1)``."""
+    return jnp.sqrt(jnp.sum(jnp.square(columns), axis=(-2, -1)))
+
+
+def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.matmul(left, right, precision=HIGHEST)
+
+
+def _transposed(matrix: jax.Array) -> jax.Array:
+    return jnp.swapaxes(matrix, -1, -2)
 
 
 # All singular values.
@@ -419,9 +380,9 @@ def triangular_product(jacobians: jax.Array) -> Graded:
     def forward(state: tuple[jax.Array, Graded], jacobian: jax.Array):
         q, rows = state
         scaled = scaling.scale(jacobian, 1)
-        q, r = jnp.linalg.qr(jnp.matmul(scaled.mantissa, q, precision=HIGHEST))
+        q, r = jnp.linalg.qr(_multiply(scaled.mantissa, q))
         r = _resolved(r)
-        rows = times(rows, jnp.swapaxes(r, -1, -2))
+        rows = times(rows, _transposed(r))
         assert scaled.exponent is not None
         exponent = jnp.maximum(rows.exponent + scaled.exponent[:, None], scaling.ZERO)
         return (q, rows._replace(exponent=exponent)), None
@@ -450,7 +411,7 @@ def graded_singular_values(matrix: Graded) -> jax.Array:
     """
     size = matrix.mantissa.shape[-1]
     matrix = lax.fori_loop(0, PREPARED, lambda _, matrix: _prepared(matrix), matrix)
-    columns, exponent = jnp.swapaxes(matrix.mantissa, -1, -2), matrix.exponent
+    columns, exponent = _transposed(matrix.mantissa), matrix.exponent
     if size % 2:
         columns = jnp.pad(columns, [(0, 0), (0, 1), (0, 0)])
         exponent = jnp.pad(exponent, [(0, 0), (0, 1)], constant_values=scaling.ZERO)
@@ -486,12 +447,12 @@ def graded_singular_values(matrix: Graded) -> jax.Array:
 
 def _prepared(matrix: Graded) -> Graded:
     """The transposed triangular factor of the columns sorted by norm: the same singular values."""
-    norms = scaling.log2_norm(jnp.swapaxes(matrix.mantissa, -1, -2), matrix.exponent)
+    norms = scaling.log2_norm(_transposed(matrix.mantissa), matrix.exponent)
     order = jnp.argsort(-norms, axis=-1)
     mantissa = jnp.take_along_axis(matrix.mantissa, order[:, None, :], axis=-1)
     exponent = jnp.take_along_axis(matrix.exponent, order, axis=-1)
     r = jnp.linalg.qr(mantissa, mode="r")
-    return Graded(*_rows_into_columns(jnp.swapaxes(r, -1, -2), exponent))
+    return Graded(*_rows_into_columns(_transposed(r), exponent))
 
 
 class _Pairs(NamedTuple):

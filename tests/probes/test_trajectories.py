@@ -26,11 +26,11 @@ from ..models import every_model
 
 TRANSIENT = 2
 PROBES = (
-    StepJacobian(),
-    LongJacobian(),
+    StepJacobian(examples=E),
+    LongJacobian(examples=E),
     SingularSpectrum(examples=2),
-    ForgetPath(),
-    Lyapunov(exponents=None, transient=TRANSIENT),
+    ForgetPath(examples=99),
+    Lyapunov(exponents=None, transient=TRANSIENT, examples=E),
 )
 
 
@@ -181,7 +181,7 @@ def check_exponents(real, jacobians, index, got):
         if steps[-1]:
             total = np.cumsum(logs[TRANSIENT:], axis=0) / np.maximum(steps, 1)[:, None]
             average.append(total[-1])
-            running.append(total[:, 0])
+            running.append(np.where(steps > 0, total[:, 0], np.nan))
     want = np.sort([mean(one) for one in np.transpose(average)])[::-1]
     lost = want < -5  # rounding errors in the place of directions that are lost
     exponents = got["lyapunov_exponent"][index]
@@ -189,7 +189,7 @@ def check_exponents(real, jacobians, index, got):
     assert np.all(exponents[lost] < -5)
     curve = got["lyapunov_running"][index]
     assert np.isnan(curve[:TRANSIENT]).all()
-    late = [mean(one) for one in np.transpose(running)]
+    late = [mean(one[~np.isnan(one)]) for one in np.transpose(running)]
     if not lost[0]:
         np.testing.assert_allclose(curve[TRANSIENT:], late, rtol=1e-8, atol=1e-8)
     horizon = -1 / want[0] if want[0] < -1 / T else T
@@ -287,7 +287,7 @@ def test_the_update_gate_is_all_there_is_without_recurrent_weights():
     cell = GRU(2, 3, rngs=nnx.Rngs(0))
     without_recurrence(cell, cell.dense_h)
     inputs = np.random.default_rng(0).normal(size=(200, 2, 2))
-    got = look(cell, inputs, ForgetPath())
+    got = look(cell, inputs, ForgetPath(examples=2))
     assert np.isneginf(got["residual_path_log10"]).all()
     np.testing.assert_allclose(got["forget_path_log10"], got["whole_path_log10"], atol=1e-4)
     assert got["forget_path_log10"][0] < -39  # below what float32 holds
@@ -298,7 +298,7 @@ def test_an_lstm_must_show_that_its_gates_are_not_all():
     inputs = np.random.default_rng(0).normal(size=(50, 4, 8))
     width = 1 / math.sqrt(32)
     cell = LSTM(8, 32, recurrent_kernel_init=nnx.initializers.normal(width), rngs=nnx.Rngs(0))
-    got = look(cell, inputs, ForgetPath())
+    got = look(cell, inputs, ForgetPath(examples=4))
     forget, rest, whole = (got[f"{n}_path_log10"][0] for n in ("forget", "residual", "whole"))
     assert whole > forget + 2
     assert whole == pytest.approx(rest, abs=0.1)
@@ -310,7 +310,7 @@ def test_no_product_exceeds_the_bound_of_pascanu(activation, steepest):
     rng = np.random.default_rng(0)
     cell = recurrent(rng.normal(size=(12, 12)) / 2, activation)
     cell.dense_i.kernel[...] = jnp.asarray(rng.normal(size=(1, 12)), jnp.float32)
-    got = look(cell, rng.normal(size=(40, 2, 1)), LongJacobian())
+    got = look(cell, rng.normal(size=(40, 2, 1)), LongJacobian(examples=2))
     sigma = top(np.asarray(cell.dense_h.kernel[...]))
     bound = np.arange(40)[::-1] * math.log10(steepest * sigma)
     assert np.all(got["long_jacobian_log10"] <= bound + 1e-5)
@@ -367,11 +367,16 @@ def test_lyapunov_against_two_trajectories():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("gain", "expected"), [(1.5, 0.0652), (2.0, 0.1547)])
-def test_exponents_of_random_tanh_networks(gain, expected):
-    """Mean-field theory at N = 200: the mean of a few networks."""
+@pytest.mark.parametrize(
+    ("gain", "theory", "simulated"), [(1.5, 0.0652, 0.056), (2.0, 0.1547, 0.145)]
+)
+def test_exponents_of_random_tanh_networks(gain, theory, simulated):
+    """Against mean-field theory, and against simulations of N = 200, which lie below it.
+
+    The median, since one network in ten falls into a cycle instead of chaos.
+    """
     found = []
-    for seed in range(4):
+    for seed in range(9):
         rng = np.random.default_rng(seed)
         cell = recurrent(gain * rng.normal(size=(200, 200)) / math.sqrt(200))
         # The theory has no input; a first push takes the state away from the fixed point at 0.
@@ -380,7 +385,8 @@ def test_exponents_of_random_tanh_networks(gain, expected):
         inputs[0] = 1
         got = look(cell, inputs, Lyapunov(exponents=2, transient=100))
         found.append(got["lyapunov_exponent"][0])
-    assert np.mean(found) == pytest.approx(expected, abs=0.015)
+    assert np.median(found) == pytest.approx(simulated, abs=0.01)
+    assert np.median(found) == pytest.approx(theory, abs=0.015)
 
 
 # Options, and what cannot be measured.
@@ -444,6 +450,10 @@ def test_coordinates():
     ("make", "key"),
     [
         (lambda: SingularSpectrum(examples=0), "singular_spectrum.examples"),
+        (lambda: StepJacobian(examples=0), "step_jacobian.examples"),
+        (lambda: LongJacobian(examples=0), "long_jacobian.examples"),
+        (lambda: ForgetPath(examples=0), "forget_path.examples"),
+        (lambda: Lyapunov(examples=0), "lyapunov.examples"),
         (lambda: Lyapunov(exponents=0), "lyapunov.exponents"),
         (lambda: Lyapunov(transient=-1), "lyapunov.transient"),
         (lambda: Lyapunov(interval=0), "lyapunov.interval"),

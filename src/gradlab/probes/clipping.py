@@ -64,8 +64,10 @@ def _along(view: LayerView, direction: Params) -> Scaled:
     tangents = {name: direction[view.prefix + name] for name in view.params}
 
     def moved(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        step = lambda params: view.results_with(params, state, x)  # noqa: E731
-        return jax.jvp(step, (dict(view.params),), (tangents,))[1]
+        def results(params: Params) -> tuple[jax.Array, jax.Array]:
+            return view.results_with(params, state, x)
+
+        return jax.jvp(results, (dict(view.params),), (tangents,))[1]
 
     motion = jax.vmap(jax.vmap(moved))(view.before, view.trace.inputs)
     cotangents = view.cotangents

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.closeup import Closeup, LayerView
+from gradlab.errors import at_least
 from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10
 from gradlab.products import Paths, paths
 from gradlab.variable import Variable
@@ -34,7 +35,16 @@ class ForgetPath(CloseProbe):
     decades as in an untrained LSTM with a forget bias of 1, the gradient travels through the
     hidden state and the recurrent weights, and the gates alone underestimate it. The whole path is
     the norm of their sum, below both where they cancel.
+
+    Args:
+      examples: how many of the examples looked at are used; all if there are fewer.
     """
+
+    examples: int = 1
+
+    def __post_init__(self):
+        """Refuse what cannot be for any model."""
+        at_least("probe.measure.forget_path.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Three variables; of a cell with a retention gate only."""
@@ -61,12 +71,12 @@ class ForgetPath(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        found = [_paths(layer) for layer in closeup.layers]
+        found = [_paths(layer) for layer in closeup.first(self.examples)]
         return {
             f"{name}_path_log10": jnp.stack(
                 [
                     mean_log10(getattr(one, name), layer.mask)
-                    for one, layer in zip(found, closeup.layers, strict=True)
+                    for one, layer in zip(found, closeup.first(self.examples), strict=True)
                 ]
             )
             for name in Paths._fields

@@ -39,8 +39,8 @@ class GateStatistics(CloseProbe):
       bins: how many bins; at least 1.
     """
 
-    lowest: float = -6.0
-    bins: int = 24
+    lowest: float = -2.0
+    bins: int = 40
 
     def __post_init__(self):
         if not (math.isfinite(self.lowest) and self.lowest < 0):

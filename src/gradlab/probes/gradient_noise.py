@@ -73,49 +73,49 @@ class _Curves(NamedTuple):
 
 def _of_layer(view: LayerView, batch: int) -> _Curves:
     steps, examples = view.mask.shape
-    enters = view.contribution
     dtype = view.cotangents.mantissa[0].dtype
     if examples < 2:
         return _Curves(*(jnp.full(steps, jnp.nan, dtype) for _ in range(2)))
+    enters, params = view.contribution, view.params
     last = steps - 1 - jnp.argmax(view.mask[::-1], axis=0)
-    sums = {
-        name: jnp.zeros((examples, *value.shape), value.dtype)
-        for name, value in view.params.items()
-    }
+    start = [jnp.zeros((examples, *value.shape), value.dtype) for value in params.values()]
 
     def step(total: Scaled, lag: jax.Array) -> tuple[Scaled, _Curves]:
         t = last - lag
-        total = _plus(total, enters(jnp.maximum(t, 0)), t >= 0)
+        entering = enters(jnp.maximum(t, 0))
+        total = _plus(total, [entering[name] for name in params], t >= 0)
         return total, _judge(total, batch)
 
-    _, curves = lax.scan(step, Scaled(sums, jnp.int32(scaling.ZERO)), jnp.arange(steps)[::-1])
+    _, curves = lax.scan(step, Scaled(start, jnp.int32(scaling.ZERO)), jnp.arange(steps)[::-1])
     return curves
 
 
-def _plus(total: Scaled, entering: Scaled, wanted: jax.Array) -> Scaled:
+def _plus(total: Scaled, entering: list[Scaled], wanted: jax.Array) -> Scaled:
     """The sums with what enters of the wanted examples.
 
-    All examples share one exponent, the largest yet: what is lost in one that is smaller by the
-    float range is nothing beside the sums over examples that are made of them.
+    All examples and parameters share one exponent, the largest yet: what is lost where numbers are
+    smaller by the float range is nothing beside the norms that are made of all.
     """
     assert total.exponent is not None
-    own = jnp.where(wanted, jnp.asarray(entering.exponent), scaling.ZERO)
+    exponents = jnp.stack([jnp.asarray(one.exponent) for one in entering])
+    own = jnp.where(wanted, exponents, scaling.ZERO)
     exponent = jnp.maximum(total.exponent, jnp.max(own))
-    lowered = total.exponent - exponent
-
-    def leaf(old: jax.Array, new: jax.Array) -> jax.Array:
-        one = jnp.ones((), old.dtype)
-        keep = scaling.shift(one, lowered)
-        factors = scaling.shift(jnp.ones(own.shape, old.dtype), own - exponent)
-        return old * keep + new * factors.reshape(-1, *[1] * (new.ndim - 1))
-
-    return Scaled(jax.tree.map(leaf, total.mantissa, entering.mantissa), exponent)
+    dtype = total.mantissa[0].dtype
+    keep = scaling.shift(jnp.ones((), dtype), total.exponent - exponent)
+    factors = scaling.shift(
+        wanted.astype(dtype) * jnp.ones((len(entering), 1), dtype), own - exponent
+    )
+    sums = [
+        old * keep + one.mantissa * factor.reshape(-1, *[1] * (old.ndim - 1))
+        for old, one, factor in zip(total.mantissa, entering, factors, strict=True)
+    ]
+    return Scaled(sums, exponent)
 
 
 def _judge(total: Scaled, batch: int) -> _Curves:
     """Signal and noise of one partial sum, from each example's own."""
     assert total.exponent is not None
-    leaves = jax.tree.leaves(total.mantissa)
+    leaves = total.mantissa
     examples, dtype = len(leaves[0]), leaves[0].dtype
     means = [jnp.mean(leaf, axis=0) for leaf in leaves]
     pairs = zip(leaves, means, strict=True)

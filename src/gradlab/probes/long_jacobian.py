@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.closeup import Closeup
+from gradlab.errors import at_least
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
 from gradlab.products import suffix_norms
 from gradlab.variable import Variable
@@ -32,7 +33,16 @@ class LongJacobian(CloseProbe):
     strongest direction. Where both fall together the network cannot transport; where this one
     stays up and the adjoint falls, the loss does not ask for it. The Frobenius norm counts all
     directions and lies at most ½ log10 S above; a gap near that says that all survive alike.
+
+    Args:
+      examples: how many of the examples looked at are used; all if there are fewer.
     """
+
+    examples: int = 1
+
+    def __post_init__(self):
+        """Refuse what cannot be for any model."""
+        at_least("probe.measure.long_jacobian.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Two variables."""
@@ -50,7 +60,7 @@ class LongJacobian(CloseProbe):
         """See the class."""
         curves = [
             [mean_log10(curve, layer.mask) for curve in suffix_norms(layer.jacobian)]
-            for layer in closeup.layers
+            for layer in closeup.first(self.examples)
         ]
         largest, frobenius = zip(*curves, strict=True)
         return {

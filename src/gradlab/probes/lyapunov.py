@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.closeup import Closeup, LayerView
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, at_least
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
 from gradlab.products import growth_steps, qr_growth
 from gradlab.variable import Variable
@@ -48,14 +48,17 @@ class Lyapunov(CloseProbe):
 
     Args:
       exponents: how many; at most the size of the state is taken. None: all.
-      transient: steps left out at the start; rounded up to a whole interval. None: T // 10.
+      transient: steps left out at the start of the sequence, in the order in which the layer reads
+        it; rounded up to a whole interval. None: T // 10.
       interval: steps between orthonormalisations. Above 1 is faster, and rougher for all
         exponents but the first.
+      examples: how many of the examples looked at are used; all if there are fewer.
     """
 
     exponents: int | None = 32
     transient: int | None = None
     interval: int = 1
+    examples: int = 1
 
     def __post_init__(self):
         """Refuse what cannot be for any model."""
@@ -65,8 +68,8 @@ class Lyapunov(CloseProbe):
         if self.transient is not None and self.transient < 0:
             allowed = "a whole number of at least 0, or null for a tenth of the sequence"
             raise BadInput(f"{KEY}.transient", self.transient, allowed)
-        if self.interval < 1:
-            raise BadInput(f"{KEY}.interval", self.interval, "a whole number of at least 1")
+        at_least(f"{KEY}.interval", self.interval, 1)
+        at_least(f"{KEY}.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Four variables."""
@@ -100,9 +103,10 @@ class Lyapunov(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        found = [self._layer(layer, closeup.length) for layer in closeup.layers]
+        layers = closeup.first(self.examples)
+        found = [self._layer(layer, closeup.length) for layer in layers]
         exponents = jnp.stack([one.exponents for one in found])
-        size = closeup.layers[0].jacobian.shape[-1]
+        size = layers[0].jacobian.shape[-1]
         return {
             "lyapunov_exponent": exponents,
             "lyapunov_dimension": jnp.stack([kaplan_yorke(one, size) for one in exponents]),

@@ -73,12 +73,12 @@ class SingularSpectrum(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        spectra = [self._spectrum(layer) for layer in closeup.layers]
+        spectra = [self._spectrum(layer) for layer in closeup.first(self.examples)]
         return {name: jnp.stack([one[name] for one in spectra]) for name in spectra[0]}
 
     def _spectrum(self, layer: LayerView) -> dict[str, jax.Array]:
-        real = layer.mask[:, : self.examples]
-        log10 = log10_singular_values(layer.jacobian[:, : self.examples])
+        real = layer.mask
+        log10 = log10_singular_values(layer.jacobian)
         steps = jnp.sum(real[1:], axis=0)
         # Two infinities have no difference: a product that is zero is as far from regular as any.
         lost = log10[:, -1] == -jnp.inf

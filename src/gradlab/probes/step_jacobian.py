@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gradlab import scaling
 from gradlab.closeup import Closeup, LayerView
+from gradlab.errors import at_least
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
 from gradlab.products import log10_largest
 from gradlab.variable import Variable
@@ -36,7 +37,16 @@ class StepJacobian(CloseProbe):
     since its factors do not amplify the same direction. In an LSTM the block c to c is the path
     through the memory alone, and the others are what the recurrent weights add; where these are
     the larger ones, the memory cell is not what carries the gradient.
+
+    Args:
+      examples: how many of the examples looked at are used; all if there are fewer.
     """
+
+    examples: int = 1
+
+    def __post_init__(self):
+        """Refuse what cannot be for any model."""
+        at_least("probe.measure.step_jacobian.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Two variables."""
@@ -57,7 +67,7 @@ class StepJacobian(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        layers = closeup.layers
+        layers = closeup.first(self.examples)
         largest = [mean_log10(log10_largest(one.jacobian), one.mask) for one in layers]
         return {
             "step_jacobian_log10": jnp.stack(largest),

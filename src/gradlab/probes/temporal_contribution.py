@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,66 +88,89 @@ class TemporalContribution(CloseProbe):
         }
 
 
+class _Sums(NamedTuple):
+    """Sums over examples and time, of the N parameters of a cell.
+
+    Attributes:
+      mantissa: of each parameter ``(2, *θ.shape)``: from long lags, and from short ones.
+      exponent: ``(N, 2)``.
+    """
+
+    mantissa: list[jax.Array]
+    exponent: jax.Array
+
+
 def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax.Array, jax.Array]]:
     """The curve and the cosine of each of a cell's parameters, by full name."""
     steps = len(view.mask)
     lag = jnp.cumsum(view.mask[::-1], axis=0)[::-1] - view.mask
-    enters, names = view.contribution, list(view.params)
-    start = Scaled(
-        {name: jnp.zeros((2, *value.shape), value.dtype) for name, value in view.params.items()},
-        jnp.full(2, scaling.ZERO, jnp.int32),
+    enters, params = view.contribution, view.params
+    start = _Sums(
+        [jnp.zeros((2, *value.shape), value.dtype) for value in params.values()],
+        jnp.full((len(params), 2), scaling.ZERO, jnp.int32),
     )
 
-    def step(sums: Scaled, read: tuple[jax.Array, jax.Array]):
+    def step(sums: _Sums, read: tuple[jax.Array, jax.Array]):
         t, long = read
-        parts = _long_and_short(enters(t), long)
-        both, exponent = _at_one_exponent(parts)
-        sizes = {name: norm(jnp.sum(both[name], axis=0)) for name in names}
-        return _plus(sums, parts), (sizes, exponent)
+        entering = enters(t)
+        parts = _long_and_short([entering[name] for name in params], long)
+        return _plus(sums, parts), _log2_norms(parts)
 
-    sums, (sizes, exponents) = lax.scan(step, start, (jnp.arange(steps), lag >= split))
-    found = {}
-    for name in names:
-        log2 = jnp.log2(sizes[name] / examples) + exponents.astype(sizes[name].dtype)
-        found[view.prefix + name] = (log2 * LOG10_2, _cosine(*sums.mantissa[name]))
-    return found
+    sums, log2 = lax.scan(step, start, (jnp.arange(steps), lag >= split))
+    curves = log2 * LOG10_2 - math.log10(examples)
+    return {
+        view.prefix + name: (curves[:, n], _cosine(*sums.mantissa[n]))
+        for n, name in enumerate(params)
+    }
 
 
-def _long_and_short(value: Scaled, long: jax.Array) -> Scaled:
-    """Sums over the examples with a long lag and over the others: ``(2, ...)``, exponents ``(2,)``.
+def _long_and_short(values: list[Scaled], long: jax.Array) -> _Sums:
+    """Sums over the examples with a long lag and over the others.
 
     Each at the largest exponent of its own examples: what the others lose to it is nothing beside
     the sum.
 
     Args:
-      value: of each example, leaves ``(E, ...)``, normalised.
+      values: of each parameter ``(E, *θ.shape)``, normalised.
       long: ``(E,)`` bool.
     """
-    exponent = jnp.where(jnp.stack([long, ~long]), value.exponent, scaling.ZERO)
-    largest = jnp.max(exponent, axis=1)
-    # An example that is zero, or not of the part, would be at the largest exponent of no example.
-    counted = exponent > scaling.ZERO
-
-    def leaf(array: jax.Array) -> jax.Array:
-        weights = scaling.shift(counted.astype(array.dtype), exponent - largest[:, None])
-        return jnp.tensordot(weights, array, axes=1, precision=lax.Precision.HIGHEST)
-
-    return Scaled(jax.tree.map(leaf, value.mantissa), largest)
+    exponents = jnp.stack([jnp.asarray(value.exponent) for value in values])
+    chosen = jnp.stack([long, ~long]) & (exponents > scaling.ZERO)[:, None]
+    own = jnp.where(chosen, exponents[:, None], scaling.ZERO)
+    largest = jnp.max(own, axis=-1)
+    dtype = values[0].mantissa.dtype
+    weights = scaling.shift(chosen.astype(dtype), own - largest[..., None])
+    return _Sums([_weighted(weights[n], value.mantissa) for n, value in enumerate(values)], largest)
 
 
-def _at_one_exponent(parts: Scaled) -> tuple[dict[str, jax.Array], jax.Array]:
-    assert parts.exponent is not None
-    largest = jnp.max(parts.exponent)
-    return scaling.shift(parts.mantissa, parts.exponent - largest), largest
-
-
-def _plus(a: Scaled, b: Scaled) -> Scaled:
+def _plus(a: _Sums, b: _Sums) -> _Sums:
     """``a + b`` at the larger exponents."""
-    assert a.exponent is not None
-    assert b.exponent is not None
     exponent = jnp.maximum(a.exponent, b.exponent)
-    addends = (scaling.shift(one.mantissa, one.exponent - exponent) for one in (a, b))
-    return Scaled(jax.tree.map(jnp.add, *addends), exponent)
+    ones = jnp.ones(exponent.shape, a.mantissa[0].dtype)
+    factors = [scaling.shift(ones, one.exponent - exponent) for one in (a, b)]
+    total = [
+        old * _per_row(factors[0][n], old) + new * _per_row(factors[1][n], new)
+        for n, (old, new) in enumerate(zip(a.mantissa, b.mantissa, strict=True))
+    ]
+    return _Sums(total, exponent)
+
+
+def _log2_norms(parts: _Sums) -> jax.Array:
+    """Of each parameter, log2 of the norm of both parts together, ``(N,)``."""
+    largest = jnp.max(parts.exponent, axis=1)
+    ones = jnp.ones(parts.exponent.shape, parts.mantissa[0].dtype)
+    weights = scaling.shift(ones, parts.exponent - largest[:, None])
+    sizes = [norm(_weighted(weights[n], part)) for n, part in enumerate(parts.mantissa)]
+    return jnp.log2(jnp.stack(sizes)) + largest.astype(ones.dtype)
+
+
+def _weighted(weights: jax.Array, array: jax.Array) -> jax.Array:
+    """The sum of ``weights[..., e] * array[e]`` over e."""
+    return jnp.tensordot(weights, array, axes=1, precision=lax.Precision.HIGHEST)
+
+
+def _per_row(factor: jax.Array, array: jax.Array) -> jax.Array:
+    return factor.reshape(-1, *[1] * (array.ndim - 1))
 
 
 def _of_readout(parts: jax.Array, split: int) -> tuple[jax.Array, jax.Array]:

@@ -30,8 +30,8 @@ class Truncation(CloseProbe):
     of the forward direction, so that there its windows of a shorter example begin counting before
     its end. The windows of the forward direction are exact with padding.
 
-    Source: Williams & Peng (1990), truncated backpropagation through time, with windows that do
-    not overlap, as deep-learning libraries have it: BPTT(h; h').
+    Source: truncated backpropagation through time, Williams & Peng (1990), their BPTT(h; h') with
+    h = h' = K: windows that do not overlap, as with a state detached between chunks.
 
     Cost: log2(T) + 1 backward passes, done as one with that many times the examples:
     O(T E H log T) memory.

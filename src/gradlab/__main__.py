@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+
+# Before numpy: the small factorisations of the close probes come one after another, and threads
+# for each of them cost a fifth more on a free machine and twenty times as much on a busy one.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import shutil
 import sys
 from collections.abc import Mapping, Sequence

@@ -235,9 +235,17 @@ def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
 SMALL = 32
 """The largest size for which a singular value decomposition is the cheaper way."""
 
-SQUARINGS, LANCZOS = 3, 12
-"""Lanczos steps are made with ``(A Aᵀ)^(2**SQUARINGS)``: the power serves a spectrum that is spread
-out, the Krylov space a narrow one, which powers alone cannot tell apart."""
+WIDE = 64
+"""The largest size for which a product of two matrices costs less than eight Lanczos steps."""
+
+
+def _effort(size: int) -> tuple[int, int]:
+    """How often ``A Aᵀ`` is squared, and Lanczos steps made with the result.
+
+    The power serves a spectrum that is spread out, the Krylov space a narrow one, which powers
+    alone cannot tell apart. Squaring costs S³ and a step S².
+    """
+    return (2, 16) if size <= WIDE else (0, 16)
 
 
 def suffix_norms(jacobians: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -281,49 +289,50 @@ def log10_largest(matrices: jax.Array) -> jax.Array:
 
 def _log2_largest(matrices: jax.Array) -> jax.Array:
     """``(N,)`` of ``(N, S, S)`` whose largest entry is near 1, or that are 0."""
+    squarings, steps = _effort(matrices.shape[-1])
     power = scaling.scale(_multiply(matrices, _transposed(matrices)), 1)
-    for _ in range(SQUARINGS):
+    for _ in range(squarings):
         assert power.exponent is not None
         squared = Scaled(_multiply(power.mantissa, power.mantissa), 2 * power.exponent)
         power = scaling.normalise(squared)
     assert power.exponent is not None
-    log2 = jnp.log2(jnp.maximum(_largest_eigenvalue(power.mantissa), 0))
+    log2 = jnp.log2(jnp.maximum(_largest_eigenvalue(power.mantissa, steps), 0))
     # What is exactly zero has an exponent of its own, far from 0, that squaring may carry anywhere.
     zero = jnp.all(power.mantissa == 0, axis=(-2, -1))
-    found = (log2 + power.exponent.astype(log2.dtype)) / 2 ** (SQUARINGS + 1)
+    found = (log2 + power.exponent.astype(log2.dtype)) / 2 ** (squarings + 1)
     return jnp.where(zero, -jnp.inf, found)
 
 
-def _largest_eigenvalue(matrices: jax.Array) -> jax.Array:
+def _largest_eigenvalue(matrices: jax.Array, steps: int) -> jax.Array:
     """``(N,)`` of symmetric ``(N, S, S)``: the largest Ritz value of a Krylov space."""
     count, size, _ = matrices.shape
     dtype = matrices.dtype
     start = jnp.asarray(random_orthonormal(size, 1)[:, 0], dtype)
-    basis = jnp.zeros((count, LANCZOS + 1, size), dtype).at[:, 0].set(start)
+    basis = jnp.zeros((count, steps + 1, size), dtype).at[:, 0].set(start)
 
     def step(index: jax.Array, state: tuple[jax.Array, jax.Array]):
         basis, tridiagonal = state
-        new = _multiply(matrices, basis[:, index, :, None])
+        new = jnp.einsum("nij,nj->ni", matrices, basis[:, index], precision=HIGHEST)
         noise = size * jnp.finfo(dtype).eps * _lengths(new)
         for _ in range(2):  # once leaves what rounding brought in; the first also finds the entries
-            inner = _multiply(basis, new)
-            tridiagonal = tridiagonal.at[:, :, index].add(inner[..., 0])
-            new = new - _multiply(_transposed(basis), inner)
+            inner = jnp.einsum("nki,ni->nk", basis, new, precision=HIGHEST)
+            tridiagonal = tridiagonal.at[:, :, index].add(inner)
+            new = new - jnp.einsum("nki,nk->ni", basis, inner, precision=HIGHEST)
         # A space that is complete leaves rounding, which is no direction to go on with.
         length = jnp.where(_lengths(new) > noise, _lengths(new), 0)
-        unit = new[..., 0] / jnp.where(length > 0, length, jnp.inf)[:, None]
+        unit = new / jnp.where(length > 0, length, jnp.inf)[:, None]
         tridiagonal = tridiagonal.at[:, index + 1, index].set(length)
         return basis.at[:, index + 1].set(unit), tridiagonal
 
-    projected = jnp.zeros((count, LANCZOS + 1, LANCZOS + 1), dtype)
-    _, projected = lax.fori_loop(0, LANCZOS, step, (basis, projected))
-    projected = projected[:, :LANCZOS, :LANCZOS]
+    projected = jnp.zeros((count, steps + 1, steps + 1), dtype)
+    _, projected = lax.fori_loop(0, steps, step, (basis, projected))
+    projected = projected[:, :steps, :steps]
     return jnp.linalg.eigvalsh((projected + _transposed(projected)) / 2)[:, -1]
 
 
-def _lengths(columns: jax.Array) -> jax.Array:
-    """``(N,)`` of ``(N, S, 1)``."""
-    return jnp.sqrt(jnp.sum(jnp.square(columns), axis=(-2, -1)))
+def _lengths(vectors: jax.Array) -> jax.Array:
+    """``(N,)`` of ``(N, S)``."""
+    return jnp.sqrt(jnp.sum(jnp.square(vectors), axis=-1))
 
 
 def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:

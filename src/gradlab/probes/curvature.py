@@ -51,7 +51,7 @@ class Curvature(CloseProbe):
       iterations: products with H, at least 1. More bring ``hessian_top`` closer from below.
     """
 
-    iterations: int = 5
+    iterations: int = 4
 
     def __post_init__(self):
         at_least("probe.measure.curvature.iterations", self.iterations, 1)

@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite is compiling; the compiler at its least effort halves it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "agg"
 

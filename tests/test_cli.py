@@ -1,6 +1,7 @@
 """The command line as a user meets it: in a process of its own, in an empty folder."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -208,9 +209,12 @@ def test_a_run_that_diverges_keeps_its_record(command, tmp_path):
     assert re.match(r"diverged at step \d+: in layer 0 .* timestep \d+ ", reason)
     assert reason in done.out
     step = int(re.findall(r"\d+", reason)[0])
-    assert run.scalars.step.values.tolist() == list(range(step))
+    # The last row is the step that failed, with what could be measured and without a loss.
+    assert run.scalars.step.values.tolist() == list(range(step + 1))
+    assert np.isfinite(run.scalars["train/loss"]).values.tolist() == [True] * step + [False]
     assert 1 < step < 20
-    assert np.isfinite(run.curves["adj_h_log10"]).all()
+    assert np.isfinite(run.curves["adj_h_log10"][:-1]).all()
+    assert math.isfinite(run.summary["train/loss"])
     assert (folder / "figures" / "loss.png").stat().st_size > 1000
 
 

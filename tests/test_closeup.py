@@ -57,7 +57,7 @@ def observed(case: Case, cuts):
             "gradient": dict(closeup.gradient),
             "autodiff": jax.grad(closeup.loss)(params),
             "readout": closeup.readout_contributions,
-            "truncated": dict(closeup.truncated(cuts)),
+            "truncated": dict(closeup.truncated([cuts, cuts])),
             "lag": closeup.lag,
             "views": [
                 {
@@ -279,7 +279,7 @@ def test_truncated_to_k_steps_a_geometric_sum_keeps_one_minus_lambda_to_the_k():
         sizes = jnp.array([10, 50, 100])[:, None, None]
         cuts = (closeup.lag > 0) & (closeup.lag % sizes == 0)
         whole = closeup.gradient["layers/0/0/u"]
-        got = np.asarray(jax.jit(jax.vmap(closeup.truncated))(cuts)["layers/0/0/u"] / whole)
+        got = np.asarray(jax.jit(jax.vmap(closeup.truncated))([cuts])["layers/0/0/u"] / whole)
     np.testing.assert_allclose(got, 1 - decay ** np.array([10, 50, 100]), rtol=1e-9)
     np.testing.assert_allclose(got, [0.096, 0.395, 0.634], atol=5e-4)
 

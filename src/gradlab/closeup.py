@@ -439,12 +439,22 @@ class Closeup:
         assert self._removed is not None
         return self._removed()
 
-    def truncated(self, cuts: jax.Array) -> Params:
+    def lag_in(self, direction: int) -> jax.Array:
+        """``(T, E)``: how many real steps a direction has still to read; -1 where there is none."""
+        mask = self.mask[::-1] if direction else self.mask
+        return jnp.where(mask, jnp.cumsum(mask[::-1], axis=0)[::-1] - 1, -1)
+
+    @property
+    def directions(self) -> int:
+        """2 if any layer has a backward direction, else 1."""
+        return max(len(layer) for layer in self._layers)
+
+    def truncated(self, cuts: Sequence[jax.Array]) -> Params:
         """The gradient of the cells' parameters with the way back cut, by name.
 
         Args:
-          cuts: ``(T, E)`` bool, True where nothing passes back from the next step into this one;
-            in the order of the input, with a backward direction cut at its own mirrored steps.
+          cuts: for each direction ``(T, E)`` bool in its own reading order, True where nothing
+            passes back from the next step into this one.
         """
         parts = backward(self._layers, self.run, *self._cotangents, mask=self._mask, cuts=cuts)
         flat = [one for layer in parts for one in layer]

@@ -69,7 +69,7 @@ def backward(graph, params, rest, saved: Saved, direct: Scaled | None, final: Sc
       direct: cotangents of its outputs ``(T, B, H)`` in reading order, normalised, or None.
       final: cotangents of its final carry, normalised.
       keep: whether to give every adjoint itself besides its norm.
-      cuts: as for :func:`gradlab.unroll.backward`.
+      cuts: of this direction, as for :func:`gradlab.unroll.backward`.
     """
 
     def apply(params, carry, x):

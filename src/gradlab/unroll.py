@@ -189,7 +189,7 @@ def backward(
     from_last: jax.Array,
     *,
     mask: jax.Array | None = None,
-    cuts: jax.Array | None = None,
+    cuts: Sequence[jax.Array] | None = None,
 ) -> tuple[tuple[Backward, ...], ...]:
     """Every adjoint itself, where :func:`unroll` with taps gives the norms: O(T B H) memory.
 
@@ -199,8 +199,8 @@ def backward(
       from_outputs: the cotangent of ``run.outputs``, ``(T, B, D)``.
       from_last: that of ``run.last``, ``(B, D)``.
       mask: as for :func:`unroll`.
-      cuts: ``(T, B)`` bool, True where nothing passes back from the next step into this one, as in
-        truncated backpropagation; in each direction's own reading order.
+      cuts: for each direction ``(T, B)`` bool in its own reading order, True where nothing passes
+        back from the next step into this one, as in truncated backpropagation.
     """
     spec, params, rest = _parts(layers, every=True)
     saved = []
@@ -294,7 +294,7 @@ def _backward_through(
                 _part_of(from_above, direction, saved[depth]),
                 _as_scaled(from_finals[depth][direction], 1, scaled),
                 keep,
-                cuts,
+                None if cuts is None else cuts[direction],
             )
             for direction, graph in enumerate(spec.graphs[depth])
         ]

@@ -1,5 +1,6 @@
 """What every probe of conf/probe must keep; the probes are found from the folder."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -94,12 +95,21 @@ def test_a_probe_is_named_as_its_file():
     assert sorted(PROBES) == analysis.probe_names()
     for name, probe in PROBES.items():
         assert type(probe) is analysis.probe_class(name)
-        assert probe == type(probe)()  # the yaml holds the defaults
+        options = {field.name for field in dataclasses.fields(probe)}
+        assert options == {key for key in NODES[name] if key != "_target_"}
+        for option in options:  # the yaml holds the defaults
+            default = getattr(type(probe)(), option)
+            given = getattr(probe, option)
+            assert (tuple(given) if isinstance(given, list) else given) == default, option
 
 
 @every_step_probe
 def test_a_step_probe_gives_what_it_announces(name):
-    check(PROBES[name].variables(SETTING), jax.jit(PROBES[name])(make_seen()), SIZES)
+    check(
+        PROBES[name].variables(SETTING),
+        jax.jit(lambda seen: PROBES[name](seen))(make_seen()),
+        SIZES,
+    )
 
 
 @every_close_probe

@@ -75,7 +75,7 @@ def expected_parts(case: Case, plain: Plain):
     sizes = jnp.array(windows(T))
 
     def window(size):
-        lags = [jnp.asarray(case.lag_of(0))] * len(case.places)
+        lags = [jnp.asarray(case.lag_of(index)) for index in range(len(case.places))]
         cuts = [(lag > 0) & (lag % size == 0) for lag in lags]
         return jax.grad(plain.mean_loss)(plain.params, cuts)
 

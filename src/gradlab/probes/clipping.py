@@ -33,11 +33,11 @@ class ClipRemoved(CloseProbe):
     Cost: one gradient of the whole batch, and one step forward with a tangent for each of T steps
     and E examples: O(T E |θ|) work, O(T E S) memory.
 
-    How to read it: a peak says where the steep part of the loss lies. A curve that grows to the
-    left: exploding contributions of the early steps were cut. A flat curve: clipping acts as a
-    smaller learning rate for all timesteps alike. Negative values are steps that pulled against
-    what was removed. Values far above ``‖r‖`` with both signs are parts that cancel, or examples
-    that differ from their batch.
+    How to read it: a peak says where the steep part of the loss lies. A curve that grows towards
+    the far past: exploding contributions of the early steps were cut. A flat curve: clipping acts
+    as a smaller learning rate for all timesteps alike. Negative values are steps that pulled
+    against what was removed. Values far above ``‖r‖`` with both signs are parts that cancel, or
+    examples that differ from their batch.
     """
 
     def variables(self, setting: Setting) -> dict[str, Variable]:

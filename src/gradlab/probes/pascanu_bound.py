@@ -26,10 +26,10 @@ class PascanuBound(CloseProbe):
 
     Cost: one singular value decomposition of W (H, H) for each layer, no memory over time.
 
-    How to read it: a straight line through 0 at the last step. Falling to the left, it proves that
-    gradients vanish, whatever the input. Rising, it proves nothing: it only permits explosion. The
-    distance down to the measured norm is what saturated units and directions that W does not favour
-    take away.
+    How to read it: a straight line through 0 at the last step. Falling towards the far past, it
+    proves that gradients vanish, whatever the input. Rising, it proves nothing: it only permits
+    explosion. The distance down to the measured norm is what saturated units and directions that W
+    does not favour take away.
     """
 
     def variables(self, setting: Setting) -> dict[str, Variable]:

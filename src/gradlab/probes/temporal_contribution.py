@@ -42,10 +42,10 @@ class TemporalContribution(CloseProbe):
     product of its own: O(T E |θ|) work and O(E |θ|) memory.
 
     How to read it: flat curves say that all timesteps teach the parameter equally. A curve that
-    falls to the left by many powers of ten says that the sum, the gradient that the optimizer
-    sees, is that of the last steps, whatever the early ones have to say. A cosine near 1: long and
-    short range agree. Near 0: what the long range asks for is elsewhere, and it is lost if it is
-    the smaller part. Below 0: the short range undoes it.
+    falls towards the far past by many powers of ten says that the sum, the gradient that the
+    optimizer sees, is that of the last steps, whatever the early ones have to say. A cosine near 1:
+    long and short range agree. Near 0: what the long range asks for is elsewhere, and it is lost if
+    it is the smaller part. Below 0: the short range undoes it.
 
     Args:
       split: the lag at which "long" begins, from 1 to T - 1; None for half of T.

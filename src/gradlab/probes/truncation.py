@@ -25,10 +25,7 @@ class Truncation(CloseProbe):
     ``truncation_bias`` is ``‖g_K - g‖ / ‖g‖`` and ``truncation_cosine`` the cosine between the
     two, for K = 1, 2, 4, ... up to T. nan where ``g`` (for the cosine: or ``g_K``) is zero.
 
-    A backward direction is cut in its own reading order, whose end is the first input. In a
-    bidirectional network with padded examples its cuts lie at the same indices of reading as those
-    of the forward direction, so that there its windows of a shorter example begin counting before
-    its end. The windows of the forward direction are exact with padding.
+    A backward direction is cut in its own reading order, whose end is the first input.
 
     Source: truncated backpropagation through time, Williams & Peng (1990), their BPTT(h; h') with
     h = h' = K: windows that do not overlap, as with a state detached between chunks.
@@ -62,9 +59,10 @@ class Truncation(CloseProbe):
         whole = closeup.gradient  # also runs what every window shares, outside of the vmap
         size = jnp.asarray(windows(closeup.length))[:, None, None]
         # Between the states at lags K and K - 1, so that a loss at the end reaches back K steps.
-        cuts = (closeup.lag > 0) & (closeup.lag % size == 0)
+        lags = [closeup.lag_in(direction) for direction in range(closeup.directions)]
+        cuts = [(lag > 0) & (lag % size == 0) for lag in lags]
 
-        def compare(cuts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def compare(cuts: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
             cut = closeup.truncated(cuts)
             return _bias_and_cosine(cut, {name: whole[name] for name in cut})
 

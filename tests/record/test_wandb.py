@@ -13,6 +13,7 @@ import pytest
 
 from gradlab.record.base import Outcome, Row
 from gradlab.record.wandb_sink import WandbSink, _History
+from gradlab.variable import Variable
 
 from .synthetic import describe, finished, make_row
 from .wandb_file import load
@@ -221,3 +222,30 @@ def test_history_is_thinned_evenly(length):
     assert min(length, 5) <= len(steps) <= 11
     assert len(set(np.diff(steps)[:-1])) <= 1
     np.testing.assert_array_equal(arrays[:, 0], steps)
+
+
+def test_of_a_spectrum_the_largest_get_a_key_and_of_units_none(tmp_path):
+    sink = WandbSink(tmp_path)
+    sink.coords = {
+        "layer": ["0"],
+        "index": list(range(40)),
+        "unit": list(range(5)),
+        "window": [1, 2],
+    }
+    sink.variables = {
+        "lyapunov_exponent": Variable(("layer", "index"), "nats/step", ""),
+        "timescale": Variable(("layer", "unit"), "steps", ""),
+        "truncation_bias": Variable(("window",), "1", ""),
+        "hessian_top": Variable((), "loss/parameter²", ""),
+    }
+    sink.lags = []
+    spectrum = -np.arange(40.0)[None]
+    assert dict(sink._flat("lyapunov_exponent", spectrum)) == {
+        f"lyapunov_exponent/layer_0/index_{k}": -k for k in range(3)
+    }
+    assert dict(sink._flat("timescale", np.ones((1, 5)))) == {}
+    assert dict(sink._flat("truncation_bias", np.array([0.5, 0.25]))) == {
+        "truncation_bias/window_1": 0.5,
+        "truncation_bias/window_2": 0.25,
+    }
+    assert dict(sink._flat("hessian_top", np.array(3.0))) == {"hessian_top": 3.0}

@@ -75,6 +75,14 @@ class Cell(nnx.RNNCellBase):
         """The gates' activations, ``(B, H)`` each, when the state is ``carry`` and x is read."""
         return self.step(self._named(carry), x)[1]
 
+    def recurrent_matrices(self) -> dict[str, jax.Array]:
+        """The matrices ``(H, H)`` that multiply h as a column, by what they feed; for the probes.
+
+        Empty unless a subclass says more. Those of gradlab's own cells are known to
+        :mod:`gradlab.cells.stock`.
+        """
+        return {}
+
     def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
         """``(carry, (B, I)) -> (carry, (B, H))``; the carry comes back in the form it was given.
 

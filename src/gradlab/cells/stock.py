@@ -104,9 +104,7 @@ def recurrent_matrices(cell: nnx.RNNCellBase) -> dict[str, jax.Array]:
 
 @recurrent_matrices.register
 def _(cell: Cell) -> dict[str, jax.Array]:
-    # A subclass of one of the registered cells is known too; others say it by this method.
-    own = getattr(cell, "recurrent_matrices", None)
-    return {} if own is None else own()
+    return cell.recurrent_matrices()
 
 
 def _blocks(dense: nnx.Linear, names: tuple[str, ...]) -> dict[str, jax.Array]:

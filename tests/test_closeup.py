@@ -58,7 +58,7 @@ def observed(case: Case, cuts):
             "autodiff": jax.grad(closeup.loss)(params),
             "readout": closeup.readout_contributions,
             "truncated": dict(closeup.truncated([cuts, cuts])),
-            "lag": closeup.lag,
+            "lags": [closeup.lag_in(direction) for direction in (0, 1)],
             "views": [
                 {
                     "adjoint": scaling.plain(view.adjoint),
@@ -128,7 +128,9 @@ def check(case: Case):
         own = got["contributions"][-1][name]
         np.testing.assert_allclose(array, own[[2, 0, 1], np.arange(E)], **EXACT)
     lengths = case.real.sum(0)
-    np.testing.assert_array_equal(got["lag"], lengths - 1 - np.arange(T)[:, None])
+    t = np.arange(T)[:, None]  # padding comes last in reading forwards, first in reading backwards
+    np.testing.assert_array_equal(got["lags"][0], np.maximum(lengths - 1 - t, -1))
+    np.testing.assert_array_equal(got["lags"][1], np.where(t >= T - lengths, T - 1 - t, -1))
     for index, view in enumerate(got["views"]):
         check_jacobian(case, index, view)
 
@@ -277,7 +279,8 @@ def test_truncated_to_k_steps_a_geometric_sum_keeps_one_minus_lambda_to_the_k():
         cell = Scalar(decay, 1.0, learn=("u",), dtype=jnp.float64)
         closeup = scalar_closeup(cell, jnp.ones((steps, 1)))
         sizes = jnp.array([10, 50, 100])[:, None, None]
-        cuts = (closeup.lag > 0) & (closeup.lag % sizes == 0)
+        lag = closeup.lag_in(0)
+        cuts = (lag > 0) & (lag % sizes == 0)
         whole = closeup.gradient["layers/0/0/u"]
         got = np.asarray(jax.jit(jax.vmap(closeup.truncated))([cuts])["layers/0/0/u"] / whole)
     np.testing.assert_allclose(got, 1 - decay ** np.array([10, 50, 100]), rtol=1e-9)

@@ -130,14 +130,13 @@ class LayerView:
         """``(..., S), (..., I) -> (..., S)``: one step of the packed state."""
         return _packed(self.cell(self.unpack(state), x)[0])
 
-    def step_with(self, params: Params, state: jax.Array, x: jax.Array) -> jax.Array:
-        """The same with other parameters, named as in :attr:`params`."""
-        return self.results_with(params, state, x)[0]
-
     def results_with(
         self, params: Params, state: jax.Array, x: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """``(..., S), (..., I) -> (..., S), (..., D)``: the new state and the output as well."""
+        """``(..., S), (..., I) -> (..., S), (..., D)``: the new state and the output.
+
+        With other parameters, named as in :attr:`params`.
+        """
         cell = _with(self._graph, self._params, self._rest, params, self._names)
         carry, y = cell(self.unpack(state), x)
         return _packed(carry), y
@@ -311,11 +310,6 @@ class Closeup:
     def mask(self) -> jax.Array:
         """``(T, E)`` bool, True where a step is real, in the order of the input."""
         return jnp.ones(self.inputs.shape[:2], bool) if self._mask is None else self._mask
-
-    @cached_property
-    def lag(self) -> jax.Array:
-        """``(T, E)``: timesteps back from each example's own last step; negative after it."""
-        return jnp.sum(self.mask, 0) - 1 - jnp.arange(self.length)[:, None]
 
     @cached_property
     def layers(self) -> list[LayerView]:

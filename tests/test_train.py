@@ -19,11 +19,12 @@ from gradlab.probes.base import CloseProbe
 from gradlab.record.base import Outcome
 from gradlab.record.reader import open_run
 from gradlab.regularizers.base import Regularizer
+from gradlab.schedule import Schedule
 from gradlab.step import supported
 from gradlab.tasks.adding import Adding
 from gradlab.tasks.copying import Copying
 from gradlab.tasks.digits import Digits
-from gradlab.train import Clock, Evaluator, Trainer, logged_steps, train
+from gradlab.train import Clock, Evaluator, Trainer, train
 from gradlab.variable import Variable
 
 from .oracles import as_float64
@@ -73,9 +74,7 @@ class Rows:
 def trained(exp, sink=None):
     sink = sink or Rows()
     steps, _ = build_steps(exp)
-    outcome, state = train(
-        exp.trainer, steps, jax.random.key(5), [sink], close_every=exp.close_every
-    )
+    outcome, state = train(exp.trainer, steps, jax.random.key(5), [sink], close=exp.close)
     return steps, outcome, state, sink
 
 
@@ -101,15 +100,8 @@ class PullToZero(Regularizer):
         return sum(0.5 * jnp.sum(jnp.square(p)) for p in closeup.params.values())
 
 
-def test_logged_steps_are_every_so_many_and_the_last():
-    assert logged_steps(1, 10) == [0]
-    assert logged_steps(21, 10) == [0, 10, 20]
-    assert logged_steps(25, 10) == [0, 10, 20, 24]
-    assert logged_steps(25, 10, 15) == [0, 10, 15, 20, 24]
-
-
 def test_close_probes_look_at_their_own_steps_and_at_the_last():
-    exp = experiment(probes=PROBES | {"close": FirstLoss()}, close_every=4, close_examples=2)
+    exp = experiment(probes=PROBES | {"close": FirstLoss()}, close=Schedule(4), close_examples=2)
     _, outcome, _, sink = trained(exp)
     assert [row.step for row in sink.rows] == [0, 4, 5, 8, 10, 11]
     looked = [row.step for row in sink.rows if "first_loss" in row.arrays]
@@ -121,7 +113,7 @@ def test_close_probes_look_at_their_own_steps_and_at_the_last():
 
 
 def test_a_close_look_sees_the_examples_of_the_step_and_changes_nothing():
-    exp = experiment(probes={"close": FirstLoss()}, close_examples=99, close_every=3)
+    exp = experiment(probes={"close": FirstLoss()}, close_examples=99, close=Schedule(3))
     _, _, state, sink = trained(exp)
     # All four examples of the batch, before the update: their mean is the loss of that step.
     assert sink.rows[1].step == 3
@@ -369,16 +361,27 @@ def test_an_interrupt_keeps_what_was_recorded():
     assert "val/loss" in outcome.summary
 
 
-def test_a_crash_is_recorded_and_raised(tmp_path):
+def test_a_crash_keeps_what_was_recorded(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError("no more room")
+
+    sink = Rows()
+    monkeypatch.setattr("gradlab.experiment.train", fails)
+    with pytest.raises(OSError, match="no more room"):
+        run(experiment(), tmp_path / "run", [sink])
+    assert sink.outcome.status == "crashed"
+    assert "no more room" in json.loads((tmp_path / "run" / "run.json").read_text())["reason"]
+
+
+def test_another_sink_that_fails_ends_nothing(tmp_path, caplog):
     class Broken(Rows):
         def log(self, row):
             raise OSError("no more room")
 
-    broken = Broken()
-    with pytest.raises(OSError, match="no more room"):
-        run(experiment(), tmp_path / "run", [broken])
-    assert broken.outcome.status == "crashed"
-    assert "no more room" in json.loads((tmp_path / "run" / "run.json").read_text())["reason"]
+    outcome = run(experiment(probes={}), tmp_path / "run", [Broken()], figures=False)
+    assert outcome.status == "finished"
+    assert open_run(tmp_path / "run").scalars.sizes["step"] == 4
+    assert [record.getMessage() for record in caplog.records if "Broken" in record.getMessage()]
 
 
 def test_a_run_leaves_a_directory_that_reads_back(tmp_path):

@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import shutil
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,10 +28,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, CannotRecord
 from gradlab.launch.build import build, plain
 from gradlab.launch.conf_files import config_folder
 from gradlab.launch.explain import check_flags, explain
+from gradlab.launch.resume import earlier_run, has_ended, with_resumed
 
 
 @dataclass
@@ -68,9 +70,13 @@ def main() -> None:
     entry = hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")(job)
     try:
         check_flags(sys.argv[1:])
+        sys.argv[1:] = with_resumed(sys.argv[1:])
         entry()
     except BadInput as error:
         _refuse(str(error))
+    except CannotRecord as error:
+        print(f"gradlab: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("gradlab: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -80,6 +86,7 @@ def main() -> None:
         _refuse(explain(error, sys.argv[1:]))
     finally:
         _leave_nothing(session.sweep, "multirun.yaml")
+        _scrub(session.sweep)
     if session.refused:
         print(f"gradlab: {_count(session.refused)} refused, see above", file=sys.stderr)
         sys.exit(2)
@@ -102,14 +109,16 @@ class Folders(Callback):
         """Refuse a folder that holds a sweep."""
         session.sweep = self._guard(config, "hydra.sweep.dir", "multirun.yaml")
 
-    def on_job_start(self, **_: Any) -> None:
-        """Pass on what is known to the process that runs the job."""
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Pass on what is known to the process that runs the job; keep what is private out."""
         session.existed |= self.existed
+        _scrub(Path(config.hydra.runtime.output_dir) / ".hydra")
 
     def _guard(self, config: DictConfig, key: str, sign: str) -> Path:
         HydraConfig.instance().set_config(config)
         folder = Path(str(OmegaConf.select(config, key))).absolute()
-        if (folder / sign).exists():
+        resumed = OmegaConf.select(config, "trainer.resume") is not None
+        if (folder / sign).exists() and not resumed:
             _refuse(str(_occupied(key, folder)))
         self.existed = {path for path in (folder, *folder.parents) if path.exists()}
         if folder.is_dir():
@@ -129,20 +138,31 @@ def job(cfg: DictConfig) -> float:
         if isinstance(error, BadInput):
             return _refuse_job(error)
         raise
+    if isinstance(outcome, Mapping):
+        return outcome.get("val/loss", float("nan"))
     if outcome.status == "interrupted":
-        sys.exit(130)
+        _obey(outcome.signal)
     return outcome.summary.get("val/loss", float("nan"))
 
 
 def _run(cfg: DictConfig, folder: Path):
-    experiment = build(plain(cfg), HydraConfig.get().runtime.choices)
-    if (folder / "run.json").exists():
+    """The outcome of a run; of one that had ended before, the summary that it recorded."""
+    config, hydra_config = plain(cfg), HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    experiment = build(config, hydra_config.runtime.choices, overrides)
+    earlier = earlier_run(config, folder)
+    if earlier is None and (folder / "run.json").exists():
         raise _occupied("hydra.sweep.dir", folder)
+    if earlier is not None and has_ended(earlier, config):
+        print(f"{earlier.info['reason'] or earlier.status}: nothing left to do")
+        print(f"run directory: {_shown(folder)}")
+        return earlier.summary
     from gradlab.experiment import run
 
     record = experiment.config["record"]
     sinks, wandb = _sinks(record, folder, experiment.name)
-    outcome = run(experiment, folder, sinks, figures=record["figures"])
+    resume = earlier is not None
+    outcome = run(experiment, folder, sinks, resume=resume, figures=record["figures"])
     print(f"\nrun directory: {_shown(folder)}")
     if record["figures"]:
         for picture in sorted((folder / "figures").glob("*.png")):
@@ -160,6 +180,17 @@ def _sinks(record: Mapping[str, Any], folder: Path, name: str):
     settings["name"] = settings.get("name") or f"{name} {folder.parent.name} {folder.name}"
     wandb = WandbSink(folder, **settings)
     return [wandb, *([Terminal()] if record["terminal"] else [])], wandb
+
+
+def _obey(number: int) -> None:
+    """End as the signal asks, now that everything is saved.
+
+    A launcher's own handler has its turn: submitit's asks for the job to be queued again.
+    """
+    handler = signal.getsignal(number) if number else None
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(number, None)
+    sys.exit(128 + (number or signal.SIGINT))
 
 
 # Saying no.
@@ -207,6 +238,14 @@ def _leave_nothing(folder: Path | None, made: str) -> None:
             break
         with suppress(OSError):  # something else is in it
             path.rmdir()
+
+
+def _scrub(folder: Path | None) -> None:
+    """Take the home folder's path and secrets out of what Hydra wrote."""
+    from gradlab.record.private import scrub_file
+
+    for path in folder.glob("*.yaml") if folder is not None else ():
+        scrub_file(path)
 
 
 def _shown(path: Path) -> str:

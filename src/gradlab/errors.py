@@ -30,6 +30,26 @@ class BadInput(Exception):
         return type(self), (self.key, self.given, self.allowed, self.hint)
 
 
+class CannotRecord(Exception):
+    """A run directory that can no longer be written to. The command line prints it and ends.
+
+    Args:
+      folder: the run directory.
+      reason: what the system said, e.g. ``"No space left on device"``.
+    """
+
+    def __init__(self, folder: str, reason: str):
+        self.folder, self.reason = folder, reason
+        super().__init__(
+            f"cannot record to {folder}: {reason}\n"
+            "  what was recorded before can be read; when there is room, go on with it by\n"
+            f"  trainer.resume={folder}"
+        )
+
+    def __reduce__(self):
+        return type(self), (self.folder, self.reason)
+
+
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
     """The ``n`` names in ``known`` most like ``word``, best first; empty if none is alike."""
     return difflib.get_close_matches(word, sorted(known), n=n, cutoff=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +12,20 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gradlab.errors import BadInput, at_least
+from gradlab.checkpoint import FOLDER as CHECKPOINTS
+from gradlab.checkpoint import Checkpoints, Position
+from gradlab.errors import BadInput, CannotRecord, at_least
+from gradlab.interruption import Interruption
 from gradlab.model import MakeCell, SequenceModel
 from gradlab.optimizer import Optimizer
 from gradlab.probes.base import Probe
 from gradlab.record.base import Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.figures import draw
-from gradlab.record.reader import open_run
+from gradlab.record.guarded import Guarded
+from gradlab.record.reader import Run, open_run, recorded_rows
 from gradlab.regularizers.base import Regularizer
+from gradlab.schedule import Schedule
 from gradlab.step import Steps, by_name, parameter_names, setting_of, supported
 from gradlab.tasks.base import Task
 from gradlab.train import Trainer, train
@@ -48,10 +54,11 @@ class Experiment:
       probes: name -> probe.
       probes_by_preset: whether a preset chose the probes; then those that the model cannot use are
         left out with a recorded reason, else they are refused.
-      close_every, close_examples: the close probes look at so many examples every so many steps.
+      close, close_examples: when the close probes look, and at how many examples.
       regularizer: a penalty beside the task's loss, or None.
       seed: of the weights and the training data.
       config: nested plain dicts, recorded as they are.
+      overrides: what was said on the command line to make this configuration, recorded likewise.
     """
 
     name: str
@@ -66,10 +73,11 @@ class Experiment:
     probes: Mapping[str, Probe]
     probes_by_preset: bool
     seed: int
-    close_every: int = 50
+    close: Schedule = Schedule(50, key="probe.every")  # noqa: RUF009  (it is frozen)
     close_examples: int = 4
     regularizer: Regularizer | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
 
 
 def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
@@ -114,8 +122,13 @@ def _check_regularizer(steps: Steps, regularizer: Regularizer | None) -> None:
         regularizer.check_model(steps.closeup(state.params, batch, regularizer.examples))
 
 
-def describe(experiment: Experiment, steps: Steps, left_out: Mapping[str, str]) -> Description:
-    """What is known before the first step."""
+def describe(
+    experiment: Experiment,
+    steps: Steps,
+    left_out: Mapping[str, str],
+    earlier: Run | None = None,
+) -> Description:
+    """What is known before the first step; ``earlier`` is the run that is gone on with."""
     task = experiment.task
     units = {"loss": "mean squared error" if task.loss == "mse" else "nats"}
     units |= {"accuracy": "1", "clip_rate": "1", "penalty": "1"}
@@ -154,8 +167,12 @@ def describe(experiment: Experiment, steps: Steps, left_out: Mapping[str, str]) 
             "T": task.length,
             "steps": experiment.trainer.steps,
             "devices": [str(device) for device in jax.devices()],
+            "overrides": list(experiment.overrides),
             "probes_left_out": dict(left_out),
         },
+        id=earlier.info["id"] if earlier else secrets.token_hex(4),
+        resumed=earlier is not None,
+        recorded=int(max(earlier.scalars["step"].values, default=-1)) if earlier else -1,
     )
 
 
@@ -177,7 +194,12 @@ class _LastRow:
 
 
 def run(
-    experiment: Experiment, folder: Path, sinks: Sequence[Sink], *, figures: bool = True
+    experiment: Experiment,
+    folder: Path,
+    sinks: Sequence[Sink],
+    *,
+    resume: bool = False,
+    figures: bool = True,
 ) -> Outcome:
     """Run an experiment in ``folder`` and show it to ``sinks``.
 
@@ -186,40 +208,88 @@ def run(
     Args:
       experiment: its parts.
       folder: the run directory.
-      sinks: further places for the measurements.
+      sinks: further places for the measurements; what goes wrong there is logged and ends nothing.
+      resume: go on with the run in ``folder``, from its last checkpoint.
       figures: whether to draw ``figures/*.png``.
 
     Raises:
-      BadInput: before anything is recorded, for parts that do not fit together.
+      BadInput: before anything is recorded, for parts that do not fit together, or that do not fit
+        the run that is to be gone on with.
+      CannotRecord: if the run directory can no longer be written to. What is in it stays.
     """
     steps, left_out = build_steps(experiment)
-    description = describe(experiment, steps, left_out)
-    directory, last = RunDirectory(folder), _LastRow()
-    everyone: list[Sink] = [directory, last, *sinks]
-    for sink in everyone:
-        sink.open(description)
     key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
-    try:
-        outcome, _ = train(
-            experiment.trainer, steps, key, everyone, close_every=experiment.close_every
-        )
-        outcome.verdict = _verdict(experiment, steps, last.row)
-        outcome.verdict += against_baseline(outcome, description)
-    except KeyboardInterrupt:
-        outcome = Outcome("interrupted", "interrupted before the first step")
-    except BaseException as error:
-        outcome = Outcome("crashed", f"{type(error).__name__}: {error}")
-        for sink in everyone:
-            sink.close(outcome)
-        raise
-    # The measurements are safe before anything is drawn from them.
-    directory.close(outcome)
-    if figures:
-        recorded = open_run(folder)
-        draw(recorded.curves, recorded.scalars, recorded.info, folder / "figures")
-    for sink in sinks:
-        sink.close(outcome)
+    earlier = open_run(folder) if resume else None
+    if earlier is not None and earlier.damage:
+        raise BadInput("trainer.resume", str(folder), f"a run that is whole; {earlier.damage[0]}")
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    directory, last, others = RunDirectory(folder), _LastRow(), [Guarded(sink) for sink in sinks]
+    with Interruption() as interruption:
+        try:
+            position = checkpoints.restore(steps, key) if earlier else None
+            description = describe(experiment, steps, left_out, earlier)
+            directory.open(description)
+        except BaseException:
+            checkpoints.close()
+            raise
+        outcome = Outcome("crashed", "ended before the first step")
+        try:
+            for sink in (last, *others):
+                sink.open(description)
+            for row in recorded_rows(earlier) if earlier else ():
+                for sink in (last, *others):
+                    sink.log(row)
+
+            def save(position: Position) -> None:
+                directory.flush()  # so that no checkpoint is ahead of the rows
+                checkpoints.save(position)
+
+            outcome, _ = train(
+                experiment.trainer,
+                steps,
+                key,
+                [directory, last, *others],
+                close=experiment.close,
+                position=position,
+                recorded=description.recorded,
+                last_row=last.row,
+                save=save,
+                interruption=interruption,
+            )
+            outcome.signal = interruption.signal
+            outcome.verdict = _verdict(experiment, steps, last.row)
+            outcome.verdict += against_baseline(outcome, description)
+            checkpoints.close()
+        except KeyboardInterrupt:
+            outcome = Outcome("interrupted", "interrupted before the first step")
+        except BaseException as error:
+            outcome = Outcome("crashed", _reason(error))
+            raise
+        finally:
+            # The measurements are safe before anything is drawn from them.
+            try:
+                directory.close(outcome)
+                if figures and outcome.status != "crashed":
+                    _draw(folder)
+            finally:
+                checkpoints.close()
+                for sink in others:
+                    sink.close(outcome)
     return outcome
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CannotRecord):
+        return f"cannot record: {error.reason}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _draw(folder: Path) -> None:
+    recorded = open_run(folder)
+    try:
+        draw(recorded.curves, recorded.scalars, recorded.info, folder / "figures")
+    except OSError as error:
+        raise CannotRecord(str(folder), error.strerror or str(error)) from error
 
 
 def _verdict(experiment: Experiment, steps: Steps, row: Row | None) -> list[str]:
@@ -257,7 +327,6 @@ def check_experiment(experiment: Experiment) -> None:
         value = getattr(experiment, key)
         if value < 1:
             raise BadInput(f"model.{key}", value, "a whole number of at least 1")
-    at_least("probe.every", experiment.close_every, 1)
     at_least("probe.examples", experiment.close_examples, 1)
     if not 0 <= experiment.seed < 2**32:
         raise BadInput("seed", experiment.seed, f"a whole number from 0 to {2**32 - 1}")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradlab.checkpoint import Best, Position
 from gradlab.diagnosis import diagnose
 from gradlab.errors import at_least
+from gradlab.interruption import Interruption
 from gradlab.model import per_example_accuracy, per_example_loss
 from gradlab.record.base import Outcome, Row, Sink
+from gradlab.schedule import Schedule
 from gradlab.step import Report, State, Steps
 from gradlab.tasks.base import Batch
+
+STRETCH = 100
+"""Most steps that are made without a look at whether the run should end or be saved."""
 
 
 @dataclass(frozen=True)
@@ -31,28 +34,36 @@ class Trainer:
     Args:
       steps: number of parameter updates.
       batch: ``B``, examples per update.
-      log_every: measure and record at every so many steps, and at the last.
+      log_every: measure and record at every so many steps, and at the last; None: only log-spaced.
+      log_per_decade: besides, at so many log-spaced steps of each decade; None: at none.
       eval_every: evaluate on the validation split at every so many steps, and at the end.
       eval_batch: examples evaluated at once; bounds memory only.
+      checkpoint_seconds: keep the position of the run at about every so many seconds, and at its
+        end; None: never.
 
     Raises:
-      BadInput: if one of them is below 1.
+      BadInput: if one of them is too small.
     """
 
     steps: int
     batch: int
-    log_every: int = 10
+    log_every: int | None = 10
     eval_every: int = 100
     eval_batch: int = 250
+    log_per_decade: int | None = None
+    checkpoint_seconds: float | None = 30.0
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch", "log_every", "eval_every", "eval_batch"):
+        for key in ("steps", "batch", "eval_every", "eval_batch"):
             at_least(f"trainer.{key}", getattr(self, key), 1)
+        if self.checkpoint_seconds is not None:
+            at_least("trainer.checkpoint_seconds", self.checkpoint_seconds, 0)
+        _ = self.log  # refuses what is no schedule
 
-
-def logged_steps(steps: int, *everies: int) -> list[int]:
-    """The steps that are measured: 0, ``every``, 2 ``every``, ... of each, and the last."""
-    return sorted({step for every in everies for step in range(0, steps, every)} | {steps - 1})
+    @property
+    def log(self) -> Schedule:
+        """The steps that are measured and recorded."""
+        return Schedule(self.log_every, self.log_per_decade, "trainer.log_every")
 
 
 class Evaluator:
@@ -149,7 +160,12 @@ def train(
     key: jax.Array,
     sinks: Sequence[Sink],
     *,
-    close_every: int = 50,
+    close: Schedule = Schedule(50),  # noqa: B008  (it is frozen)
+    position: Position | None = None,
+    recorded: int = -1,
+    last_row: Row | None = None,
+    save: Callable[[Position], None] | None = None,
+    interruption: Interruption | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[Outcome, State]:
     """Train, measure and evaluate; hand every row to the sinks.
@@ -157,64 +173,56 @@ def train(
     A run whose numbers stop being finite ends as ``diverged`` and an interrupt as ``interrupted``;
     both keep what was recorded. The sinks are not closed here.
 
+    A run that goes on makes the same steps as one that never stopped: what was recorded after its
+    position is computed again and not recorded twice.
+
     Args:
       trainer: how long and how often.
       steps: the step functions.
       key: JAX random key of the run.
       sinks: where rows go.
-      close_every: the close probes measure at every so many steps, and at the last.
+      close: when the close probes measure, besides at the last step.
+      position: where to go on; None: at the start.
+      recorded: the last step whose row the sinks have already.
+      last_row: the last row recorded of a step that was made.
+      save: called with the position when it should be kept: at every
+        ``trainer.checkpoint_seconds``, when the run is interrupted, and at its end.
+      interruption: asks the run to end after the step it is at.
       now: a clock in seconds.
 
     Returns:
       The outcome, and the last state.
     """
-    run = _Run(trainer, steps, key, sinks, close_every, now)
+    run = _Run(trainer, steps, key, sinks, close, now)
+    run.go_on(position or Position(run.state))
+    run.recorded, run.last_row = recorded, last_row
+    run.save = save
+    run.interruption = Interruption() if interruption is None else interruption
     try:
-        with _interrupt_between_rows(run):
-            outcome = run.go()
-    except KeyboardInterrupt:
+        outcome = run.go()
+    except KeyboardInterrupt:  # a second Ctrl-C: at once, so from the last position kept
         outcome = Outcome("interrupted", f"interrupted at step {int(run.state.step)}")
     outcome.summary = run.summary()
     outcome.timings = run.clock.timings() | {
         "compile_seconds": run.compile_seconds,
-        "train_seconds": now() - run.began,
+        "train_seconds": run.position().seconds,
     }
     return outcome, run.state
 
 
-@contextmanager
-def _interrupt_between_rows(run: _Run) -> Iterator[None]:
-    """The first Ctrl-C ends the loop after its row, where none is lost; a second one at once.
-
-    An exception raised by the signal itself could be swallowed by a callback that it happens to
-    interrupt.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def asked(*_: object) -> None:
-        run.interrupted = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, asked)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class _Run:
-    interrupted = False
+    recorded: int
+    last_row: Row | None
+    save: Callable[[Position], None] | None
+    interruption: Interruption
 
-    def __init__(self, trainer, steps: Steps, key, sinks, close_every, now):
+    def __init__(self, trainer: Trainer, steps: Steps, key, sinks, close: Schedule, now):
         self.trainer, self.steps, self.sinks, self.now = trainer, steps, sinks, now
-        self.close_every = close_every if steps.looks_closely else trainer.steps
+        total = trainer.steps
+        self.close_steps = close.steps(total) if steps.looks_closely else set()
+        self.rows = sorted(trainer.log.steps(total) | self.close_steps)
         self.clock = Clock()
         self.state = steps.start(key)
-        self.next_validation = 0
-        self.best: tuple[float, int, Any, dict[str, float]] | None = None
-        self.last_row: Row | None = None
         self.data = steps.task.data
         self.evaluate = Evaluator(steps, trainer.eval_batch)
         began = now()
@@ -227,31 +235,59 @@ class _Run:
             compiled = pool.map(lambda one: one.compile(), lowered)
             self.advance, self.probe, self.measure = compiled
         self.compile_seconds = now() - began
-        self.began = now()
+        self.began = self.saved = now()
+
+    def go_on(self, position: Position) -> None:
+        """Stand where ``position`` says."""
+        self.state, self.since, self.best = position.state, list(position.since), position.best
+        self.next_validation, self.seconds = position.next_validation, position.seconds
+        self.done = int(self.state.step)
+
+    def position(self) -> Position:
+        """Where the run stands."""
+        seconds = self.seconds + self.now() - self.began
+        return Position(self.state, list(self.since), self.best, self.next_validation, seconds)
 
     def go(self) -> Outcome:
         """The loop itself."""
-        done = 0
-        every = (self.trainer.log_every, self.close_every)
-        for step in logged_steps(self.trainer.steps, *every):
-            since = []
-            if step > done:
-                since.append((step - done, self._advance(step - done)))
+        for step in self.rows:
+            while self.done < step:
+                self._advance(min(STRETCH, step - self.done))
                 if not bool(self.state.alive):
                     return self._diverged()
+                if self._ends_here():
+                    return self._interrupted()
+            if self.done > step:  # made before the run was resumed
+                continue
             closely = self._look_closely(step)
             report, measured = self._probe()
             if not bool(self.state.alive):
                 return self._diverged()
-            since.append((1, report))
-            scalars = self._of_steps(since)
+            scalars = self._of_steps([*self.since, (1, report)])
             scalars["train/grad_norm"] = float(report.grad_norm)
             scalars |= self._validate(step)
             self._log(Row(step, scalars, measured | closely))
-            done = step + 1
-            if self.interrupted and done < self.trainer.steps:
-                raise KeyboardInterrupt
+            self.since, self.done = [], step + 1
+            if self._ends_here() and self.done < self.trainer.steps:
+                return self._interrupted()
+        self._save()
         return Outcome("finished")
+
+    def _ends_here(self) -> bool:
+        """Whether the run was asked to end; keeps the position when that is due."""
+        every = self.trainer.checkpoint_seconds
+        if every is not None and self.now() - self.saved >= every and not self.interruption:
+            self._save()
+        return bool(self.interruption)
+
+    def _save(self) -> None:
+        if self.save is not None and self.trainer.checkpoint_seconds is not None:
+            self.save(self.position())
+            self.saved = self.now()
+
+    def _interrupted(self) -> Outcome:
+        self._save()
+        return Outcome("interrupted", f"interrupted at step {self.done}{self.interruption}")
 
     def _of_steps(self, since: list[tuple[int, Report]]) -> dict[str, float]:
         """Means over the steps since the last row."""
@@ -269,21 +305,21 @@ class _Run:
 
     def _look_closely(self, step: int) -> dict[str, np.ndarray]:
         """What the close probes measure, when they are due, before ``step`` is made."""
-        due = step % self.close_every == 0 or step == self.trainer.steps - 1
-        if not (due and self.steps.looks_closely):
+        if step not in self.close_steps:
             return {}
         began = self.now()
         measured = jax.block_until_ready(self.measure(self.state, self.data))
         self.clock.close.append(self.now() - began)
         return jax.device_get(measured)
 
-    def _advance(self, count: int):
+    def _advance(self, count: int) -> None:
         began = self.now()
         self.state, report = jax.block_until_ready(
             self.advance(self.state, self.data, jnp.int32(count))
         )
         self.clock.plain.append((self.now() - began, count))
-        return report
+        self.since.append((count, jax.device_get(report)))
+        self.done += count
 
     def _probe(self):
         began = self.now()
@@ -298,13 +334,15 @@ class _Run:
         self.next_validation = step + self.trainer.eval_every
         params = self.state.params
         scores = self.evaluate(params, "val")
-        if self.best is None or scores["loss"] < self.best[0]:
-            self.best = (scores["loss"], step, params, scores)
+        if self.best is None or scores["loss"] < self.best.loss:
+            self.best = Best(scores["loss"], step, params, scores)
         return {f"val/{name}": value for name, value in scores.items()}
 
     def _log(self, row: Row) -> None:
         if row.scalars:
             self.last_row = row
+        if row.step <= self.recorded:
+            return
         for sink in self.sinks:
             sink.log(row)
 
@@ -332,9 +370,8 @@ class _Run:
                     for layer, value in zip(self.steps.names, array, strict=True):
                         found[f"{name}/layer_{layer.replace(' ', '_')}"] = float(value)
         if self.best is not None:
-            _, step, params, scores = self.best
-            found["best/step"] = float(step)
-            found |= {f"val/{name}": value for name, value in scores.items()}
-            test = self.evaluate(params, "test")
+            found["best/step"] = float(self.best.step)
+            found |= {f"val/{name}": value for name, value in self.best.scores.items()}
+            test = self.evaluate(self.best.params, "test")
             found |= {f"test/{name}": value for name, value in test.items()}
         return found

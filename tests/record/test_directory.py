@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import json
 import math
 import os
@@ -17,10 +20,13 @@ import numpy as np
 import pytest
 import xarray
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, CannotRecord
+from gradlab.record import shard as shard_module
+from gradlab.record.arrays import CHUNK_BYTES
 from gradlab.record.base import Description, Outcome, Row, Variable
 from gradlab.record.directory import RunDirectory
-from gradlab.record.reader import open_run
+from gradlab.record.lock import is_written
+from gradlab.record.reader import open_run, recorded_rows
 
 from .synthetic import PARAMETERS, QUANTILES, describe, finished, make_row
 
@@ -161,11 +167,14 @@ def test_many_rows_make_few_files(tmp_path):
 
 
 def test_large_rows_have_small_chunks(tmp_path):
+    """So that a flush rewrites little, and a reader of one row reads little."""
     description = describe(T=5000, layers=[0, 1, 2], steps=40)
     rows = [make_row(description, step) for step in range(20)]
     record(tmp_path, description, rows)
-    assert max(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 4e6
-    got = open_run(tmp_path).curves["adj_h_log10_q"].values
+    run = open_run(tmp_path)
+    chunks = run.curves["adj_h_log10_q"].encoding["chunks"]
+    assert 4 * math.prod(chunks) <= CHUNK_BYTES
+    got = run.curves["adj_h_log10_q"].values
     np.testing.assert_array_equal(got, np.float32([r.arrays["adj_h_log10_q"] for r in rows]))
 
 
@@ -189,6 +198,7 @@ def test_rows_must_be_as_described(tmp_path):
         directory.log(Row(0, {"b": 1.0}, {}))
     with pytest.raises(ValueError, match=r"a: got shape \(1,\), described as \(2,\)"):
         directory.log(Row(0, {}, {"a": np.zeros(1)}))
+    directory.close(finished())
 
 
 WRITER = """
@@ -216,7 +226,8 @@ def test_after_a_kill_every_flushed_row_is_there(tmp_path, seed):
         os.kill(writer.pid, signal.SIGKILL)
         printed = [int(line) for line in re.findall(r"(\d+)\n", writer.stdout.read())]
     run = open_run(tmp_path)
-    assert run.status == "running"
+    assert run.status == "killed"
+    assert run.info["status"] == "running"
     length = run.curves.sizes["step"]
     assert length > max(printed, default=0)
     np.testing.assert_array_equal(run.scalars["step"], range(length))
@@ -232,37 +243,279 @@ class DiedError(Exception):
     pass
 
 
-def test_a_torn_flush_reads_as_the_one_before(tmp_path, monkeypatch):
-    """Whichever file the writer was about to replace when it died, the reader sees no change."""
-    from gradlab.record import directory as module
+@pytest.fixture
+def mortal(monkeypatch):
+    """``mortal(n)``: after ``n`` more writes, in place or by replacement, the writer dies.
 
-    description = describe(T=20, steps=16)
-    replace, left = module._replace, math.inf
+    The write at which it dies happens by half.
+    """
+    from gradlab.record import arrays, directory
 
-    def dies(path, content):
+    left = math.inf
+    write, replace = shard_module._write_at, shard_module.replace
+
+    def counted() -> bool:
         nonlocal left
         left -= 1
-        if left < 0:
+        return left < 0
+
+    def write_or_die(descriptor, content, offset):
+        if counted():
+            if len(content) > shard_module.ENTRY:  # less is written in one piece
+                write(descriptor, content[: len(content) // 2], offset)
+            raise DiedError
+        write(descriptor, content, offset)
+
+    def replace_or_die(path, content):
+        if counted():
             raise DiedError
         replace(path, content)
 
-    monkeypatch.setattr(module, "_replace", dies)
-    files = 2 * (len(description.variables) + 1) - 2 + 1  # val/* is absent from the second row
-    for survived in (0, 1, 5, 13, files - 1, files):
-        path, left = tmp_path / str(survived), math.inf
+    def set_left(n):
+        nonlocal left
+        left = n
+
+    monkeypatch.setattr(shard_module, "_write_at", write_or_die)
+    for module in (shard_module, arrays, directory):
+        monkeypatch.setattr(module, "replace", replace_or_die)
+    return set_left
+
+
+def test_a_torn_flush_reads_as_the_one_before(tmp_path, mortal):
+    """Whichever write the writer was at when it died, the reader sees no change or the whole."""
+    description = describe(T=20, steps=16)
+    path, survived, seen = tmp_path / "run", 0, []
+    while not seen or seen[-1] == 1:
+        path = tmp_path / str(survived)
+        mortal(math.inf)
         directory = RunDirectory(path, flush_seconds=1000)
         directory.open(description)
-        directory.log(make_row(description, 0))
-        directory.log(make_row(description, 3)._replace(step=1))
-        left = survived
-        if survived < files:
-            with pytest.raises(DiedError):
-                directory.flush()
-        else:
+        rows = [make_row(description, step)._replace(step=step) for step in (0, 3)]
+        directory.log(rows[0])
+        directory.log(rows[1])
+        mortal(survived)
+        with contextlib.suppress(DiedError):
             directory.flush()
-        curves = open_run(path).curves.load()
-        assert curves.sizes["step"] == (1 if survived < files else 2)
-        assert curves["adj_h_log10"].notnull().all()
+        run = open_run(path)
+        assert not run.damage
+        curves = run.curves.load()
+        seen.append(curves.sizes["step"])
+        for name, array in curves.items():
+            expected = np.float32([row.arrays[name] for row in rows[: seen[-1]]])
+            np.testing.assert_array_equal(array.values, expected)
+        directory._lock.release()
+        survived += 1
+    assert seen[-1] == 2
+    # two writes a variable and one for all; val/* is absent from the second row
+    assert survived > 2 * (len(description.variables) + 1 - 2)
+
+
+def test_what_is_written_again_stays_in_two_places(tmp_path):
+    shard = shard_module.Shard(tmp_path / "0", 4, 1000)
+    for n in range(1, 100):
+        shard.write(1, bytes([n]) * n * 10, complete=False)
+        assert shard.read(1) == bytes([n]) * n * 10
+    assert (tmp_path / "0").stat().st_size <= 4 * 16 + 2000
+    shard.write(1, b"done", complete=True)
+    shard.write(2, b"next", complete=False)
+    shard.pack()
+    assert (tmp_path / "0").stat().st_size == 4 * 16 + 8
+    again = shard_module.Shard(tmp_path / "0", 4, 1000)
+    assert [again.read(n) for n in range(4)] == [None, b"done", b"next", None]
+
+
+# Going on with a run.
+
+
+def go_on(path: Path, description: Description, rows: list[Row], **kwargs) -> None:
+    directory = RunDirectory(path, **kwargs)
+    directory.open(dataclasses.replace(description, resumed=True))
+    for row in rows:
+        directory.log(row)
+    directory.close(finished())
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, 5, 8192])
+def test_a_run_goes_on_where_it_stood(tmp_path, monkeypatch, chunk_rows):
+    """Also across chunks and files, and with rows behind the last flush that were lost."""
+    from gradlab.record import arrays
+
+    monkeypatch.setattr(arrays, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(arrays, "SHARD_ROWS", 2 * chunk_rows)
+    description = describe(T=12, steps=60)
+    rows = [make_row(description, step)._replace(step=step) for step in range(26)]
+    record(tmp_path, description, rows[:5])
+    for start, kept, lost in ((5, 10, 17), (10, 10, 13), (10, 16, 16), (16, 23, 26)):
+        directory = RunDirectory(tmp_path, flush_seconds=1000)
+        directory.open(dataclasses.replace(description, resumed=True))
+        directory._flushed = time.monotonic()
+        for row in rows[start:kept]:
+            directory.log(row)
+        directory.flush()
+        for row in rows[kept:lost]:  # a kill: never flushed, but chunks that they filled are there
+            row = row._replace(scalars=dict.fromkeys(row.scalars, 9.0))
+            directory.log(row)
+        directory._lock.release()
+    go_on(tmp_path, description, rows[23:])
+    run = open_run(tmp_path)
+    assert (run.status, run.damage) == ("finished", ())
+    np.testing.assert_array_equal(run.scalars["step"], range(26))
+    for name, array in (*run.curves.items(), *run.scalars.items()):
+        expected = [{**r.scalars, **r.arrays}.get(name, np.nan) for r in rows]
+        np.testing.assert_array_equal(array.values, np.asarray(expected, array.dtype))
+    assert [one["rows"] for one in run.info["resumed"]] == [5, 10, 10, 16, 23]
+    assert [one["from"] for one in run.info["resumed"]] == ["finished", *["killed"] * 4]
+
+
+def test_the_rows_come_back_as_they_were_logged(recorded):
+    path, _, rows = recorded
+    for got, row in zip(recorded_rows(open_run(path)), rows, strict=True):
+        assert (got.step, got.scalars) == (row.step, row.scalars)
+        assert got.arrays.keys() == row.arrays.keys()
+        for name, array in got.arrays.items():
+            np.testing.assert_array_equal(array, np.float32(row.arrays[name]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        describe(T=13, steps=60),
+        describe(T=12, steps=60, layers=[0, 1]),
+        describe(T=12, steps=60, layers=["0 forward"]),
+        describe(T=12, steps=60, lstm=False),
+    ],
+)
+def test_going_on_with_another_run_is_refused(tmp_path, other):
+    description = describe(T=12, steps=60)
+    record(tmp_path, description, [make_row(description, 0)])
+    before = {
+        p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "lock" not in p.name
+    }
+    with pytest.raises(BadInput, match="differs in") as refusal:
+        go_on(tmp_path, other, [])
+    assert refusal.value.key == "trainer.resume"
+    assert all(path.read_bytes() == content for path, content in before.items())
+    go_on(tmp_path, description, [make_row(description, 1)])  # nobody holds the lock
+
+
+def test_only_one_writes(tmp_path):
+    description = describe(T=4, steps=1)
+    directory = RunDirectory(tmp_path)
+    assert is_written(tmp_path) is False
+    directory.open(description)
+    assert is_written(tmp_path)
+    with pytest.raises(BadInput, match=rf"process {os.getpid()} on"):
+        go_on(tmp_path, description, [])
+    directory.close(finished())
+    assert not is_written(tmp_path)
+    go_on(tmp_path, description, [])
+
+
+# What is cut, and what does not fit.
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.999])
+@pytest.mark.parametrize("name", ["adj_h_log10_q", "step", "train_loss"])
+def test_a_run_that_was_cut_reads_as_far_as_it_is_whole(tmp_path, monkeypatch, name, keep):
+    from gradlab.record import arrays
+
+    monkeypatch.setattr(arrays, "CHUNK_ROWS", 4)
+    description = describe(T=12, steps=60)
+    rows = [make_row(description, step) for step in range(20)]
+    record(tmp_path, description, rows)
+    (file,) = (f for f in (tmp_path / "arrays.zarr" / name / "c").rglob("*") if f.is_file())
+    os.truncate(file, int(keep * file.stat().st_size))
+    run = open_run(tmp_path)
+    assert (run.status, run.info["status"]) == ("truncated", "finished")
+    assert len(run.damage) == 1
+    assert f"{name}/c/0" in run.damage[0]
+    if name == "step" and keep < 0.5:  # without the index of this one nothing can be placed
+        with pytest.raises(BadInput, match=r"readable arrays\.zarr"):
+            _ = run.curves
+        return
+    left = run.curves.sizes["step"]
+    assert left == run.scalars.sizes["step"]
+    assert left % 4 == 0
+    assert (left > 0) == (keep > 0.5)
+    assert f"rows from {left} on, of 20" in run.damage[0]
+    expected = np.float32([row.arrays["adj_h_log10_q"] for row in rows[:left]])
+    np.testing.assert_array_equal(run.curves["adj_h_log10_q"].values.reshape(-1), expected.ravel())
+
+
+@pytest.mark.parametrize("name", ["quantile", "step"])
+def test_a_file_that_is_missing_is_named(tmp_path, name):
+    description = describe(T=4, steps=1)
+    record(tmp_path, description, [make_row(description, 0)])
+    (tmp_path / "arrays.zarr" / name / "c" / "0").unlink()
+    run = open_run(tmp_path)
+    assert run.status == "truncated"
+    assert f"arrays.zarr/{name}/c/0" in run.damage[0]
+
+
+def test_a_coordinate_that_is_cut_is_refused(tmp_path):
+    description = describe(T=4, steps=1)
+    record(tmp_path, description, [make_row(description, 0)])
+    os.truncate(tmp_path / "arrays.zarr" / "t" / "c" / "0", 5)
+    with pytest.raises(BadInput, match=r"readable arrays\.zarr"):
+        _ = open_run(tmp_path).curves
+
+
+def test_arrays_that_cannot_be_read_at_all_are_said(tmp_path):
+    record(tmp_path, describe(T=4, steps=1), [])
+    os.truncate(tmp_path / "arrays.zarr" / "zarr.json", 100)
+    run = open_run(tmp_path)
+    assert run.status == "truncated"
+    assert "arrays.zarr cannot be read" in run.damage[0]
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_recorded(tmp_path, monkeypatch):
+    """The system refuses every write but into the room that was kept for the last words."""
+    description = describe(T=12, steps=60)
+    rows = [make_row(description, step) for step in range(4)]
+    directory = RunDirectory(tmp_path, flush_seconds=0)
+    directory.open(description)
+    directory.log(rows[0])
+    lock = tmp_path / "writer.lock"
+    write_bytes, write_at = Path.write_bytes, shard_module._write_at
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def when_free(path, content):
+        return write_bytes(path, content) if lock.stat().st_size == 0 else full()
+
+    assert lock.stat().st_size > 2**15
+    monkeypatch.setattr(shard_module, "_write_at", full)
+    monkeypatch.setattr(Path, "write_bytes", when_free)
+    with pytest.raises(CannotRecord, match="No space left") as failure:
+        directory.log(rows[1])
+    assert str(tmp_path) in str(failure.value)
+    with pytest.raises(CannotRecord, match="No space left"):
+        directory.close(Outcome("crashed", str(failure.value)))
+    run = open_run(tmp_path)
+    assert (run.status, run.damage) == ("crashed", ())
+    assert "No space left on device" in run.info["reason"]
+    assert run.curves.sizes["step"] == 1
+    monkeypatch.setattr(shard_module, "_write_at", write_at)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    go_on(tmp_path, description, rows[1:])
+    assert open_run(tmp_path).curves.sizes["step"] == 4
+
+
+def test_no_secret_and_no_home_path_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/somebody/at/home")
+    monkeypatch.setenv("THEIR_API_KEY", "0123456789abcdef")
+    description = dataclasses.replace(
+        describe(T=4, steps=1),
+        config={"task": {"path": "/somebody/at/home/book.txt", "k": "x0123456789abcdefx"}},
+    )
+    directory = RunDirectory(tmp_path)
+    directory.open(description)
+    directory.close(Outcome("crashed", "no file /somebody/at/home/book.txt, /somebody/at/homely"))
+    info = (tmp_path / "run.json").read_text()
+    assert "0123456789abcdef" not in info
+    assert open_run(tmp_path).config["task"] == {"path": "~/book.txt", "k": "x<THEIR_API_KEY>x"}
+    assert open_run(tmp_path).info["reason"] == "no file ~/book.txt, /somebody/at/homely"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,12 +35,13 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def build(config: dict[str, Any], choices: Mapping[str, Any]):
+def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequence[str] = ()):
     """The :class:`gradlab.experiment.Experiment` that a configuration describes.
 
     Args:
       config: as from :func:`plain`.
       choices: the option taken from each group of the configuration, for names.
+      overrides: what was said on the command line.
 
     Raises:
       BadInput: with the key at fault.
@@ -52,6 +53,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any]):
     from gradlab.optimizer import build_optimizer
     from gradlab.probes.base import CloseProbe, StepProbe
     from gradlab.record.wandb_sink import WandbSink
+    from gradlab.schedule import Schedule
     from gradlab.tasks.base import Task
     from gradlab.train import Trainer
 
@@ -62,14 +64,15 @@ def build(config: dict[str, Any], choices: Mapping[str, Any]):
     check_keys("record", record, {"wandb": dict, "figures": bool, "terminal": bool})
     check_arguments("record.wandb", WandbSink, record["wandb"], supplied={"directory"})
     settings, regularizer = _regularizer(config["trainer"])
+    settings.pop("resume", None)  # a matter of the command line
     check_arguments("trainer", Trainer, settings, supplied=set())
     trainer = Trainer(**settings)
     settings = {k: v for k, v in config["optimizer"].items() if k != "rule"}
     check_arguments("optimizer", build_optimizer, settings, supplied={"rule", "steps"})
     rule = _make("optimizer.rule", config["optimizer"].get("rule"), {"learning_rate"})
     probe = {"preset": None, **config["probe"]}
-    kinds = {"preset": str | None, "measure": dict, "every": int, "examples": int}
-    check_keys("probe", probe, kinds)
+    kinds = {"preset": str | None, "measure": dict, "examples": int}
+    check_keys("probe", probe, kinds | dict.fromkeys(("every", "per_decade"), int | None))
     experiment = Experiment(
         name=str(choices.get("experiment", "")),
         model_name=str(choices.get("model", "")),
@@ -88,11 +91,12 @@ def build(config: dict[str, Any], choices: Mapping[str, Any]):
             for name, node in probe["measure"].items()
         },
         probes_by_preset=probe["preset"] is not None,
-        close_every=probe["every"],
+        close=Schedule(probe["every"], probe["per_decade"], "probe.every"),
         close_examples=probe["examples"],
         regularizer=regularizer,
         seed=config["seed"],
         config=config,
+        overrides=overrides,
     )
     check_experiment(experiment)
     return experiment

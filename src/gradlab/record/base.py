@@ -30,6 +30,9 @@ class Description:
       baseline: split -> ``{"name": str, "loss": float, "accuracy": float | None}``.
       facts: what else a reader wants to see: ``task``, ``model``, ``parameters`` (a count),
         ``readout`` ("last" or "every"), ``T``, ``steps``.
+      id: the run's own, eight lower-case letters and digits; kept when a run is resumed.
+      resumed: whether the run goes on from an earlier process.
+      recorded: the last step whose row an earlier process recorded; -1 for none.
     """
 
     name: str
@@ -38,6 +41,9 @@ class Description:
     coords: Mapping[str, list[Any]]
     baseline: Mapping[str, Mapping[str, Any]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    resumed: bool = False
+    recorded: int = -1
 
 
 class Row(NamedTuple):
@@ -66,6 +72,7 @@ class Outcome:
       timings: ``steps_per_second`` (steady state, compilation left out), ``probe_overhead``
         (time of a probed step over that of a plain one), ``compile_seconds``, ``train_seconds``.
       verdict: the verdict's lines, in plain words.
+      signal: number of the signal that interrupted it; 0 if none did.
     """
 
     status: Status
@@ -73,10 +80,16 @@ class Outcome:
     summary: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float | None] = field(default_factory=dict)
     verdict: list[str] = field(default_factory=list)
+    signal: int = 0
 
 
 class Sink(Protocol):
-    """Somewhere measurements go. Calls come in this order: ``open``, ``log``…, ``close``."""
+    """Somewhere measurements go. Calls come in this order: ``open``, ``log``…, ``close``.
+
+    The run directory is the truth. When a run is resumed, every other sink is opened with
+    ``description.resumed`` set and is then given every row recorded so far again, before the new
+    ones: it starts afresh, or skips what it already has.
+    """
 
     def open(self, description: Description) -> None:
         """Called once, before the first step."""

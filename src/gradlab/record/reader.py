@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import xarray
 
 from gradlab.errors import BadInput
-from gradlab.record.base import Status
+from gradlab.record.arrays import consolidated
+from gradlab.record.base import Row, Status
 from gradlab.record.directory import ARRAYS, FORMAT, INFO
+from gradlab.record.lock import is_written
+from gradlab.record.shard import cut_chunks
 
-_CODECS = {"bytes", "zstd", "vlen-utf8"}
+BLOCK = 256
+"""Rows that :func:`recorded_rows` reads at once."""
+_CODECS = {"bytes", "zstd", "vlen-utf8", "sharding_indexed"}
 _TYPES = {"float32", "float64", "int64", "string"}
 
 
@@ -27,10 +34,19 @@ class Run:
     Attributes:
       path: the run directory.
       info: all of ``run.json``.
+      status: ``finished``, ``diverged``, ``interrupted`` or ``crashed``, as the run recorded it;
+        ``running`` while its process lives (or where that cannot be known, as on another machine
+        without a shared lock); ``killed`` if the process is gone and had no time to say so;
+        ``truncated`` if a part of the files is missing, as after a copy that was cut short.
+      damage: which files are cut and what is lost by that; empty unless truncated. What is whole
+        can be read.
     """
 
     path: Path
     info: dict[str, Any]
+    status: str
+    damage: tuple[str, ...] = ()
+    whole_rows: int | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, status={self.status!r})"
@@ -41,14 +57,6 @@ class Run:
         return self.info["config"]
 
     @property
-    def status(self) -> str:
-        """``running``, ``finished``, ``diverged``, ``interrupted`` or ``crashed``.
-
-        A run that was killed outright had no time to say so and reads ``running``.
-        """
-        return self.info["status"]
-
-    @property
     def summary(self) -> dict[str, Any]:
         """Final figures by name, flat (``val/loss``); NaN for one that was not finite.
 
@@ -57,8 +65,8 @@ class Run:
         figures = {
             key: math.nan if value is None else value for key, value in self.info["summary"].items()
         }
-        head = ("status", "steps_per_second", "probe_overhead")
-        return {**{key: self.info.get(key) for key in head}, **figures}
+        head = {key: self.info.get(key) for key in ("steps_per_second", "probe_overhead")}
+        return {"status": self.status, **head, **figures}
 
     @property
     def scalars(self) -> xarray.Dataset:
@@ -87,13 +95,19 @@ class Run:
     def _arrays(self) -> xarray.Dataset:
         folder = self.path / ARRAYS
         _check_arrays(self.path, folder)
-        dataset = xarray.open_zarr(folder, consolidated=True, zarr_format=3, chunks=None)
+        try:
+            dataset = xarray.open_zarr(folder, consolidated=True, zarr_format=3, chunks=None)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:  # a coordinate that is cut
+            allowed = f"a run with a readable {ARRAYS} ({type(error).__name__}: {error})"
+            raise BadInput("run", str(self.path), allowed) from None
+        if self.whole_rows is not None:
+            dataset = dataset.isel(step=slice(self.whole_rows))
         renamed = {name: v.attrs.pop("name") for name, v in dataset.items() if "name" in v.attrs}
         return dataset.rename(renamed)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open the run kept in the folder ``path``, whether it has ended or is still going.
+    """Open the run kept in the folder ``path``, whether it has ended, is going or was killed.
 
     Raises:
       BadInput: if ``path`` is missing, is not a run directory, cannot be read, or was written in
@@ -112,7 +126,64 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     if wrong or info["status"] not in get_args(Status):
         allowed = f"a folder whose {INFO} is complete; at fault: {', '.join(wrong or ['status'])}"
         raise BadInput("run", str(path), allowed)
-    return Run(path, info)
+    status, damage, whole = info["status"], [], None
+    if status == "running" and is_written(path) is False:
+        status = "killed"
+    try:
+        damage, whole = _damage(path / ARRAYS) if version > 1 else ([], None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        damage = [f"{ARRAYS} cannot be read ({type(error).__name__})"]
+    return Run(path, info, "truncated" if damage else status, tuple(damage), whole)
+
+
+def recorded_rows(run: Run) -> Iterator[Row]:
+    """The rows of a run as they were logged, without what was not finite because not measured."""
+    scalars, curves = run.scalars, run.curves
+    for start in range(0, scalars.sizes["step"], BLOCK):
+        block = slice(start, start + BLOCK)
+        few = {str(name): array.values for name, array in scalars.isel(step=block).items()}
+        many = {str(name): array.values for name, array in curves.isel(step=block).items()}
+        for index, step in enumerate(scalars["step"].values[block]):
+            yield Row(
+                int(step),
+                {name: float(v[index]) for name, v in few.items() if not np.isnan(v[index])},
+                {name: v[index] for name, v in many.items() if not np.isnan(v[index]).all()},
+            )
+
+
+def _damage(folder: Path) -> tuple[list[str], int | None]:
+    """Which files of the arrays are cut, and how many rows are whole (None: all)."""
+    metadata = consolidated(folder)
+    rows = whole = metadata["step"]["shape"][0]
+    damage = []
+    for name, array in metadata.items():
+        if array["codecs"][0]["name"] != "sharding_indexed":
+            if not folder.joinpath(name, "c", "0").exists() and array["shape"] != [0]:
+                damage.append(f"{folder.name}/{name}/c/0 is missing")
+            continue
+        for file, row in _cut(folder / name, array, rows):
+            whole = min(whole, row)
+            shown = file.relative_to(folder.parent)
+            damage.append(f"{shown} is cut: rows from {row} on, of {rows}, are lost")
+    return damage, None if whole == rows else whole
+
+
+def _cut(folder: Path, array: Mapping[str, Any], rows: int) -> Iterator[tuple[Path, int]]:
+    """Files of a growing array that are cut, and the first row that each has lost.
+
+    A file that is missing altogether is none of them, except for ``step``: it may be of a variable
+    that was never measured.
+    """
+    long = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+    short = array["codecs"][0]["configuration"]["chunk_shape"][0]
+    inner = ["0"] * (len(array["shape"]) - 1)
+    for shard in range(math.ceil(rows / long)):
+        file = folder.joinpath("c", str(shard), *inner)
+        chunk = min(cut_chunks(file, long // short), default=None)
+        if folder.name == "step" and not file.exists():
+            chunk = 0
+        if chunk is not None and shard * long + chunk * short < rows:
+            yield file, shard * long + chunk * short
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -134,10 +205,18 @@ def _check_arrays(run: Path, folder: Path) -> None:
     try:
         group = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
         arrays = group["consolidated_metadata"]["metadata"].values()
-        codecs = {codec["name"] for array in arrays for codec in array["codecs"]}
+        codecs = {name for array in arrays for name in _codecs(array["codecs"])}
         types = {str(array["data_type"]) for array in arrays}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         allowed = f"a run with a readable {ARRAYS} ({type(error).__name__}: {error})"
         raise BadInput("run", str(run), allowed) from None
     if foreign := sorted((codecs - _CODECS) | (types - _TYPES)):
         raise BadInput("run", str(run), f"{ARRAYS} as gradlab writes it; it holds {foreign}")
+
+
+def _codecs(codecs: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Names of codecs, and of those inside a shard."""
+    for codec in codecs:
+        yield codec["name"]
+        settings = codec.get("configuration", {})
+        yield from _codecs([*settings.get("codecs", []), *settings.get("index_codecs", [])])

@@ -52,12 +52,17 @@ class Terminal:
         self.start: tuple[float, int] | None = None
         self.next_line, self.shown, self.latest = 0.0, -1, {}
         self._print(_header(description, self.baseline), style="bold")
+        self.recorded = description.recorded
+        if description.resumed:
+            self._print(f"going on; rows up to step {self.recorded} are recorded already")
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self.live = Live(Text("compiling…"), console=self.console, refresh_per_second=4)
             self.live.start()
 
     def log(self, row: Row) -> None:
-        """Show the latest figures."""
+        """Show the latest figures; of a run that goes on, those that are new."""
+        if row.step <= self.recorded:
+            return
         now = time.monotonic()
         self.start = self.start or (now, row.step)
         self.latest |= row.scalars

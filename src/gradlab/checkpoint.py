@@ -1,0 +1,234 @@
+"""Where a run stands, kept so that it can go on as if it had not stopped."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gradlab.errors import BadInput, CannotRecord
+from gradlab.step import Report, State, Steps, by_name
+
+FOLDER = "checkpoints"
+KEPT = 2
+"""Checkpoints that are kept: the newest, and one in case it cannot be read."""
+_log = logging.getLogger(__name__)
+
+
+class Best(NamedTuple):
+    """The parameters that did best in validation.
+
+    Attributes:
+      loss: their validation loss.
+      step: the step whose update made them.
+      params: themselves.
+      scores: all their validation scores.
+    """
+
+    loss: float
+    step: int
+    params: Any
+    scores: dict[str, float]
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+      state: parameters, optimizer, step and random key. The key and the step give the position in
+        the data: a step's batch is drawn from them alone.
+      since: number of steps and mean report of each stretch since the last recorded row.
+      best: best so far in validation, or None.
+      next_validation: first step at which validation is due.
+      seconds: of training so far.
+    """
+
+    state: State
+    since: list[tuple[int, Report]] = field(default_factory=list)
+    best: Best | None = None
+    next_validation: int = 0
+    seconds: float = 0.0
+
+
+class Checkpoints:
+    """Positions of a run in a folder, saved by orbax while training goes on.
+
+    Args:
+      folder: where they are kept; made by the first one.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        self._manager: Any = None
+
+    def save(self, position: Position) -> None:
+        """Take a copy of ``position`` and write it in the background; whole or not at all.
+
+        Raises:
+          CannotRecord: if it, or the one before, cannot be written.
+        """
+        import orbax.checkpoint as ocp
+
+        arrays, rest = _packed(position)
+        step = int(position.state.step)
+        manager = self._open()
+        if step in manager.all_steps():
+            return
+        self._without_paths()
+        items = {"arrays": ocp.args.StandardSave(arrays), "rest": ocp.args.JsonSave(rest)}
+        try:
+            manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # also what went wrong with the one before
+            raise self._cannot(error) from error
+
+    def restore(self, steps: Steps, key: jax.Array) -> Position | None:
+        """The newest position that can be read, None if there is none yet.
+
+        A warning is logged for each newer one that cannot be read.
+
+        Args:
+          steps: the step functions of the run; give the shapes that are expected.
+          key: the random key of the run.
+
+        Raises:
+          BadInput: if none can be read, or they are of another model.
+        """
+        if not self.folder.is_dir():
+            return None
+        start = steps.start(key)
+        wrong = []
+        for step in sorted(self._open().all_steps(), reverse=True):
+            try:
+                arrays, rest = self._read(step, start)
+            except BadInput:
+                raise
+            except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
+                reason = str(error).strip().splitlines() or [""]
+                wrong.append(f"checkpoint {step}: {type(error).__name__}: {reason[0][:200]}")
+                continue
+            for problem in wrong:
+                _log.warning("going on from step %d, for %s", step, problem)
+            return _unpacked(arrays, rest, start)
+        if wrong:
+            allowed = f"a run with a checkpoint that can be read ({wrong[0]})"
+            hint = "a new run; the curves of this one can be read all the same"
+            raise BadInput("trainer.resume", str(self.folder.parent), allowed, hint)
+        return None
+
+    def close(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+          CannotRecord: if it cannot.
+        """
+        manager, self._manager = self._manager, None
+        if manager is None:
+            return
+        try:
+            manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot(error) from error
+        finally:
+            manager.close()
+            self._without_paths()
+
+    def _without_paths(self) -> None:
+        """Orbax notes the full path, which holds the user's name, in a file that it never reads."""
+        for depth in ("*", "*/*"):
+            for note in self.folder.glob(f"{depth}/commit_success.txt"):
+                note.write_text("committed\n", encoding="utf-8")
+
+    def _cannot(self, error: Exception) -> CannotRecord:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        full = next((line for line in lines if "No space left" in line), lines[0])
+        return CannotRecord(str(self.folder), full[:200])
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, enable_async_checkpointing=True
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return self._manager
+
+    def _read(self, step: int, start: State) -> tuple[dict[str, Any], dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
+        def read(**items: Any) -> Any:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+        rest = read(rest=ocp.args.JsonRestore())["rest"]
+        best = None if rest["best"] is None else Best(0.0, 0, start.params, {})
+        like = _packed(Position(start, best=best))[0]
+        if rest["shapes"] != _shapes(like):
+            names = rest["shapes"].keys() | _shapes(like).keys()
+            odd = sorted(n for n in names if rest["shapes"].get(n) != _shapes(like).get(n))
+            allowed = f"a checkpoint of this model and optimizer; it differs in {', '.join(odd)}"
+            raise BadInput("trainer.resume", str(self.folder.parent), allowed)
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return read(arrays=ocp.args.StandardRestore(like))["arrays"], rest
+
+
+def _packed(position: Position) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A position as named arrays, and as what JSON can hold."""
+    state, best = position.state, position.best
+    arrays: dict[str, Any] = {
+        "params": by_name(state.params),
+        "optimizer": {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
+        "best": {} if best is None else by_name(best.params),
+        "step": state.step,
+        "alive": state.alive,
+        "key": jax.random.key_data(state.key),
+    }
+    arrays = {name: value for name, value in arrays.items() if not isinstance(value, dict) or value}
+    rest = {
+        "since": [[count, *map(float, report)] for count, report in position.since],
+        "best": None if best is None else [best.loss, best.step, best.scores],
+        "next_validation": position.next_validation,
+        "seconds": position.seconds,
+        "shapes": _shapes(arrays),
+    }
+    return arrays, rest
+
+
+def _unpacked(arrays: dict[str, Any], rest: dict[str, Any], start: State) -> Position:
+    def like(tree: Any, named: dict[str, Any]) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(tree), named.values())
+
+    def params(group: str) -> Any:
+        named = arrays[group]
+        return like(start.params, {name: named[name] for name in by_name(start.params)})
+
+    optimizer = dict(sorted(arrays.get("optimizer", {}).items()))
+    state = State(
+        params("params"),
+        like(start.opt_state, optimizer),
+        arrays["step"],
+        jax.random.wrap_key_data(arrays["key"], impl=jax.random.key_impl(start.key)),
+        arrays["alive"],
+    )
+    best = None
+    if rest["best"] is not None:
+        loss, step, scores = rest["best"]
+        best = Best(loss, step, params("best"), scores)
+    since = []
+    for count, *report in rest["since"]:
+        values: list[Any] = [np.float32(value) for value in report]
+        since.append((int(count), Report(*values)))
+    return Position(state, since, best, rest["next_validation"], rest["seconds"])
+
+
+def _shapes(arrays: dict[str, Any]) -> dict[str, str]:
+    """``{"params/readout/kernel": "(64, 1) float32", ...}``."""
+    shapes = {}
+    for path, leaf in jax.tree.leaves_with_path(arrays):
+        name = "/".join(str(part.key) for part in path)
+        shapes[name] = f"{tuple(leaf.shape)} {leaf.dtype}"
+    return shapes

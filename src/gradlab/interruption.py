@@ -1,0 +1,54 @@
+"""Signals that ask a run to end: heard at once, obeyed where nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR2")
+"""Ctrl-C, the request to end, and what Slurm is told to send before it takes a job's node away."""
+
+
+class Interruption:
+    """Within it, the first of each signal is only noted; a second one does what it did before.
+
+    An exception raised by the signal itself could be swallowed by a callback that it happens to
+    interrupt. Outside the main thread, where Python hears no signals, nothing is changed.
+
+    Attributes:
+      signal: number of the signal that came, 0 if none did.
+    """
+
+    signal = 0
+
+    def __enter__(self) -> Self:
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for name in SIGNALS:
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is not None:
+                    self.before[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    def __str__(self) -> str:
+        """As it is recorded: empty for Ctrl-C, which needs no name."""
+        name = signal.Signals(self.signal).name if self.signal else ""
+        return "" if name == "SIGINT" else f" ({name})"
+
+    def _asked(self, number: int, _: object) -> None:
+        self.signal = number
+        signal.signal(number, self.before[number])

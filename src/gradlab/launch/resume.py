@@ -1,0 +1,171 @@
+"""``trainer.resume``: from a run directory back to the command that goes on with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradlab.errors import BadInput
+
+KEY = "trainer.resume"
+FREE = ("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", KEY, "record")
+"""What may be changed when a run goes on; the curves before and after fit together all the same."""
+_OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
+_MULTIRUN = {"-m", "--multirun"}
+
+
+def with_resumed(arguments: Sequence[str]) -> list[str]:
+    """The command line that goes on with a run, if ``arguments`` ask for that.
+
+    ``trainer.resume=PATH`` takes the overrides of that run, then those given, and its folder.
+    ``trainer.resume=auto`` does so with the newest run in ``outputs/`` that the same overrides
+    left unfinished, unless ``hydra.run.dir`` says where to look, or it is a sweep; if there is
+    none, the run begins.
+
+    Raises:
+      BadInput: if PATH is not a run, or is given for a sweep or together with a folder.
+    """
+    own = [argument for argument in arguments if not argument.startswith("-")]
+    asked = _value(own, KEY)
+    if asked in (None, "", "null"):
+        return list(arguments)
+    sweep = bool(_MULTIRUN & set(arguments))
+    placed = _value(own, "hydra.run.dir") is not None
+    if asked == "auto":
+        found = None if sweep or placed else _left_unfinished(Path("outputs"), own)
+        return list(arguments) if found is None else _resumed(arguments, found)
+    if sweep:
+        hint = f"{KEY}=auto hydra.sweep.dir=FOLDER, which goes on with each of its runs"
+        raise BadInput(KEY, asked, "auto, in a sweep", hint)
+    if placed:
+        allowed = f"nothing: the run goes on in its own folder, {asked}"
+        raise BadInput("hydra.run.dir", _value(own, "hydra.run.dir"), allowed)
+    return _resumed(arguments, Path(asked).expanduser())
+
+
+def earlier_run(config: Mapping[str, Any], folder: Path):
+    """The run in ``folder`` that ``trainer.resume`` asks to go on with; None to begin a new one.
+
+    Args:
+      config: the composed configuration, as plain dicts.
+      folder: the run directory of this job.
+
+    Raises:
+      BadInput: if the run cannot be gone on with, or not with this configuration.
+    """
+    from gradlab.record.directory import INFO
+    from gradlab.record.private import scrub
+
+    asked = config["trainer"].get("resume")
+    if asked is None or (asked == "auto" and not (folder / INFO).exists()):
+        return None
+    if not isinstance(asked, str):
+        raise BadInput(KEY, asked, "the path of a run directory, auto, or null")
+    run = _open(folder)
+    if run.status == "running":
+        raise BadInput(KEY, str(folder), "a run that has ended; this one is still going")
+    if run.status == "diverged" and asked != "auto":
+        allowed = f"a run that can go on; this one {run.info['reason']}"
+        raise BadInput(KEY, str(folder), allowed, "a new run with other settings")
+    _check_same(run.config, scrub(config))
+    return run
+
+
+def has_ended(run: Any, config: Mapping[str, Any]) -> bool:
+    """Whether there is nothing left to do for a run."""
+    more = config["trainer"]["steps"] > run.config["trainer"]["steps"]
+    return run.status == "diverged" or (run.status == "finished" and not more)
+
+
+def _resumed(arguments: Sequence[str], folder: Path) -> list[str]:
+    run = _open(folder)
+    own = [argument for argument in arguments if not argument.startswith("-")]
+    said = {_key(argument) for argument in own}
+    earlier = [
+        _filled_in(one)
+        for one in run.info.get("overrides", [])
+        if _key(one) not in said and _key(one).partition(".")[0] != "hydra"
+    ]
+    kept = [argument for argument in arguments if _key(argument) != KEY]
+    quoted = "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    place = [f"{KEY}={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+    return [*kept, *earlier, *place]
+
+
+def _left_unfinished(root: Path, own: Sequence[str]) -> Path | None:
+    from gradlab.record.private import scrub
+    from gradlab.record.reader import open_run
+
+    def asked(overrides: Sequence[str]) -> list[str]:
+        return sorted(one for one in overrides if _key(one) != KEY)
+
+    wanted = asked(scrub(list(own)))
+    for info in sorted(root.glob("*/*/run.json"), reverse=True):
+        try:
+            run = open_run(info.parent)
+        except BadInput:
+            continue
+        unfinished = run.status in ("killed", "interrupted", "crashed")
+        if unfinished and asked(run.info.get("overrides", [])) == wanted:
+            return info.parent
+    return None
+
+
+def _open(folder: Path):
+    from gradlab.record.reader import open_run
+
+    try:
+        run = open_run(folder)
+    except BadInput as error:
+        raise BadInput(KEY, str(folder), error.allowed, error.hint) from None
+    if "id" not in run.info:
+        raise BadInput(KEY, str(folder), "a run of format 2 or newer; older ones cannot go on")
+    return run
+
+
+def _check_same(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a configuration that is not that of the run, but for what is free."""
+    for key, before, now in _differences(recorded, given):
+        if any(key == free or key.startswith(f"{free}.") for free in FREE):
+            continue
+        allowed = f"{before!r}, as in the run that goes on"
+        raise BadInput(key, now, allowed, "a new run, or leave it out")
+    before, now = recorded["trainer"]["steps"], given["trainer"]["steps"]
+    if now < before:
+        raise BadInput("trainer.steps", now, f"{before}, as in the run that goes on, or more")
+    schedule = given["optimizer"]["schedule"]
+    if now != before and schedule != "constant":
+        allowed = f"{before}, as in the run that goes on: its {schedule} schedule ends there"
+        raise BadInput("trainer.steps", now, allowed)
+
+
+def _differences(recorded: Any, given: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(recorded, Mapping) and isinstance(given, Mapping):
+        for name in [*recorded, *(name for name in given if name not in recorded)]:
+            inner = f"{path}.{name}" if path else str(name)
+            yield from _differences(recorded.get(name), given.get(name), inner)
+    elif recorded != given:
+        yield path, recorded, given
+
+
+def _key(argument: str) -> str:
+    found = _OVERRIDE.fullmatch(argument)
+    return found[1] if found else argument
+
+
+def _value(own: Sequence[str], key: str) -> str | None:
+    values = [m[2] for one in own if (m := _OVERRIDE.fullmatch(one)) and m[1] == key]
+    if not values:
+        return None
+    text = values[-1]
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1].replace(f"\\{text[0]}", text[0]).replace("\\\\", "\\") if quoted else text
+
+
+def _filled_in(override: str) -> str:
+    """With the home folder's path and the environment's secrets, which run.json does not hold."""
+    override = re.sub(r"<(\w+)>", lambda name: os.environ.get(name[1], name[0]), override)
+    return re.sub(r"(?<![\w/.])~(?=/)", lambda _: str(Path.home()), override)

@@ -1,0 +1,330 @@
+"""The recorded arrays: they grow together along ``step`` in one zarr group, a file for each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs.zstd import Zstd
+from zarr.codecs import BytesCodec, ShardingCodec, ZstdCodec
+
+from gradlab.errors import BadInput
+from gradlab.record.base import Description, Row, Variable
+from gradlab.record.shard import Shard, replace
+
+CHUNK_BYTES = 2**20
+"""Size of one chunk of a curve before compression; a flush rewrites at most one per variable."""
+CHUNK_ROWS = 8192
+"""Most rows in a chunk: the scalars' chunks are this long."""
+SHARD_ROWS = 2**17
+"""Rows in one file, as far as ``SHARD_CHUNKS`` allows."""
+SHARD_CHUNKS = 4096
+"""Most chunks in one file: a reader reads their index, 16 bytes each, to find one."""
+LEVEL = 1
+"""Of the compression; curves hardly compress better at higher ones."""
+
+_COORDS = {
+    "step": ("steps", "training step"),
+    "t": ("timesteps", "timestep, from the start of the sequence"),
+    "lag": ("timesteps", "lag, timesteps back from the end of the sequence"),
+    "layer": ("1", "layer"),
+    "quantile": ("1", "quantile over examples"),
+}
+
+
+class Arrays:
+    """Arrays that grow together along ``step``, as one zarr group.
+
+    The group's own ``zarr.json`` repeats the metadata of all its arrays, their lengths included
+    (zarr calls this consolidated). A reader goes by that one file, so replacing it makes new rows
+    visible in all arrays at once, after the chunks that hold them are in place. Rows that a
+    kill leaves behind in the chunks, beyond that length, are never looked at.
+
+    Args:
+      folder: the group.
+      description: says which arrays there are.
+      resumed: go on with the arrays in ``folder``; otherwise they are made anew.
+
+    Raises:
+      BadInput: if the arrays in ``folder`` are not those described.
+    """
+
+    def __init__(self, folder: Path, description: Description, *, resumed: bool = False):
+        self.folder, self.rows = folder, 0
+        coords = with_lag(description)
+        self.attributes = {"coordinates": "lag"} if "lag" in coords else {}
+        if resumed:
+            recorded = consolidated(folder)
+            self.rows = recorded["step"]["shape"][0]
+            _check_same(folder, recorded, description, coords)
+        else:
+            zarr.create_group(folder, overwrite=True, attributes=self.attributes)
+            for name, values in coords.items():
+                _write_coordinate(folder, name, values)
+        sizes = {name: len(values) for name, values in coords.items()}
+        step = Variable((), *_COORDS["step"])
+        self.step = _Growing(folder, "step", step, sizes, "int64", self.rows)
+        self.columns: dict[str, _Growing] = {}
+        for name, variable in description.variables.items():
+            dtype = "float32" if variable.dims else "float64"
+            self.columns[name] = _Growing(folder, name, variable, sizes, dtype, self.rows)
+        self.coordinates = {name: _metadata(folder / name) for name in coords}
+        self.commit()
+
+    def append(self, row: Row) -> None:
+        """Put ``row`` into memory; chunks that it fills are written.
+
+        Raises:
+          ValueError: if ``row`` holds a variable that was not described, or one of another shape.
+        """
+        values = {**row.scalars, **row.arrays}
+        if unknown := values.keys() - self.columns.keys():
+            raise ValueError(f"step {row.step} holds variables not described: {sorted(unknown)}")
+        self.step.put(self.rows, row.step)
+        for name, column in self.columns.items():
+            column.put(self.rows, values.get(name))
+        self.rows += 1
+
+    def commit(self) -> None:
+        """Make every appended row visible: chunks first, lengths last."""
+        growing = [self.step, *self.columns.values()]
+        for column in growing:
+            column.write()
+        metadata = self.coordinates | {column.name: column.sized(self.rows) for column in growing}
+        group = {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": self.attributes,
+            "consolidated_metadata": {
+                "kind": "inline",
+                "must_understand": False,
+                "metadata": metadata,
+            },
+        }
+        replace(self.folder / "zarr.json", json.dumps(group).encode())
+
+    def close(self) -> None:
+        """Commit, pack the files, and write every array's length into its own metadata, too."""
+        self.commit()
+        for column in (self.step, *self.columns.values()):
+            column.close(self.rows)
+
+
+class _Growing:
+    """One array of the group; the chunk that is being filled stays in memory.
+
+    A chunk holds its rows little-endian and compressed, with the fill value where nothing was
+    recorded; one in which nothing was recorded is missing from the file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        variable: Variable,
+        sizes: Mapping[str, int],
+        dtype: str,
+        rows: int,
+    ):
+        self.name = stored_name(name)
+        self.folder = folder / self.name
+        shape = tuple(sizes[dim] for dim in variable.dims)
+        row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        self.length = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, row_bytes)))
+        self.chunks = min(SHARD_CHUNKS, math.ceil(SHARD_ROWS / self.length))
+        self.fill = 0 if dtype == "int64" else math.nan
+        self.block = np.full((self.length, *shape), self.fill, np.dtype(dtype).newbyteorder("<"))
+        self.codec = Zstd(level=LEVEL, checksum=True)
+        self.room = self.block.nbytes + self.block.nbytes // 128 + 1024
+        if rows == 0:
+            _create(self.folder, name, variable, shape, dtype, self.length, self.chunks, self.fill)
+        self.metadata = _metadata(self.folder)
+        self.shard: Shard | None = None
+        self.chunk, slot = divmod(rows, self.length)
+        self.changed = self.pending = False
+        if rows:
+            self._go_on(slot)
+
+    def put(self, row: int, value: Any) -> None:
+        """Set ``row``; None leaves the fill value."""
+        chunk, slot = divmod(row, self.length)
+        if chunk > self.chunk:
+            self._complete()
+            self.chunk = chunk
+        if value is None:
+            return
+        if np.shape(value) != self.block.shape[1:]:
+            shape = self.block.shape[1:]
+            raise ValueError(f"{self.name}: got shape {np.shape(value)}, described as {shape}")
+        with np.errstate(over="ignore"):
+            self.block[slot] = value
+        self.changed = self.pending = True
+
+    def write(self, *, complete: bool = False) -> None:
+        """Write the chunk that is being filled, if it changed."""
+        if not (self.changed or (complete and self.pending)):
+            return
+        number, place = divmod(self.chunk, self.chunks)
+        path = self._path(number)
+        if self.shard is None or self.shard.path != path:
+            self.shard = Shard(path, self.chunks, self.room)
+        self.shard.write(place, self.codec.encode(self.block), complete=complete)
+        self.changed = False
+
+    def sized(self, rows: int) -> dict[str, Any]:
+        """The array's metadata with its length along ``step``."""
+        self.metadata["shape"][0] = rows
+        return self.metadata
+
+    def close(self, rows: int) -> None:
+        """Pack the file, and write the length into the array's own metadata."""
+        if self.shard is not None:
+            self.shard.pack()
+        replace(self.folder / "zarr.json", json.dumps(self.sized(rows)).encode())
+
+    def _path(self, shard: int) -> Path:
+        return self.folder.joinpath("c", str(shard), *["0"] * (self.block.ndim - 1))
+
+    def _complete(self) -> None:
+        """Write the chunk for the last time and begin an empty one."""
+        self.write(complete=True)
+        if self.shard is not None and (self.chunk + 1) % self.chunks == 0:
+            self.shard.pack()
+        self.block.fill(self.fill)
+        self.changed = self.pending = False
+
+    def _go_on(self, slot: int) -> None:
+        """Take up the chunk that was being filled, up to ``slot``; what lies beyond is dropped."""
+        number, place = divmod(self.chunk, self.chunks)
+        later = number + 1
+        while self._path(later).exists():
+            self._path(later).unlink()
+            later += 1
+        if not self._path(number).exists():
+            return
+        self.shard = Shard(self._path(number), self.chunks, self.room)
+        content = self.shard.read(place) if slot else None
+        self.shard.forget_from(place + 1 if content else place)
+        if content:
+            recorded = np.frombuffer(self.codec.decode(content), self.block.dtype)
+            self.block[:slot] = recorded.reshape(self.block.shape)[:slot]
+            self.changed = self.pending = True
+
+
+def consolidated(folder: Path) -> dict[str, Any]:
+    """Metadata of every array in the group by stored name, as its ``zarr.json`` repeats it."""
+    return _metadata(folder)["consolidated_metadata"]["metadata"]
+
+
+def stored_name(name: str) -> str:
+    """The name under which a variable is kept: ``/`` would nest it in zarr."""
+    return name.replace("/", "_")
+
+
+def with_lag(description: Description) -> dict[str, list[Any]]:
+    """The coordinates, with ``lag`` = T-1-t beside ``t``."""
+    coords = {name: list(values) for name, values in description.coords.items()}
+    if "t" in coords:
+        T = description.facts.get("T") or max(coords["t"], default=-1) + 1
+        coords["lag"] = [T - 1 - t for t in coords["t"]]
+    return coords
+
+
+def _create(
+    folder: Path,
+    name: str,
+    variable: Variable,
+    shape: tuple[int, ...],
+    dtype: str,
+    length: int,
+    chunks: int,
+    fill: float,
+) -> None:
+    wide = tuple(max(1, n) for n in shape)
+    stored = stored_name(name)
+    zarr.create_array(
+        folder,
+        shape=(0, *shape),
+        chunks=(length * chunks, *wide),
+        dtype=dtype,
+        fill_value=fill,
+        # An index without a checksum: its entries are changed one by one. Each chunk has one.
+        serializer=ShardingCodec(
+            chunk_shape=(length, *wide),
+            codecs=[BytesCodec(endian="little"), ZstdCodec(level=LEVEL, checksum=True)],
+            index_codecs=[BytesCodec(endian="little")],
+            index_location="start",
+        ),
+        compressors=None,
+        dimension_names=("step", *variable.dims),
+        overwrite=True,
+        attributes={
+            "units": variable.units,
+            "long_name": variable.long_name,
+            **({"name": name} if name != stored else {}),
+            **variable.attrs,
+        },
+    )
+
+
+def _write_coordinate(folder: Path, name: str, values: list[Any]) -> None:
+    array = _as_stored(values)
+    units, long_name = _COORDS.get(name, ("1", name))
+    stored = zarr.create_array(
+        folder / name,
+        shape=array.shape,
+        chunks=(max(1, len(array)),),
+        dtype=str if array.dtype == object else array.dtype,
+        dimension_names=("t" if name == "lag" else name,),
+        attributes={"units": units, "long_name": long_name},
+        config={"write_empty_chunks": True},  # so that a file that is missing was lost
+    )
+    stored[:] = array
+
+
+def _as_stored(values: list[Any]) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "if":
+        array = np.asarray([str(value) for value in values], dtype=object)
+    return array
+
+
+def _check_same(
+    folder: Path,
+    recorded: Mapping[str, Any],
+    description: Description,
+    coords: Mapping[str, list[Any]],
+) -> None:
+    """Refuse to go on with arrays that are not those of the description."""
+    expected: dict[str, Any] = {name: ([name], [len(v)]) for name, v in coords.items()}
+    if "lag" in expected:
+        expected["lag"] = (["t"], expected["t"][1])
+    expected["step"] = (["step"], [])
+    for name, variable in description.variables.items():
+        sizes = [len(coords[dim]) for dim in variable.dims]
+        expected[stored_name(name)] = (["step", *variable.dims], sizes)
+    found = {}
+    for name, metadata in recorded.items():
+        dims = metadata["dimension_names"]
+        found[name] = (dims, metadata["shape"][dims[0] == "step" :])
+    wrong = sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
+    for name, values in coords.items():
+        if name not in wrong:
+            stored = np.asarray(zarr.open_array(folder / name, mode="r")[:])
+            same = stored.tolist() == _as_stored(values).tolist()
+            wrong += [] if same else [name]
+    if wrong:
+        allowed = f"a run that records what this one does; it differs in {', '.join(wrong)}"
+        hint = "the model, task and probes of that run, or a new run"
+        raise BadInput("trainer.resume", str(folder.parent), allowed, hint)
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "zarr.json").read_text(encoding="utf-8"))

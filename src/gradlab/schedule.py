@@ -1,0 +1,48 @@
+"""When something is measured or recorded, apart from what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradlab.errors import BadInput, at_least
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Training steps at which something is due: evenly spaced, log-spaced, or both.
+
+    Early in training a gradient changes within a few steps, later within thousands; log-spaced
+    steps catch both at the cost of a few rows.
+
+    Args:
+      every: due at 0, ``every``, 2 ``every``, ...; None: not evenly spaced.
+      per_decade: due at step 0 and at so many log-spaced steps of each decade
+        (``per_decade=3``: 0, 1, 2, 5, 10, 22, 46, 100, ...); None: not log-spaced.
+      key: configuration key of ``every`` for messages; that of ``per_decade`` stands beside it.
+
+    Raises:
+      BadInput: if one of them is below 1, or neither is given.
+    """
+
+    every: int | None
+    per_decade: int | None = None
+    key: str = "trainer.log_every"
+
+    def __post_init__(self) -> None:
+        other = self.key.removesuffix("every") + "per_decade"
+        if self.every is None and self.per_decade is None:
+            raise BadInput(self.key, None, f"a whole number of at least 1, unless {other} is given")
+        for key, value in ((self.key, self.every), (other, self.per_decade)):
+            if value is not None:
+                at_least(key, value, 1)
+
+    def steps(self, total: int) -> set[int]:
+        """The steps below ``total`` at which it is due, the last step always among them."""
+        due = {total - 1}
+        if self.every is not None:
+            due |= set(range(0, total, self.every))
+        if self.per_decade is not None:
+            decades = len(str(total))
+            spaced = (round(10 ** (k / self.per_decade)) for k in range(decades * self.per_decade))
+            due |= {0, *(step for step in spaced if step < total)}
+        return due

@@ -74,9 +74,6 @@ def main() -> None:
         entry()
     except BadInput as error:
         _refuse(str(error))
-    except CannotRecord as error:
-        print(f"gradlab: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print("gradlab: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -133,6 +130,9 @@ def job(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         outcome = _run(cfg, folder)
+    except CannotRecord as error:
+        print(f"gradlab: {error}", file=sys.stderr)
+        sys.exit(1)
     except BaseException as error:
         _leave_nothing(folder, ".hydra")
         if isinstance(error, BadInput):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,8 @@ from gradlab.step import Report, State, Steps, by_name
 FOLDER = "checkpoints"
 KEPT = 2
 """Checkpoints that are kept: the newest, and one in case it cannot be read."""
+ROOM, MARGIN = 2, 2**18
+"""A checkpoint is begun where there is so much room: so many times its arrays, and so many bytes."""
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +84,7 @@ class Checkpoints:
         manager = self._open()
         if step in manager.all_steps():
             return
+        self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         self._without_paths()
         items = {"arrays": ocp.args.StandardSave(arrays), "rest": ocp.args.JsonSave(rest)}
         try:
@@ -143,10 +149,18 @@ class Checkpoints:
             for note in self.folder.glob(f"{depth}/commit_success.txt"):
                 note.write_text("committed\n", encoding="utf-8")
 
+    def _check_room(self, size: int) -> None:
+        """Refuse before orbax begins: of a write that fails half-way it tells at great length."""
+        place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if shutil.disk_usage(place).free < ROOM * size + MARGIN:
+            raise CannotRecord(str(self.folder.parent), os.strerror(errno.ENOSPC))
+
     def _cannot(self, error: Exception) -> CannotRecord:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax's tasks, of the same error
+        full = "os_error_code='28'" in str(error) or "No space left" in str(error)
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        full = next((line for line in lines if "No space left" in line), lines[0])
-        return CannotRecord(str(self.folder), full[:200])
+        reason = os.strerror(errno.ENOSPC) if full else f"checkpoint: {lines[0][:200]}"
+        return CannotRecord(str(self.folder.parent), reason)
 
     def _open(self) -> Any:
         if self._manager is None:

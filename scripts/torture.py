@@ -1,0 +1,363 @@
+"""What a run survives: kills, a full disk, a lost network; and what recording costs.
+
+    python scripts/torture.py kill [--times 30] [--seed 0] [key=value ...]
+    python scripts/torture.py disk [--megabytes 2] [--folder A_FOLDER_ON_A_SMALL_DISK]
+    python scripts/torture.py network
+    python scripts/torture.py volume
+    python scripts/torture.py cost [--repeats 3]
+    python scripts/torture.py all
+
+Each part prints what it saw and ends with an error if something was lost:
+
+kill     Kills a run (SIGKILL) at moments from its first second to its last, reads it, resumes it,
+         and compares every recorded value and every final parameter with a run left alone.
+disk     Runs on a disk of a few megabytes until it is full (a tmpfs, which only root can mount,
+         or the folder given).
+network  Trains online against a W&B server on this machine that is slow, goes away in mid-run, or
+         is not there at all; then syncs what was recorded offline.
+volume   Writes 100,000 rows at T=200 and 2,000 at T=5000; reports size, files and time to open.
+cost     The share of a run's time that is spent on recording it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+
+import gradlab
+from gradlab.record.directory import ARRAYS
+
+TESTS = Path(__file__).parents[1] / "tests"
+SMALL = (
+    *("experiment=adding", "model=lstm", "task.length=40", "model.hidden=32"),
+    *("trainer.steps=1500", "trainer.log_every=10", "trainer.checkpoint_seconds=1"),
+    *("record.figures=false", "record.wandb.mode=disabled"),
+)
+FLUSH = 2.0
+"""Seconds between two flushes of a run directory."""
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    """A run in ``folder``; its compilations are kept beside it for the next one."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "gradlab", *arguments],
+        cwd=folder.parent,
+        env=os.environ | cache | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    """Wait for a run that must succeed; what it printed."""
+    out, err = process.communicate(timeout=1800)
+    if process.returncode != 0:
+        sys.exit(f"a run ended with {process.returncode}:\n{out}\n{err}")
+    return out, err
+
+
+def check(holds: bool, what: str) -> None:
+    """End with an error unless it holds."""
+    if not holds:
+        sys.exit(f"LOST: {what}")
+
+
+# Kills.
+
+
+def kill(times: int, seed: int, overrides: Sequence[str]) -> None:
+    """Kill, read, resume, compare."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place, "whole")
+        arguments = [*SMALL, *overrides]
+        finish(start(Path(place, "warm"), *arguments, "hydra.run.dir=warm"))
+        began = time.monotonic()
+        finish(start(whole, *arguments, "hydra.run.dir=whole"))
+        seconds = time.monotonic() - began
+        expected = everything(whole)
+        print(f"a run left alone: {seconds:.1f} s, {expected['rows']} rows", flush=True)
+        print("| killed after | rows | flushed before | resumed from | same |")
+        print("|---|---|---|---|---|")
+        for number in range(times):
+            folder = Path(place, str(number))
+            after = 1 + (seconds - 1) * (number + chance.random()) / times
+            told = killed(folder, arguments, after)
+            if not folder.joinpath("run.json").exists():
+                process = start(folder, *arguments, f"hydra.run.dir={number}")
+                where = "the start, nothing recorded yet"
+            else:
+                process = start(folder, f"trainer.resume={number}")
+                saved = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()]
+                where = f"step {max(saved)}" if saved else "step 0"
+            finish(process)
+            found = everything(folder)
+            same = found.keys() == expected.keys() and all(
+                np.array_equal(found[name], expected[name], equal_nan=True)
+                if isinstance(expected[name], np.ndarray)
+                else found[name] == expected[name]
+                for name in expected
+            )
+            print(f"| {after:.1f} s | {told} | {where} | {'yes' if same else 'NO'} |", flush=True)
+            check(same, f"the run killed after {after:.1f} s ends otherwise")
+            shutil.rmtree(folder)
+
+
+def killed(folder: Path, arguments: Sequence[str], after: float) -> str:
+    """Start a run, kill it and read it; how many rows it has, and how old its last flush was."""
+    process = start(folder, *arguments, f"hydra.run.dir={folder.name}")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=after)
+    alive = process.poll() is None
+    process.kill()
+    now = time.time()
+    process.communicate()
+    if not folder.joinpath("run.json").exists():
+        return "none yet | –"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = gradlab.open_run(folder)
+        check(run.status == ("killed" if alive else "finished"), f"status {run.status}")
+        check(not run.damage, str(run.damage))
+        curves, scalars = run.curves.load(), run.scalars.load()
+    rows = scalars.sizes["step"]
+    if rows:
+        check(bool(scalars["train/loss"].notnull().all()), "a row without its loss")
+        check(bool(curves["adj_h_log10"].notnull().all()), "a row without its curve")
+    age = now - (folder / ARRAYS / "zarr.json").stat().st_mtime
+    if alive and rows > 1:
+        check(age < FLUSH + 1.0, f"the last flush was {age:.1f} s before the kill")
+    return f"{rows} | {age:.1f} s"
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What a run recorded and ended with, but for its times."""
+    import orbax.checkpoint as ocp
+
+    run = gradlab.open_run(folder)
+    found: dict[str, Any] = {"status": run.status, "verdict": run.info["verdict"]}
+    found["rows"] = run.scalars.sizes["step"]
+    for dataset in (run.scalars, run.curves):
+        found |= {str(name): array.values for name, array in dataset.variables.items()}
+    timed = ("steps_per_second", "probe_overhead")
+    found |= {f"summary {k}": v for k, v in run.summary.items() if k not in timed}
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        items = ocp.args.Composite(arrays=ocp.args.StandardRestore())
+        with warnings.catch_warnings():  # that it reads as it was written, on the same devices
+            warnings.simplefilter("ignore")
+            arrays = manager.restore(manager.latest_step(), args=items)["arrays"]
+    return found | {f"final {name}": array for name, array in flat(arrays)}
+
+
+def flat(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays in nested dicts, by path."""
+    if isinstance(tree, dict):
+        for name, inner in tree.items():
+            yield from flat(inner, f"{path}/{name}")
+    else:
+        yield path, np.asarray(tree)
+
+
+# A full disk.
+
+
+@contextlib.contextmanager
+def small_disk(megabytes: float, folder: Path | None) -> Iterator[Path]:
+    """A folder with little room."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        size = f"size={int(megabytes * 1024)}k"
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True
+        )
+        if mounted.returncode:
+            sys.exit(f"cannot mount a small disk ({mounted.stderr.strip()}); give --folder")
+        try:
+            yield Path(place)
+        finally:
+            subprocess.run(["umount", place], check=True)
+
+
+def disk(megabytes: float, folder: Path | None) -> None:
+    """Run until the disk is full; then with W&B's files alone on it."""
+    with small_disk(megabytes, folder) as place:
+        run_dir = place / "run"
+        process = start(run_dir, *SMALL, "trainer.steps=100000", "hydra.run.dir=run")
+        _, err = process.communicate(timeout=1800)
+        print(f"exit code {process.returncode}, standard error:\n{err.strip()}\n")
+        check(process.returncode == 1, "the run should end by itself with exit code 1")
+        check(str(run_dir) in err or "run" in err, "the error names the folder")
+        check("No space left" in err and "Traceback" not in err, "the error says why, once")
+        run = gradlab.open_run(run_dir)
+        print(f"status {run.status}: {run.info['reason']}; {run.scalars.sizes['step']} rows")
+        check(run.status == "crashed" and not run.damage, "status and arrays")
+        check(bool(run.scalars["train/loss"].load().notnull().all()), "recorded rows")
+        check(bool(run.curves["adj_h_log10"].load().notnull().all()), "recorded curves")
+        shutil.rmtree(run_dir)
+
+
+# How much is written, and what it costs.
+
+
+def volume() -> None:
+    """Rows of random walks, which hardly compress."""
+    sys.path.insert(0, str(TESTS))
+    from gradlab.record.base import Outcome
+    from gradlab.record.directory import RunDirectory
+    from record.synthetic import describe, make_row
+
+    print("| rows | T | on disk | files | ms a row | open | read one curve | read three rows |")
+    print("|---|---|---|---|---|---|---|---|")
+    for rows, length in ((100_000, 200), (2_000, 5_000)):
+        with tempfile.TemporaryDirectory() as place:
+            description = describe(T=length, steps=rows)
+            row, rng = make_row(description, 1), np.random.default_rng(0)
+            directory, seconds = RunDirectory(place), 0.0
+            directory.open(description)
+            for step in range(rows):
+                arrays = {
+                    name: array + np.float32(rng.normal(size=array.shape))
+                    for name, array in row.arrays.items()
+                }
+                began = time.perf_counter()
+                directory.log(row._replace(step=step, arrays=arrays))
+                seconds += time.perf_counter() - began
+            began = time.perf_counter()
+            directory.close(Outcome("finished"))
+            seconds += time.perf_counter() - began
+            files = [path for path in Path(place).rglob("*") if path.is_file()]
+            size = sum(path.stat().st_size for path in files)
+            opened, run = timed(lambda place=place: opened_run(place))
+            curve = run.curves["adj_h_log10"]
+            read, _ = timed(lambda curve=curve: curve.values)
+            few, _ = timed(lambda curve=curve, n=rows: curve.isel(step=[0, n // 2, n - 1]).values)
+            print(
+                f"| {rows:,} | {length} | {size / 1e6:.0f} MB | {len(files)} "
+                f"| {1e3 * seconds / rows:.3f} | {opened:.2f} s | {read:.2f} s | {few:.3f} s |",
+                flush=True,
+            )
+
+
+def opened_run(place: str) -> gradlab.Run:
+    """A run with both of its datasets opened."""
+    run = gradlab.open_run(place)
+    _ = run.curves, run.scalars
+    return run
+
+
+def timed(action: Any) -> tuple[float, Any]:
+    """Seconds that it took, and what it gave."""
+    began = time.perf_counter()
+    value = action()
+    return time.perf_counter() - began, value
+
+
+COST = """
+import atexit, sys, time
+import gradlab.record.directory as d, gradlab.record.terminal as t, gradlab.record.wandb_sink as w
+import gradlab.checkpoint as c
+spent = {}
+def measured(kind, name, label):
+    inner = getattr(kind, name)
+    def outer(*a, **k):
+        began = time.perf_counter()
+        try:
+            return inner(*a, **k)
+        finally:
+            spent[label] = spent.get(label, 0.0) + time.perf_counter() - began
+    setattr(kind, name, outer)
+measured(d.RunDirectory, "log", "run directory")
+measured(t.Terminal, "log", "terminal")
+measured(w.WandbSink, "log", "W&B")
+measured(c.Checkpoints, "save", "checkpoints")
+atexit.register(lambda: print("SPENT", spent))
+import gradlab.__main__ as m
+m.main()
+"""
+
+
+def cost(repeats: int) -> None:
+    """The default experiment, with everything that it records."""
+    print("| seconds of training | " + "run directory | W&B | terminal | checkpoints | together |")
+    print("|---|---|---|---|---|---|")
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as place:
+            done = subprocess.run(
+                [sys.executable, "-c", COST, "hydra.run.dir=run", "record.figures=false"],
+                cwd=place,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            spent = eval_floats(done.stdout.rpartition("SPENT ")[2])
+            total = gradlab.open_run(Path(place, "run")).info["timings"]["train_seconds"]
+            parts = [spent.get(k, 0.0) for k in ("run directory", "W&B", "terminal", "checkpoints")]
+            shares = " | ".join(f"{part / total:.2%}" for part in parts)
+            print(f"| {total:.2f} | {shares} | {sum(parts) / total:.2%} |", flush=True)
+
+
+def eval_floats(text: str) -> dict[str, float]:
+    """``{'name': 1.5, ...}`` as printed by Python."""
+    import ast
+
+    return ast.literal_eval(text.strip())
+
+
+def main() -> None:
+    """Run the part that was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
+    one = parts.add_parser("kill")
+    one.add_argument("--times", type=int, default=30)
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("overrides", nargs="*")
+    one = parts.add_parser("disk")
+    one.add_argument("--megabytes", type=float, default=2)
+    one.add_argument("--folder", type=Path)
+    parts.add_parser("volume")
+    one = parts.add_parser("cost")
+    one.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    print(
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} CPU cores, "
+        f"Python {platform.python_version()}\n"
+    )
+    match given.part:
+        case "kill":
+            kill(given.times, given.seed, given.overrides)
+        case "disk":
+            disk(given.megabytes, given.folder)
+        case "volume":
+            volume()
+        case "cost":
+            cost(given.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@
     python scripts/torture.py disk [--megabytes 2] [--folder A_FOLDER_ON_A_SMALL_DISK]
     python scripts/torture.py network
     python scripts/torture.py volume
-    python scripts/torture.py cost [--repeats 3]
+    python scripts/torture.py cost [--repeats 3] [key=value ...]
     python scripts/torture.py all
 
 Each part prints what it saw and ends with an error if something was lost:
@@ -16,12 +16,14 @@ disk     Runs on a disk of a few megabytes until it is full (a tmpfs, which only
 network  Trains online against a W&B server on this machine that is slow, goes away in mid-run, or
          is not there at all; then syncs what was recorded offline.
 volume   Writes 100,000 rows at T=200 and 2,000 at T=5000; reports size, files and time to open.
-cost     The share of a run's time that is spent on recording it.
+cost     The share of a run's training that is spent on recording it; for W&B's thread, which
+         works beside it, the share of one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import os
 import platform
@@ -276,55 +278,72 @@ def timed(action: Any) -> tuple[float, Any]:
     return time.perf_counter() - began, value
 
 
+QUIET = ("hydra.run.dir=run", "record.figures=false")
 COST = """
-import atexit, sys, time
-import gradlab.record.directory as d, gradlab.record.terminal as t, gradlab.record.wandb_sink as w
-import gradlab.checkpoint as c
+import atexit, time
+import wandb
+import gradlab.checkpoint, gradlab.experiment, gradlab.train
+import gradlab.record.directory, gradlab.record.terminal, gradlab.record.wandb_sink
 spent = {}
-def measured(kind, name, label):
+ended = []
+def measured(kind, name, label, clock=time.perf_counter):
     inner = getattr(kind, name)
     def outer(*a, **k):
-        began = time.perf_counter()
+        began = clock()
         try:
             return inner(*a, **k)
         finally:
-            spent[label] = spent.get(label, 0.0) + time.perf_counter() - began
+            when = label if not ended else label + " at the end"
+            spent[when] = spent.get(when, 0.0) + clock() - began
     setattr(kind, name, outer)
-measured(d.RunDirectory, "log", "run directory")
-measured(t.Terminal, "log", "terminal")
-measured(w.WandbSink, "log", "W&B")
-measured(c.Checkpoints, "save", "checkpoints")
+measured(gradlab.record.directory.RunDirectory, "log", "run directory")
+measured(gradlab.record.terminal.Terminal, "log", "terminal")
+measured(gradlab.record.wandb_sink.WandbSink, "log", "W&B")
+measured(gradlab.record.wandb_sink.WandbSink, "close", "W&B")
+measured(wandb.Run, "log", "W&B's thread", time.thread_time)
+measured(gradlab.checkpoint.Checkpoints, "save", "checkpoints")
+inner = gradlab.experiment.train
+def train(*a, **k):
+    try:
+        return inner(*a, **k)
+    finally:
+        ended.append(True)
+gradlab.experiment.train = train
 atexit.register(lambda: print("SPENT", spent))
-import gradlab.__main__ as m
-m.main()
+import gradlab.__main__
+gradlab.__main__.main()
 """
 
 
-def cost(repeats: int) -> None:
+def cost(repeats: int, overrides: Sequence[str]) -> None:
     """The default experiment, with everything that it records."""
-    print("| seconds of training | " + "run directory | W&B | terminal | checkpoints | together |")
-    print("|---|---|---|---|---|---|")
+    kinds = ("run directory", "W&B", "terminal", "checkpoints", "W&B's thread")
+    print(f"| seconds of training | {' | '.join(kinds)} | together | W&B at the end |")
+    print("|---|" + "---|" * (len(kinds) + 2))
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as place:
             done = subprocess.run(
-                [sys.executable, "-c", COST, "hydra.run.dir=run", "record.figures=false"],
+                [
+                    sys.executable,
+                    "-c",
+                    COST,
+                    "hydra.run.dir=run",
+                    "record.figures=false",
+                    *overrides,
+                ],
                 cwd=place,
                 capture_output=True,
                 text=True,
                 check=True,
             )
-            spent = eval_floats(done.stdout.rpartition("SPENT ")[2])
+            spent = ast.literal_eval(done.stdout.rpartition("SPENT ")[2].strip())
             total = gradlab.open_run(Path(place, "run")).info["timings"]["train_seconds"]
-            parts = [spent.get(k, 0.0) for k in ("run directory", "W&B", "terminal", "checkpoints")]
+            parts = [spent.get(kind, 0.0) for kind in kinds]
             shares = " | ".join(f"{part / total:.2%}" for part in parts)
-            print(f"| {total:.2f} | {shares} | {sum(parts) / total:.2%} |", flush=True)
-
-
-def eval_floats(text: str) -> dict[str, float]:
-    """``{'name': 1.5, ...}`` as printed by Python."""
-    import ast
-
-    return ast.literal_eval(text.strip())
+            last = spent.get("W&B at the end", 0.0)
+            print(
+                f"| {total:.2f} | {shares} | {sum(parts) / total:.2%} | {last:.2f} s |", flush=True
+            )
 
 
 def main() -> None:
@@ -343,6 +362,7 @@ def main() -> None:
     parts.add_parser("volume")
     one = parts.add_parser("cost")
     one.add_argument("--repeats", type=int, default=3)
+    one.add_argument("overrides", nargs="*")
     given = parser.parse_args()
     print(
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} CPU cores, "
@@ -356,7 +376,7 @@ def main() -> None:
         case "volume":
             volume()
         case "cost":
-            cost(given.repeats)
+            cost(given.repeats, given.overrides)
 
 
 if __name__ == "__main__":

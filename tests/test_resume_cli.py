@@ -152,16 +152,52 @@ def test_no_permission_is_said(command, ended):
     assert "Permission denied" in done.err
 
 
+def wait_for_rows(running, folder, rows):
+    """Until a run in another process has recorded so many."""
+    end = time.monotonic() + 90
+    while not (folder / "run.json").exists() or open_run(folder).scalars.sizes["step"] < rows:
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_killed_run_goes_on_to_the_same_end(process, command, tmp_path):
+    """SIGKILL between two checkpoints, in a process of its own; the longer half is a script."""
+    line = [*SMALL, "trainer.steps=12000", "trainer.log_every=20", "trainer.checkpoint_seconds=0.3"]
+    running = process(*line, "hydra.run.dir=run", "record.wandb.mode=disabled")
+    folder = tmp_path / "run"
+    wait_for_rows(running, folder, 2)
+    while not list(folder.glob("checkpoints/[0-9]*")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    running.kill()
+    running.communicate()
+    killed = open_run(folder)
+    assert (killed.status, killed.damage) == ("killed", ())
+    rows = killed.scalars.sizes["step"]
+    assert 2 <= rows < 600
+    assert killed.scalars["train/loss"].notnull().all()
+    done = command("trainer.resume=run")
+    assert done.code == 0, done.err
+    assert command(*line, "hydra.run.dir=whole").code == 0
+    one, other = open_run("run"), open_run("whole")
+    assert one.info["resumed"][0]["rows"] == rows
+    assert one.scalars.equals(other.scalars)
+    assert one.curves.equals(other.curves)
+    assert one.scalars.sizes["step"] == 601
+    last = [
+        json.loads((p / "checkpoints/12000/rest/metadata").read_text())
+        for p in (folder, tmp_path / "whole")
+    ]
+    assert last[0]["best"] == last[1]["best"]
+
+
 def test_a_termination_saves_and_the_run_goes_on(process, command, tmp_path):
     """As from a cluster that wants its node back, in a process of its own."""
     line = [*SMALL, "hydra.run.dir=run", "trainer.steps=100000"]
     running = process(*line, "record.wandb.mode=disabled")
     folder = tmp_path / "run"
-    end = time.monotonic() + 60
-    while not (folder / "run.json").exists() or not open_run(folder).scalars.sizes["step"]:
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_for_rows(running, folder, 1)
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (128 + signal.SIGTERM, "")

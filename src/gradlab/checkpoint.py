@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
 import shutil
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ FOLDER = "checkpoints"
 KEPT = 2
 """Checkpoints that are kept: the newest, and one in case it cannot be read."""
 ROOM, MARGIN = 2, 2**18
-"""A checkpoint is begun where there is so much room: so many times its arrays, and so many bytes."""
+"""A checkpoint is begun where there is room for it: so many times its arrays, and so many bytes."""
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +72,11 @@ class Checkpoints:
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
         self._manager: Any = None
+
+    @staticmethod
+    def prepare() -> None:
+        """Import orbax now, beside a compilation, instead of at the first save."""
+        threading.Thread(target=importlib.import_module, args=("orbax.checkpoint",)).start()
 
     def save(self, position: Position) -> None:
         """Take a copy of ``position`` and write it in the background; whole or not at all.

@@ -244,6 +244,7 @@ def run(
                 directory.flush()  # so that no checkpoint is ahead of the rows
                 checkpoints.save(position)
 
+            checkpoints.prepare()
             outcome, _ = train(
                 experiment.trainer,
                 steps,

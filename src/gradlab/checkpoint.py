@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
@@ -154,7 +155,8 @@ class Checkpoints:
         """Orbax notes the full path, which holds the user's name, in a file that it never reads."""
         for depth in ("*", "*/*"):
             for note in self.folder.glob(f"{depth}/commit_success.txt"):
-                note.write_text("committed\n", encoding="utf-8")
+                with contextlib.suppress(OSError):  # a full disk, or one that cannot be written to
+                    note.write_text("committed\n", encoding="utf-8")
 
     def _check_room(self, size: int) -> None:
         """Refuse before orbax begins: of a write that fails half-way it tells at great length."""

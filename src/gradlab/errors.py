@@ -42,7 +42,7 @@ class CannotRecord(Exception):
         self.folder, self.reason = folder, reason
         super().__init__(
             f"cannot record to {folder}: {reason}\n"
-            "  what was recorded before can be read; when there is room, go on with it by\n"
+            "  what was recorded before can be read; when it can be written to, go on with it by\n"
             f"  trainer.resume={folder}"
         )
 

@@ -236,9 +236,8 @@ def run(
         try:
             for sink in (last, *others):
                 sink.open(description)
-            for row in recorded_rows(earlier) if earlier else ():
-                for sink in (last, *others):
-                    sink.log(row)
+            if earlier is not None:
+                _replay(earlier, [last, *others])
 
             def save(position: Position) -> None:
                 directory.flush()  # so that no checkpoint is ahead of the rows
@@ -267,16 +266,36 @@ def run(
             outcome = Outcome("crashed", _reason(error))
             raise
         finally:
-            # The measurements are safe before anything is drawn from them.
-            try:
-                directory.close(outcome)
-                if figures and outcome.status != "crashed":
-                    _draw(folder)
-            finally:
-                checkpoints.close()
-                for sink in others:
-                    sink.close(outcome)
+            _end(outcome, directory, checkpoints, others, figures=figures)
     return outcome
+
+
+def _replay(earlier: Run, sinks: Sequence[Sink]) -> None:
+    """Show the rows of a run that is gone on with."""
+    for row in recorded_rows(earlier):
+        for sink in sinks:
+            sink.log(row)
+
+
+def _end(
+    outcome: Outcome,
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    others: Sequence[Sink],
+    *,
+    figures: bool,
+) -> None:
+    """Close everything; the measurements are safe before anything is drawn from them."""
+    try:
+        directory.close(outcome)
+        if figures and outcome.status != "crashed":
+            _draw(directory.path)
+    finally:
+        try:
+            checkpoints.close()
+        finally:
+            for sink in others:
+                sink.close(outcome)
 
 
 def _reason(error: BaseException) -> str:

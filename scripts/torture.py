@@ -5,7 +5,6 @@
     python scripts/torture.py network
     python scripts/torture.py volume
     python scripts/torture.py cost [--repeats 3] [key=value ...]
-    python scripts/torture.py all
 
 Each part prints what it saw and ends with an error if something was lost:
 
@@ -37,7 +36,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -51,6 +50,10 @@ SMALL = (
     *("experiment=adding", "model=lstm", "task.length=40", "model.hidden=32"),
     *("trainer.steps=1500", "trainer.log_every=10", "trainer.checkpoint_seconds=1"),
     *("record.figures=false", "record.wandb.mode=disabled"),
+)
+ONLINE = (
+    *("experiment=adding", "model=lstm", "task.length=40", "model.hidden=32"),
+    *("trainer.steps=600", "record.figures=false", "record.wandb.mode=online"),
 )
 FLUSH = 2.0
 """Seconds between two flushes of a run directory."""
@@ -141,7 +144,9 @@ def killed(folder: Path, arguments: Sequence[str], after: float) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = gradlab.open_run(folder)
-        check(run.status == ("killed" if alive else "finished"), f"status {run.status}")
+        # A process that has written its last word may live a little longer.
+        ended = not alive or run.info["status"] == "finished"
+        check(run.status == ("finished" if ended else "killed"), f"status {run.status}")
         check(not run.damage, str(run.damage))
         curves, scalars = run.curves.load(), run.scalars.load()
     rows = scalars.sizes["step"]
@@ -149,7 +154,7 @@ def killed(folder: Path, arguments: Sequence[str], after: float) -> str:
         check(bool(scalars["train/loss"].notnull().all()), "a row without its loss")
         check(bool(curves["adj_h_log10"].notnull().all()), "a row without its curve")
     age = now - (folder / ARRAYS / "zarr.json").stat().st_mtime
-    if alive and rows > 1:
+    if not ended and rows > 1:
         check(age < FLUSH + 1.0, f"the last flush was {age:.1f} s before the kill")
     return f"{rows} | {age:.1f} s"
 
@@ -220,6 +225,114 @@ def disk(megabytes: float, folder: Path | None) -> None:
         check(bool(run.scalars["train/loss"].load().notnull().all()), "recorded rows")
         check(bool(run.curves["adj_h_log10"].load().notnull().all()), "recorded curves")
         shutil.rmtree(run_dir)
+
+
+# The network.
+
+
+def network() -> None:
+    """Online, offline, and everything between."""
+    sys.path.insert(0, str(TESTS))
+    from record.wandb_server import KEY, WandbServer
+
+    with tempfile.TemporaryDirectory() as place, WandbServer() as server:
+        home = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "HOME": place}
+        home |= dict.fromkeys(("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"), place)
+
+        def train(name: str, *more: str, meanwhile: Any = None) -> Seen:
+            server.runs.clear()
+            folder = Path(place, name)
+            line = [*ONLINE, f"hydra.run.dir={name}", *more]
+            process = start(folder, *line, **home)
+            if meanwhile is not None:
+                meanwhile(folder)
+            out, err = finish(process)
+            run = gradlab.open_run(folder)
+            check(run.status == "finished", f"{name}: {run.status}")
+            return Seen(run, out, err, list(server.runs.values()))
+
+        def sync(seen: Seen) -> list[dict[str, Any]]:
+            command = seen.out.rpartition("W&B: ")[2].strip()
+            scripts = str(Path(sys.executable).parent)
+            done = subprocess.run(
+                ["sh", "-c", command],
+                cwd=place,
+                env=os.environ | home | {"PATH": f"{scripts}:{os.environ['PATH']}"},
+                capture_output=True,
+                text=True,
+            )
+            check(done.returncode == 0, f"{command}: {done.stdout} {done.stderr}")
+            print(f"  {command}")
+            return metrics(server.run.history)
+
+        def report(name: str, seen: Seen, rows: list[dict[str, Any]]) -> None:
+            warned = [line for line in seen.err.splitlines() if line.strip()]
+            seconds = seen.run.info["timings"]["train_seconds"]
+            recorded = seen.run.scalars.sizes["step"]
+            print(f"{name}: {len(rows)} rows on the server, {recorded} in the run directory;")
+            print(f"  {seconds:.1f} s of training, {len(warned)} warnings")
+            print("".join(f"  | {line}\n" for line in warned), end="", flush=True)
+            check(len(warned) <= 1, f"{name}: more than one warning")
+            check(len(rows) == recorded, f"{name}: rows are missing")
+
+        online = train("online")
+        expected = metrics(online.arrived[0].history)
+        report("online", online, expected)
+        offline = train("offline", "record.wandb.mode=offline")
+        check(not offline.arrived, "offline means that nothing is sent")
+        rows = sync(offline)
+        report("offline, then synced", offline, rows)
+        check(rows == expected, "offline and online give the same rows")
+
+        def when_recorded(action: Any) -> Any:
+            def wait(folder: Path) -> None:
+                while not (folder / "run.json").exists() or (
+                    gradlab.open_run(folder).scalars.sizes["step"] < 20
+                ):
+                    time.sleep(0.05)
+                action()
+
+            return wait
+
+        lost = train("lost", "record.wandb.finish_timeout=15", meanwhile=when_recorded(server.die))
+        server.revive()
+        report("server gone in mid-run, then synced", lost, sync(lost))
+        server.die()
+        absent = train("absent", "record.wandb.finish_timeout=15")
+        server.revive()
+        server.runs.clear()
+        report("no server at the start, then synced", absent, sync(absent))
+        server.refuse_key = True
+        refused = train("refused")
+        server.refuse_key = False
+        server.runs.clear()
+        report("key refused, then synced", refused, sync(refused))
+        server.delay = 30.0
+        slow = train("slow", "record.wandb.finish_timeout=15")
+        server.delay = 0.0
+        server.runs.clear()
+        report("30 s of delay, then synced", slow, sync(slow))
+
+
+class Seen(NamedTuple):
+    """A run, what it printed, and what arrived on the server meanwhile."""
+
+    run: gradlab.Run
+    out: str
+    err: str
+    arrived: list[Any]
+
+
+def metrics(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without W&B's own entries and pictures."""
+    return [
+        {
+            key: value
+            for key, value in row.items()
+            if not key.startswith("_") and not isinstance(value, dict)
+        }
+        for row in history
+    ]
 
 
 # How much is written, and what it costs.
@@ -359,6 +472,7 @@ def main() -> None:
     one = parts.add_parser("disk")
     one.add_argument("--megabytes", type=float, default=2)
     one.add_argument("--folder", type=Path)
+    parts.add_parser("network")
     parts.add_parser("volume")
     one = parts.add_parser("cost")
     one.add_argument("--repeats", type=int, default=3)
@@ -373,6 +487,8 @@ def main() -> None:
             kill(given.times, given.seed, given.overrides)
         case "disk":
             disk(given.megabytes, given.folder)
+        case "network":
+            network()
         case "volume":
             volume()
         case "cost":

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import sys
 import time
 
 import numpy as np
@@ -227,6 +228,26 @@ def test_a_crash_shows_its_traceback_and_is_recorded(command, tmp_path, monkeypa
         command(*TINY, *QUIET, "model=feedforward", "probe=none")
     info = json.loads((only_run(tmp_path) / "run.json").read_text())
     assert (info["status"], info["reason"]) == ("crashed", "RuntimeError: the disk is full")
+
+
+def test_tensorboard_is_written_only_when_asked_for(command, tmp_path):
+    small = [*TINY, *QUIET, "model=feedforward", "probe=none"]
+    for name, choice in (("with", ["record.tensorboard=true"]), ("without", [])):
+        assert command(*small, *choice, f"hydra.run.dir={name}").code == 0
+    (path,) = (tmp_path / "with" / "tensorboard").iterdir()
+    assert path.name.startswith("events.out.tfevents.")
+    assert b"train/loss" in path.read_bytes()
+    assert (tmp_path / "without" / "run.json").exists()
+    assert not (tmp_path / "without" / "tensorboard").exists()
+
+
+def test_tensorboard_without_its_package_is_refused(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    done = command(*TINY, *QUIET, "record.tensorboard=true")
+    assert (done.code, done.out) == (2, "")
+    assert "record.tensorboard: got True" in done.err
+    assert "pip install 'gradlab[tensorboard]'" in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupt_before_the_run_leaves_nothing(command, tmp_path, monkeypatch):

@@ -61,6 +61,7 @@ def main() -> None:
     """Run the command line. Bad input ends with one message and exit code 2."""
     global session
     session = Session()
+    logging.basicConfig(format="gradlab: %(message)s")  # warnings, on standard error
     # Hydra would print its own short traceback; with this it hands the error to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # jax says at every start on a machine without a TPU that it found none.
@@ -173,13 +174,21 @@ def _run(cfg: DictConfig, folder: Path):
 
 
 def _sinks(record: Mapping[str, Any], folder: Path, name: str):
+    from gradlab.record.base import Sink
     from gradlab.record.terminal import Terminal
     from gradlab.record.wandb_sink import WandbSink
 
     settings = {**record["wandb"]}
     settings["name"] = settings.get("name") or f"{name} {folder.parent.name} {folder.name}"
     wandb = WandbSink(folder, **settings)
-    return [wandb, *([Terminal()] if record["terminal"] else [])], wandb
+    sinks: list[Sink] = [wandb]
+    if record["tensorboard"]:
+        from gradlab.record.tensorboard_sink import TensorBoardSink
+
+        sinks.append(TensorBoardSink(folder))
+    if record["terminal"]:
+        sinks.append(Terminal())
+    return sinks, wandb
 
 
 def _obey(number: int) -> None:

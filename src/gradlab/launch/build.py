@@ -61,7 +61,8 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     model, record = config["model"], config["record"]
     sizes = {"hidden": int, "layers": int, "bidirectional": bool}
     check_keys("model", model, sizes | {"cell": dict})
-    check_keys("record", record, {"wandb": dict, "figures": bool, "terminal": bool})
+    switches = dict.fromkeys(("tensorboard", "figures", "terminal"), bool)
+    check_keys("record", record, {"wandb": dict, **switches})
     check_arguments("record.wandb", WandbSink, record["wandb"], supplied={"directory"})
     settings, regularizer = _regularizer(config["trainer"])
     settings.pop("resume", None)  # a matter of the command line

@@ -1,0 +1,112 @@
+"""The curves of a run kept for its end, and a picture of them: timestep over training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from gradlab.record.base import Description, Row, Variable
+from gradlab.record.keys import labels, stem
+
+MOST_COLUMNS = 400
+"""Most columns of a heatmap, but for the last training step."""
+_MOST_TIMESTEPS = 512
+_PIXELS = 600
+
+
+class Curves(NamedTuple):
+    """One variable over ``t`` in one layer, as training went on.
+
+    Attributes:
+      key: e.g. ``"adj_h/layer_0"``.
+      name: the variable's, e.g. ``"adj_h_log10"``.
+      variable: what it is.
+      steps: training steps ``(n,)``.
+      values: ``(n, T)``, float32.
+    """
+
+    key: str
+    name: str
+    variable: Variable
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class Histories:
+    """The curves over ``layer`` and ``t`` of a run, at no more than ``capacity`` training steps.
+
+    Iterating gives one :class:`Curves` for each variable and layer that was measured.
+    """
+
+    def __init__(self, description: Description, capacity: int = MOST_COLUMNS):
+        self._layers = labels("layer", description.coords.get("layer", []))
+        self._variables = {
+            name: variable
+            for name, variable in description.variables.items()
+            if variable.dims == ("layer", "t")
+        }
+        self._histories = {name: History(capacity) for name in self._variables}
+
+    def add(self, row: Row) -> None:
+        """Take the curves of the next row."""
+        for name in self._variables.keys() & row.arrays.keys():
+            self._histories[name].add(row.step, np.array(row.arrays[name], np.float32))
+
+    def __iter__(self) -> Iterator[Curves]:
+        for name, variable in self._variables.items():
+            steps, values = self._histories[name].all()
+            for index, layer in enumerate(self._layers if len(steps) else []):
+                yield Curves(f"{stem(name)}/{layer}", name, variable, steps, values[:, index])
+
+
+class History:
+    """At most ``capacity`` evenly spaced rows of a sequence of unknown length, and its last."""
+
+    def __init__(self, capacity: int = MOST_COLUMNS):
+        self.capacity, self.stride, self.seen = capacity, 1, 0
+        self.kept: list[tuple[int, np.ndarray]] = []
+        self.last: tuple[int, np.ndarray] | None = None
+
+    def add(self, step: int, array: np.ndarray) -> None:
+        """Take the next row."""
+        if self.seen % self.stride == 0:
+            self.kept.append((step, array))
+        if len(self.kept) > self.capacity:
+            self.kept, self.stride = self.kept[::2], self.stride * 2
+        self.seen, self.last = self.seen + 1, (step, array)
+
+    def all(self) -> tuple[np.ndarray, np.ndarray]:
+        """The kept steps ``(n,)`` and their arrays ``(n, ...)``, the last one included."""
+        rows = list(self.kept)
+        if self.last is not None and rows[-1][0] != self.last[0]:
+            rows.append(self.last)
+        return np.array([step for step, _ in rows]), np.array([array for _, array in rows])
+
+
+def spread(length: int, most: int) -> list[int]:
+    """At most ``most`` positions in ``range(length)``, evenly spread, both ends included."""
+    return sorted({round(x) for x in np.linspace(0, length - 1, min(length, most))})
+
+
+def heatmap(curves: Curves) -> tuple[np.ndarray, str]:
+    """The curves as colours ``(height, width, 3)``, uint8, and a caption: how to read them."""
+    from gradlab.record.figures import colour_limits, heat_colours
+
+    steps, variable = curves.steps, curves.variable
+    t = spread(curves.values.shape[1], _MOST_TIMESTEPS)
+    values = curves.values[:, t].T[::-1]
+    low, high = colour_limits(values)
+    scaled = np.ma.masked_invalid((values - low) / (high - low))
+    scaled = np.ma.where(np.isneginf(values), -1.0, scaled)
+    colours = heat_colours()(scaled, bytes=True)[..., :3]
+    tall, wide = (max(1, _PIXELS // n) for n in values.shape)
+    log10 = variable.units == "log10"  # all but shares
+    caption = (
+        f"{variable.long_name}{', log10' if log10 else ''}: "
+        f"dark {low:.3g}, bright {high + 0.0:.3g}{', black exactly zero' if log10 else ''}. "
+        f"Across: training step {steps[0]} to {steps[-1]}. "
+        "Up: from the first timestep (bottom) to the last (top)."
+    )
+    return np.repeat(np.repeat(colours, tall, 0), wide, 1), caption

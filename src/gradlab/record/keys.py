@@ -1,0 +1,91 @@
+"""Names for single numbers: a row of arrays as ``{"adj_h/layer_0/lag_00001": -0.3, ...}``.
+
+For the sinks that show plots of scalars. What fits no such plot stays in the run directory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradlab.record.base import Description, Row, Variable
+
+MOST_KEYS = 64
+"""A variable with more values than this stays in the run directory."""
+FIRST = 3
+"""How many of a spectrum's values, the largest, get a key."""
+_DESCENDING = {"index", "singular"}
+_IN_THE_RUN_DIRECTORY = {"t", "unit", "log10_gate"}
+
+
+class Keys:
+    """Turns the rows of one run into flat dicts of finite numbers.
+
+    Scalars keep their names. A variable over ``layer`` and ``t`` gets a key for each layer and
+    each lag that is a power of two, every other small one a key for each of its values.
+
+    Args:
+      description: of the run whose rows are to come.
+    """
+
+    def __init__(self, description: Description):
+        self._plans = {
+            name: _plan(name, variable, description.coords)
+            for name, variable in description.variables.items()
+            if variable.dims
+        }
+
+    def __call__(self, row: Row) -> dict[str, float]:
+        """The row's values by key; those that are not finite are left out."""
+        values: dict[str, float] = dict(row.scalars)
+        for name, array in row.arrays.items():
+            keys, positions = self._plans[name]
+            values.update(zip(keys, np.ravel(array)[positions].tolist(), strict=True))
+        return {key: float(value) for key, value in values.items() if math.isfinite(value)}
+
+
+def stem(name: str) -> str:
+    """The variable's name as the first part of its keys: ``adj_h_log10`` is ``adj_h``."""
+    return name.removesuffix("_log10")
+
+
+def labels(dim: str, values: Sequence[Any]) -> list[str]:
+    """The values of ``dim`` as parts of a key. W&B nests at ``.``, so there is none in them."""
+    prefix = "" if dim in ("parameter", "gate") else f"{dim}_"
+    return [prefix + str(value).replace(".", "_").replace(" ", "_") for value in values]
+
+
+def lags(t: Sequence[int]) -> list[tuple[int, int]]:
+    """Lags that are powers of two and within reach, each with its position along ``t``."""
+    last = max(t)
+    position = {last - value: index for index, value in enumerate(t)}
+    powers = (2**k for k in range(20))
+    return [(lag, position[lag]) for lag in powers if lag in position]
+
+
+def _plan(
+    name: str, variable: Variable, coords: Mapping[str, Sequence[Any]]
+) -> tuple[list[str], np.ndarray]:
+    """The keys of a variable, and the position of each one's value in the flattened array."""
+    dims = variable.dims
+    none: tuple[list[str], np.ndarray] = [], np.arange(0)
+    shape = [len(coords[dim]) for dim in dims]
+    positions = np.arange(math.prod(shape)).reshape(shape)
+    if dims == ("layer", "t"):
+        at = lags(coords["t"])
+        parts = [labels("layer", coords["layer"]), [f"lag_{lag:05d}" for lag, _ in at]]
+        positions = positions[:, [t for _, t in at]]
+    elif _IN_THE_RUN_DIRECTORY & set(dims):
+        return none
+    else:
+        first = [slice(FIRST if dim in _DESCENDING else None) for dim in dims]
+        parts = [labels(dim, coords[dim])[one] for dim, one in zip(dims, first, strict=True)]
+        positions = positions[tuple(first)]
+        if positions.size > MOST_KEYS:
+            return none
+    keys = ["/".join([stem(name), *words]) for words in itertools.product(*parts)]
+    return keys, positions.ravel()

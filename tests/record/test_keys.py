@@ -1,0 +1,67 @@
+"""Names for single numbers, against a plain loop."""
+
+import math
+
+import numpy as np
+
+from gradlab.record.base import Description, Row, Variable
+from gradlab.record.keys import Keys
+
+from .synthetic import describe, make_row
+
+T = 40
+
+
+def description(**variables: tuple[str, ...]) -> Description:
+    sizes = {"layer": ["0", "1 backward"], "t": list(range(T)), "index": list(range(40))}
+    sizes |= {"unit": list(range(5)), "window": [1, 2], "many": list(range(65))}
+    sizes |= {"gate": ["f"], "parameter": ["readout/kernel", "layers.0"]}
+    named = {name: Variable(dims, "1", "") for name, dims in variables.items()}
+    return Description("", {}, named, sizes, {})
+
+
+def test_a_curve_has_a_key_for_each_layer_and_power_of_two():
+    run = describe(T=T, layers=[0, "0 backward"], steps=9)
+    row = make_row(run, 6)
+    expected = dict(row.scalars)
+    for index, layer in enumerate(("layer_0", "layer_0_backward")):
+        for lag in (1, 2, 4, 8, 16, 32):
+            value = row.arrays["adj_h_log10"][index, T - 1 - lag]
+            expected[f"adj_h/{layer}/lag_{lag:05d}"] = value
+    found = Keys(run)(row)
+    curves = {key: found[key] for key in found if key.startswith(("adj_h/", "train", "val"))}
+    assert curves == expected
+    assert not any("_q" in key for key in found)  # quantiles over t stay in the run directory
+
+
+def test_of_a_spectrum_the_largest_get_a_key_and_of_units_none():
+    keys = Keys(
+        description(
+            exponent=("layer", "index"),
+            timescale=("layer", "unit"),
+            bias=("window",),
+            all=("many",),
+        )
+    )
+    spectrum = -np.arange(80.0).reshape(2, 40)
+    arrays = {"exponent": spectrum, "timescale": np.ones((2, 5)), "bias": np.array([0.5, 0.25])}
+    assert keys(Row(0, {}, arrays | {"all": np.ones(65)})) == {
+        **{f"exponent/layer_0/index_{k}": -k for k in range(3)},
+        **{f"exponent/layer_1_backward/index_{k}": -40 - k for k in range(3)},
+        "bias/window_1": 0.5,
+        "bias/window_2": 0.25,
+    }
+
+
+def test_parameters_and_gates_name_themselves_without_dots():
+    keys = Keys(description(norm_log10=("parameter", "gate")))
+    assert keys(Row(0, {}, {"norm_log10": np.array([[1.0], [2.0]])})) == {
+        "norm/readout/kernel/f": 1.0,
+        "norm/layers_0/f": 2.0,
+    }
+
+
+def test_values_that_are_not_finite_are_left_out():
+    keys = Keys(description(bias=("window",)))
+    row = Row(0, {"train/loss": math.nan, "x": 1.0}, {"bias": np.array([np.inf, 2.0])})
+    assert keys(row) == {"x": 1.0, "bias/window_2": 2.0}

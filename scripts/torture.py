@@ -210,12 +210,23 @@ def small_disk(megabytes: float, folder: Path | None) -> Iterator[Path]:
 
 
 def disk(megabytes: float, folder: Path | None) -> None:
-    """Run until the disk is full; then with W&B's files alone on it."""
-    with small_disk(megabytes, folder) as place:
+    """Run until the disk is full, without W&B and with it."""
+    for mode in ("disabled", "offline"):
+        with small_disk(megabytes, folder) as place:
+            fill(place, mode)
+
+
+def fill(place: Path, mode: str) -> None:
+    """Run until the disk is full."""
+    with tempfile.TemporaryDirectory() as elsewhere:
         run_dir = place / "run"
-        process = start(run_dir, *SMALL, "trainer.steps=100000", "hydra.run.dir=run")
+        process = start(
+            Path(elsewhere, "compiled"),
+            *SMALL,
+            *("trainer.steps=100000", f"hydra.run.dir={run_dir}", f"record.wandb.mode={mode}"),
+        )
         _, err = process.communicate(timeout=1800)
-        print(f"exit code {process.returncode}, standard error:\n{err.strip()}\n")
+        print(f"W&B {mode}: exit code {process.returncode}, standard error:\n{err.strip()}\n")
         check(process.returncode == 1, "the run should end by itself with exit code 1")
         check(str(run_dir) in err or "run" in err, "the error names the folder")
         check("No space left" in err and "Traceback" not in err, "the error says why, once")
@@ -263,7 +274,8 @@ def network() -> None:
             )
             check(done.returncode == 0, f"{command}: {done.stdout} {done.stderr}")
             print(f"  {command}")
-            return metrics(server.run.history)
+            *_, last = server.runs.values()
+            return metrics(last.history)
 
         def report(name: str, seen: Seen, rows: list[dict[str, Any]]) -> None:
             warned = [line for line in seen.err.splitlines() if line.strip()]

@@ -161,7 +161,7 @@ def _run(cfg: DictConfig, folder: Path):
     from gradlab.experiment import run
 
     record = experiment.config["record"]
-    sinks, wandb = _sinks(record, folder, experiment.name)
+    sinks, wandb = _sinks(record, folder)
     resume = earlier is not None
     outcome = run(experiment, folder, sinks, resume=resume, figures=record["figures"])
     print(f"\nrun directory: {_shown(folder)}")
@@ -173,14 +173,12 @@ def _run(cfg: DictConfig, folder: Path):
     return outcome
 
 
-def _sinks(record: Mapping[str, Any], folder: Path, name: str):
+def _sinks(record: Mapping[str, Any], folder: Path):
     from gradlab.record.base import Sink
     from gradlab.record.terminal import Terminal
     from gradlab.record.wandb_sink import WandbSink
 
-    settings = {**record["wandb"]}
-    settings["name"] = settings.get("name") or f"{name} {folder.parent.name} {folder.name}"
-    wandb = WandbSink(folder, **settings)
+    wandb = WandbSink(folder, **record["wandb"])
     sinks: list[Sink] = [wandb]
     if record["tensorboard"]:
         from gradlab.record.tensorboard_sink import TensorBoardSink

@@ -1,0 +1,108 @@
+"""What the W&B sink sends at the end of a run: images, charts over lag, and a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradlab.record.base import Description, Row
+from gradlab.record.heatmap import Curves, Histories, heatmap, spread
+from gradlab.record.keys import stem
+
+LINES = 12
+"""Most training steps in a chart over lag."""
+MOST_LAGS = 100
+"""Most points of a line in a chart over lag."""
+TABLE_ROWS = 9500
+"""Most rows of the table ``vanishing``; W&B draws no more than 10,000."""
+TABLE_LAGS = 60
+"""Most lags of the table ``vanishing`` as long as the training steps leave no room for more."""
+VANISHING = ["lag", "train_step", "series", "log10"]
+"""Its columns."""
+
+
+class Charts:
+    """Keeps the curves over ``layer`` and ``t`` of a run, and makes pictures and tables of them."""
+
+    def __init__(self, description: Description):
+        self.histories = Histories(description)
+        t = np.asarray(description.coords.get("t", [0]))
+        self.lag_of = t.max() - t
+
+    def add(self, row: Row) -> None:
+        """Keep the row's curves."""
+        self.histories.add(row)
+
+    def media(self, chart: str | None, tables: bool = True) -> dict[str, Any]:
+        """Everything to log at the end, by key.
+
+        Args:
+          chart: ``ENTITY/NAME`` of a custom chart for the table ``vanishing``, or None.
+          tables: whether to make what needs a table, all but the heatmaps.
+        """
+        import wandb
+
+        media: dict[str, Any] = {}
+        for curves in self.histories:
+            image, caption = heatmap(curves)
+            media[f"heatmap/{curves.key}"] = wandb.Image(image, caption=caption)
+            if tables:
+                media[f"over_lag/{curves.key}"] = self._over_lag(curves)
+        if tables and (rows := self.vanishing()):
+            table = wandb.Table(columns=list(VANISHING), data=rows)
+            if chart is None:
+                media["vanishing"] = table
+            else:
+                fields = {column: column for column in VANISHING}
+                media["vanishing"] = wandb.plot_table(chart, table, fields, {"title": "vanishing"})
+        return media
+
+    def vanishing(self) -> list[Any]:
+        """Rows of :data:`VANISHING`: finite values at training steps and lags spread evenly."""
+        series = list(self.histories)
+        if not series:
+            return []
+        lags = spread(len(self.lag_of), min(TABLE_LAGS, TABLE_ROWS // len(series)))
+        most = max(1, TABLE_ROWS // (len(series) * len(lags)))
+        rows = []
+        for curves in series:
+            text = curves.key.replace("/", " ")
+            for index in spread(len(curves.steps), most):
+                rows += [
+                    [lag, int(curves.steps[index]), text, value]
+                    for lag, value in self._finite(curves.values[index], lags)
+                ]
+        return rows
+
+    def _over_lag(self, curves: Curves) -> Any:
+        import wandb
+
+        column, rows = f"log10_{stem(curves.name)}", []
+        for index in spread(len(curves.steps), LINES):
+            positions = spread(len(self.lag_of), MOST_LAGS)
+            for lag, value in self._finite(curves.values[index], positions):
+                rows.append([lag, f"step {curves.steps[index]}", value])
+        return wandb.plot_table(
+            "wandb/lineseries/v0",
+            wandb.Table(columns=["lag", "training_step", column], data=rows),
+            {"step": "lag", "lineKey": "training_step", "lineVal": column},
+            {"title": f"{curves.variable.long_name} (log10) over lag", "xname": "lag"},
+        )
+
+    def _finite(self, values: np.ndarray, positions: list[int]) -> Iterator[tuple[int, float]]:
+        """Lag and value at each position where the value is finite, by ascending lag."""
+        for t in positions[::-1]:
+            if math.isfinite(values[t]):
+                yield int(self.lag_of[t]), float(values[t])
+
+
+def pictures(folder: Path) -> dict[str, Any]:
+    """The PNGs in ``folder`` under ``figures/NAME``."""
+    import wandb
+
+    found = sorted(folder.glob("*.png"))
+    return {f"figures/{png.stem}": wandb.Image(str(png)) for png in found}

@@ -1,0 +1,198 @@
+"""The local file of a W&B run, ``run-ID.wandb``: read, counted, changed.
+
+A log in blocks of 32 KiB after a head of 7 bytes. Every part of a record has a checksum, a length
+and a type that says whether the record is whole or this is its first, a middle or its last part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+BLOCK, HEAD = 32768, 7
+MAGIC = b":W&B"
+_PART = struct.Struct("<IHB")
+_WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+class Contents(NamedTuple):
+    """How many history rows a file holds, and whether it is closed: it has an exit record."""
+
+    rows: int
+    closed: bool
+
+
+def contents(path: Path) -> Contents:
+    """What ``path`` holds, whole or torn; none of it is decoded, so that it takes no time."""
+    rows, closed = 0, False
+    history, exit_ = _field("history"), _field("exit")
+    for record in records(path):
+        kinds = set(_fields(record))
+        rows, closed = rows + (history in kinds), closed or exit_ in kinds
+    return Contents(rows, closed)
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """The serialised records in order, up to the first that is torn or damaged.
+
+    Raises:
+      ValueError: if it is no such file.
+    """
+    with path.open("rb") as file:
+        yield from _records(file, path)
+
+
+def _records(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    at, parts = HEAD, b""
+    if not file.read(HEAD).startswith(MAGIC):
+        raise ValueError(f"{path} is no W&B file")
+    while True:
+        left = BLOCK - at % BLOCK
+        if left < _PART.size:  # no part begins there: the rest of the block is padding
+            file.read(left)
+            at += left
+        head = file.read(_PART.size)
+        if len(head) < _PART.size:
+            return
+        checksum, length, kind = _PART.unpack(head)
+        data = file.read(length)
+        if len(data) < length or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
+            return
+        at += _PART.size + length
+        parts = data if kind in (_WHOLE, _FIRST) else parts + data
+        if kind in (_WHOLE, _LAST):
+            yield parts
+
+
+def rewrite(path: Path, change: Callable[[Any], bool], kinds: Iterable[str]) -> None:
+    """Replace ``path`` by a copy with some records changed; either is whole at every instant.
+
+    Args:
+      path: a file that nobody writes to.
+      change: changes a ``Record`` of W&B in place; whether it did.
+      kinds: the kinds of records that it is given.
+    """
+    wanted, changed = {_field(kind) for kind in kinds}, False
+    copy = path.with_suffix(".copy")
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    with copy.open("wb") as file:
+        file.write(head)
+        writer = _Writer(file)
+        for data in records(path):
+            if not wanted.isdisjoint(_fields(data)):
+                record = _record().FromString(data)
+                if change(record):
+                    data, changed = record.SerializeToString(), True
+            writer.add(data)
+    if changed:
+        os.replace(copy, path)
+    else:
+        copy.unlink()
+
+
+class _Writer:
+    """Appends records to a file that stands after the head."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.at = file, HEAD
+
+    def add(self, record: bytes) -> None:
+        first = True
+        while True:
+            room = BLOCK - self.at % BLOCK - _PART.size
+            if room < 0:
+                self._put(bytes(room + _PART.size))
+                continue
+            part, record = record[:room], record[room:]
+            kind = (_WHOLE if first else _LAST) if not record else (_FIRST if first else _MIDDLE)
+            self._put(_PART.pack(zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind))
+            self._put(part)
+            if not record:
+                return
+            first = False
+
+    def _put(self, data: bytes) -> None:
+        self.file.write(data)
+        self.at += len(data)
+
+
+def _field(name: str) -> int:
+    return _record().DESCRIPTOR.fields_by_name[name].number
+
+
+def _record() -> Any:
+    """W&B's class of a record: made at run time, so that no type checker knows it."""
+    from wandb.proto import wandb_internal_pb2
+
+    return getattr(wandb_internal_pb2, "Record")  # noqa: B009
+
+
+def _fields(message: bytes) -> Iterator[int]:
+    """Numbers of the outermost fields of a protobuf message, in order."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        yield tag >> 3
+        if tag & 7 == 2:  # a length, and as many bytes
+            size, at = _varint(message, at)
+            at += size
+        elif tag & 7 == 0:
+            _, at = _varint(message, at)
+        else:
+            at += 8 if tag & 7 == 1 else 4
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+
+
+def load(path: Path) -> dict[str, Any]:
+    """All that ``path`` holds.
+
+    Returns:
+      ``run`` (W&B's record), ``config``, ``history`` (a list of rows), ``summary``, ``metrics``
+      (by name or glob), ``artifacts`` (W&B's records), ``exit`` (the code, None if it is not
+      closed), and ``files``, the folder of what was recorded beside it.
+    """
+    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "metrics": {}}
+    found |= {"artifacts": [], "exit": None, "files": path.parent / "files"}
+    for data in records(path):
+        record = _record().FromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            found["run"] = record.run
+            _update(found["config"], record.run.config.update)
+        elif kind in ("config", "summary"):
+            _update(found[kind], getattr(record, kind).update)
+        elif kind == "history":
+            found["history"].append(_update({}, record.history.item))
+        elif kind == "metric":
+            found["metrics"][record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "artifact":
+            found["artifacts"].append(record.artifact)
+        elif kind == "exit":
+            found["exit"] = record.exit.exit_code
+    return found
+
+
+def _update(target: dict[str, Any], items: Any) -> dict[str, Any]:
+    """Set each item in ``target``; an item of a nested dict names the whole path to it."""
+    for item in items:
+        *path, last = list(item.nested_key) or [item.key]
+        place = target
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return target

@@ -63,7 +63,7 @@ class Charts:
 
     def vanishing(self) -> list[Any]:
         """Rows of :data:`VANISHING`: finite values at training steps and lags spread evenly."""
-        series = list(self.histories)
+        series = [curves for curves in self.histories if curves.variable.units == "log10"]
         if not series:
             return []
         lags = spread(len(self.lag_of), min(TABLE_LAGS, TABLE_ROWS // len(series)))
@@ -81,7 +81,8 @@ class Charts:
     def _over_lag(self, curves: Curves) -> Any:
         import wandb
 
-        column, rows = f"log10_{stem(curves.name)}", []
+        log = curves.variable.units == "log10"
+        column, rows = ("log10_" if log else "") + stem(curves.name), []
         for index in spread(len(curves.steps), LINES):
             positions = spread(len(self.lag_of), MOST_LAGS)
             for lag, value in self._finite(curves.values[index], positions):
@@ -90,7 +91,10 @@ class Charts:
             "wandb/lineseries/v0",
             wandb.Table(columns=["lag", "training_step", column], data=rows),
             {"step": "lag", "lineKey": "training_step", "lineVal": column},
-            {"title": f"{curves.variable.long_name} (log10) over lag", "xname": "lag"},
+            {
+                "title": f"{curves.variable.long_name} ({curves.variable.units}) over lag",
+                "xname": "lag",
+            },
         )
 
     def _finite(self, values: np.ndarray, positions: list[int]) -> Iterator[tuple[int, float]]:

@@ -182,7 +182,7 @@ def test_rows_come_at_the_logged_steps_with_every_variable_announced():
     } <= outcome.summary.keys()
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_measuring_more_often_changes_no_parameter(layers):
     """50 plain steps, 50 probed steps: the same arithmetic on the parameters."""
     finals = []

@@ -113,7 +113,7 @@ def test_a_step_probe_gives_what_it_announces(name):
 
 
 @every_close_probe
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_close_probe_gives_what_it_announces(name, masked):
     probe, cell = PROBES[name], LSTM
     if not supports(probe, close_look(cell, masked)[0]):

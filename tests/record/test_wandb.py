@@ -412,7 +412,7 @@ def test_a_copy_that_is_not_whole_is_told(tmp_path, monkeypatch, caplog):
     (warning,) = warnings_in(caplog)
     assert f"{rows} of 200 rows" in warning
     assert str(path.parent) in warning
-    assert f"the run directory {tmp_path} has all rows" in warning
+    assert f"what was recorded is in the run directory {tmp_path}" in warning
 
 
 def test_rows_that_are_missing_are_told(tmp_path, monkeypatch, caplog):

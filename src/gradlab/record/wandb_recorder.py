@@ -94,7 +94,7 @@ class Recorder:
         self._warned = True
 
     def _kept(self) -> str:
-        return f"the run directory {self.options.directory} has all rows"
+        return f"what was recorded is in the run directory {self.options.directory}"
 
     def _start(self) -> None:
         earlier, online = set(self._folders("offline-run-*")), set(self._folders("run-*"))

@@ -379,7 +379,9 @@ def test_the_end_does_not_wait_longer_than_it_may(tmp_path, monkeypatch, caplog)
         assert entered.is_set()
         (thread,) = (one for one in threading.enumerate() if one.name == "gradlab-wandb")
         (warning,) = warnings_in(caplog)
-        assert warning.startswith(f"W&B did not end in time; the run directory {tmp_path} has all")
+        assert warning.startswith(
+            f"W&B did not end in time; what was recorded is in the run directory {tmp_path}"
+        )
         assert warning.endswith(sink.how_to_see())
     finally:
         may_end.set()

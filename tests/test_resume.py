@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -12,42 +13,23 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from gradlab import experiment as experiment_module
 from gradlab import train as train_module
-from gradlab.cells import LSTM
 from gradlab.checkpoint import Best, Checkpoints, Position
 from gradlab.errors import BadInput, CannotRecord
-from gradlab.experiment import Experiment, build_steps, run
-from gradlab.optimizer import build_optimizer
-from gradlab.probes import Adjoint, AdjointSlope
+from gradlab.experiment import build_steps, run
 from gradlab.record.reader import open_run
 from gradlab.schedule import Schedule
-from gradlab.tasks import Adding
 from gradlab.train import Trainer
+
+from . import experiments
 
 TRAINER = Trainer(steps=14, batch=4, log_every=5, eval_every=4, checkpoint_seconds=0)
 
 
-def experiment(**changes) -> Experiment:
-    parts = {
-        "name": "test",
-        "model_name": "lstm",
-        "make_cell": LSTM,
-        "hidden": 5,
-        "layers": 1,
-        "bidirectional": False,
-        "task": Adding(length=8, held_out_examples=30),
-        "optimizer": build_optimizer(optax.adam, steps=14, learning_rate=1e-2, clip_norm=1.0),
-        "trainer": TRAINER,
-        "probes": {"adjoint": Adjoint(), "adjoint_slope": AdjointSlope()},
-        "probes_by_preset": True,
-        "seed": 0,
-        "config": {"seed": 0},
-    }
-    return Experiment(**(parts | changes))
+experiment = functools.partial(experiments.experiment, trainer=TRAINER)
 
 
 @pytest.fixture(scope="module")

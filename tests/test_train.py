@@ -9,12 +9,12 @@ import optax
 import pytest
 from flax import nnx
 
-from gradlab.cells import GRU, LSTM, FeedForward, SimpleRNN
+from gradlab.cells import GRU, FeedForward, SimpleRNN
 from gradlab.errors import BadInput
-from gradlab.experiment import Experiment, build_steps, run
+from gradlab.experiment import build_steps, run
 from gradlab.model import SequenceModel, per_example_accuracy, per_example_loss
 from gradlab.optimizer import build_optimizer
-from gradlab.probes import Adjoint, AdjointSlope, ForgetProduct, GradNorm, MemoryHorizon
+from gradlab.probes import ForgetProduct, GradNorm
 from gradlab.probes.base import CloseProbe
 from gradlab.record.base import Outcome
 from gradlab.record.reader import open_run
@@ -27,32 +27,8 @@ from gradlab.tasks.digits import Digits
 from gradlab.train import Clock, Evaluator, Trainer, train
 from gradlab.variable import Variable
 
+from .experiments import PROBES, experiment
 from .oracles import as_float64
-
-PROBES = {"adjoint": Adjoint(), "adjoint_slope": AdjointSlope(), "memory_horizon": MemoryHorizon()}
-
-
-def experiment(**changes):
-    trainer = changes.pop("trainer", Trainer(steps=12, batch=4, log_every=5, eval_every=5))
-    rate = changes.pop("learning_rate", 1e-2)
-    rule = changes.pop("rule", optax.adam)
-    clip = changes.pop("clip_norm", 1.0)
-    parts = {
-        "name": "test",
-        "model_name": "lstm",
-        "make_cell": LSTM,
-        "hidden": 5,
-        "layers": 1,
-        "bidirectional": False,
-        "task": Adding(length=8, held_out_examples=30),
-        "optimizer": build_optimizer(rule, steps=trainer.steps, learning_rate=rate, clip_norm=clip),
-        "trainer": trainer,
-        "probes": PROBES,
-        "probes_by_preset": True,
-        "seed": 0,
-        "config": {"seed": 0},
-    }
-    return Experiment(**(parts | changes))
 
 
 class Rows:

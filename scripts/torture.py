@@ -264,11 +264,10 @@ def network() -> None:
 
         def sync(seen: Seen) -> list[dict[str, Any]]:
             command = seen.out.rpartition("W&B: ")[2].strip()
-            scripts = str(Path(sys.executable).parent)
             done = subprocess.run(
                 ["sh", "-c", command],
                 cwd=place,
-                env=os.environ | home | {"PATH": f"{scripts}:{os.environ['PATH']}"},
+                env=os.environ | home,
                 capture_output=True,
                 text=True,
             )

@@ -10,6 +10,8 @@ import logging
 import math
 import os
 import re
+import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -262,7 +264,8 @@ def test_summary_and_exit(recorded):
     assert "memory_horizon/layer_0" in summary  # the last finite one; the final one is infinite
     assert found["exit"] == 0
     folder = found["files"].parent.relative_to(sink.directory)
-    assert sink.how_to_see() == f"cd {sink.directory} && wandb sync {folder}"
+    wandb = "wandb" if shutil.which("wandb") else f"{sys.executable} -m wandb"
+    assert sink.how_to_see() == f"cd {sink.directory} && {wandb} sync {folder}"
 
 
 def test_a_run_that_diverged_has_failed(tmp_path):

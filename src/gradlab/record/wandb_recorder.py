@@ -9,6 +9,7 @@ import queue
 import re
 import shlex
 import shutil
+import sys
 import threading
 import time
 import urllib.error
@@ -255,7 +256,8 @@ class Recorder:
     def _command(self, run: Any) -> str:
         """What uploads the run; from the run directory, because the paths in it begin there."""
         directory, name = self.options.directory, self.description.id
-        command = f"cd {shlex.quote(str(directory))} && wandb sync"
+        wandb = "wandb" if shutil.which("wandb") else f"{shlex.quote(sys.executable)} -m wandb"
+        command = f"cd {shlex.quote(str(directory))} && {wandb} sync"
         if run.settings.mode != "offline":
             command += " --no-skip-online"
             if not self.offset:  # W&B would append the rows to those that the server has

@@ -212,14 +212,16 @@ def check(case: Case):
     check_curvature(got, flat, np.asarray(hessian))
 
 
-# Flax's own cells take the same way as ours, which a cell of each kind shows.
+QUICK = ("gru", "lstm", "rnn", "flax_lstm")
+"""One cell of each kind, and one of Flax's; the others take the same way."""
+
 every_model_ours_quickly = pytest.mark.parametrize(
     "make",
     [
         pytest.param(
             make_cell(path),
             id=path.stem,
-            marks=[pytest.mark.slow] if path.stem in ("flax_gru", "flax_rnn") else [],
+            marks=[pytest.mark.slow] if path.stem not in QUICK else [],
         )
         for path in MODELS
     ],

@@ -30,7 +30,7 @@ from flax import nnx
 from gradlab.analysis import probe_class, probe_names
 from gradlab.cells import GRU, LSTM, SimpleRNN
 from gradlab.model import SequenceModel
-from gradlab.optimizer import build_optimizer
+from gradlab.optimizer import Optimizer
 from gradlab.probes.base import CloseProbe
 from gradlab.step import Steps, setting_of, supported
 from gradlab.tasks import Adding
@@ -143,7 +143,7 @@ def probe_variants(ours, size, options):
     task = Adding(length=length, held_out_examples=2)
     sizes = {"features": 2, "hidden": hidden, "layers": 1, "outputs": 1, "readout": "last"}
     model = SequenceModel(ours, **sizes, rngs=nnx.Rngs(0))
-    optimizer = build_optimizer(optax.adam, steps=10, learning_rate=1e-3, clip_norm=1.0)
+    optimizer = Optimizer(optax.adam, steps=10, learning_rate=1e-3, clip_norm=1.0)
     setting = setting_of(model.layers, model.width, length=length, clips=True)
     probes = {name: probe_class(name)() for name in probe_names()}
     probes, _ = supported(probes, setting, by_preset=True)

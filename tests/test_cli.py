@@ -223,7 +223,7 @@ def test_a_crash_shows_its_traceback_and_is_recorded(command, tmp_path, monkeypa
     def fails(*_):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("gradlab.train._Run.go", fails)
+    monkeypatch.setattr("gradlab.train._Loop.go", fails)
     with pytest.raises(RuntimeError, match="the disk is full"):
         command(*TINY, *QUIET, "model=feedforward", "probe=none")
     info = json.loads((only_run(tmp_path) / "run.json").read_text())
@@ -254,7 +254,7 @@ def test_an_interrupt_before_the_run_leaves_nothing(command, tmp_path, monkeypat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradlab.experiment.build_steps", interrupt)
+    monkeypatch.setattr("gradlab.recording.build_steps", interrupt)
     done = command(*TINY, *QUIET)
     assert (done.code, done.out, done.err) == (130, "", "gradlab: interrupted\n")
     assert not list(tmp_path.iterdir())

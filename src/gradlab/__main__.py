@@ -158,7 +158,7 @@ def _run(cfg: DictConfig, folder: Path):
         print(f"{earlier.info['reason'] or earlier.status}: nothing left to do")
         print(f"run directory: {_shown(folder)}")
         return earlier.summary
-    from gradlab.experiment import run
+    from gradlab.run import run
 
     record = experiment.config["record"]
     sinks, wandb = _sinks(record, folder)

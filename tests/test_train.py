@@ -53,6 +53,7 @@ def trained(exp, sink=None):
     sink = sink or Rows()
     steps, _ = build_steps(exp)
     program, member = Solo(steps, jax.random.key(5), exp.trainer.eval_batch), Member([sink])
+    program.compile()
     train(exp.trainer, program, [member], close=exp.close)
     return steps, member.outcome, program.state(), sink
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ class Population:
         Raises:
           BadInput: if not even one member at once fits into memory.
         """
+        began = time.perf_counter()
         while True:
             programs = compiled(*self._lowered)
             if (needed := self._needs(programs)) <= _free(self.devices[0]):
@@ -167,6 +169,7 @@ class Population:
             self._lowered = self._lower()
         self._advance, self._probe, self._measure, *score = programs
         self._score: dict[Split, Any] = {"val": score[0], "test": score[-1]}
+        self.compile_seconds = time.perf_counter() - began
 
     def _lower(self) -> list[Any]:
         """What a run needs, traced: advance, probe, measure, a score for each shape of split."""

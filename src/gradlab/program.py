@@ -8,6 +8,7 @@ many. What goes out is on the host: floats and numpy arrays.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
@@ -32,9 +33,11 @@ class Program(Protocol):
 
     Attributes:
       steps: the step functions of a member; what they say of names and shapes holds for all.
+      compile_seconds: how long :meth:`compile` took.
     """
 
     steps: Steps
+    compile_seconds: float
 
     def compile(self) -> None:
         """Compile what a run needs, so that nothing is compiled between steps."""
@@ -102,11 +105,13 @@ class Solo:
 
     def compile(self) -> None:
         """See :meth:`Program.compile`."""
+        began = time.perf_counter()
         self._advance, self._probe, self._measure = compiled(
             jax.jit(self.steps.advance).lower(self._state, self.data, jnp.int32(0)),
             jax.jit(self.steps.probe).lower(self._state, self.data),
             jax.jit(self.steps.measure).lower(self._state, self.data),
         )
+        self.compile_seconds = time.perf_counter() - began
 
     def go_on(self, states: Sequence[State]) -> None:
         """See :meth:`Program.go_on`."""

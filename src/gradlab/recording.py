@@ -46,6 +46,7 @@ class Recording:
       steps: the step functions.
       key: JAX random key of the run.
       description: what is known of the run before its first step; from :meth:`open` on.
+      is_open: whether the directory is being written to.
 
     Raises:
       BadInput: for parts that do not fit together, or a run that cannot be gone on with.
@@ -65,6 +66,7 @@ class Recording:
             raise BadInput("trainer.resume", str(folder), allowed)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.directory, self.last = RunDirectory(folder), _LastRow()
+        self.is_open = False
         self.others = [Guarded(sink) for sink in sinks]
 
     def open(self) -> None:
@@ -78,6 +80,7 @@ class Recording:
             self.position = self.checkpoints.restore(self.steps, self.key) if self.earlier else None
             self.description = describe(self.experiment, self.steps, self.left_out, self.earlier)
             self.directory.open(self.description)
+            self.is_open = True
         except BaseException:
             self.checkpoints.close()
             raise
@@ -117,6 +120,7 @@ class Recording:
         Raises:
           CannotRecord: if the directory or a checkpoint cannot be written.
         """
+        self.is_open = False
         if outcome.status != "crashed":
             outcome.verdict = self._verdict() + against_baseline(outcome, self.description)
         try:

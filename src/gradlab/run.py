@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Protocol, TypeVar
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, CannotRecord
 from gradlab.experiment import Experiment
 from gradlab.interruption import Interruption
 from gradlab.population import Population, Untraceable, numbers_of, together
 from gradlab.program import Solo
 from gradlab.record.base import Outcome, Sink
 from gradlab.recording import Recording, crashed
-from gradlab.train import train
+from gradlab.train import Member, train
 
-Ended = Callable[[Recording, Outcome], None]
 T = TypeVar("T")
 
 
@@ -51,13 +49,9 @@ def run(
         try:
             member = recording.member()
             program = Solo(recording.steps, recording.key, experiment.trainer.eval_batch)
-            train(
-                experiment.trainer,
-                program,
-                [member],
-                close=experiment.close,
-                interruption=interruption,
-            )
+            program.compile()
+            trainer, close = experiment.trainer, experiment.close
+            train(trainer, program, [member], close=close, interruption=interruption)
             outcome, error = member.outcome or outcome, member.error
             outcome.signal = interruption.signal
         except KeyboardInterrupt:
@@ -82,80 +76,83 @@ def _end(recording: Recording, outcome: Outcome, *, figures: bool) -> None:
         recording.finish(outcome, figures=figures and safe)
 
 
-class Party(NamedTuple):
-    """Runs that share a compiled program, and that program.
+class Crew(Protocol):
+    """Who is told what becomes of the members of a population."""
 
-    Attributes:
-      recordings: of each run.
-      population: the program.
-    """
+    def ended(self, recording: Recording, outcome: Outcome) -> None:
+        """A run has ended; the others may go on. To close its recording is the crew's business."""
+        ...
 
-    recordings: list[Recording]
-    population: Population
+    def refused(self, recording: Recording, error: BadInput) -> None:
+        """A run cannot begin."""
+        ...
 
 
-def parties(
-    recordings: Sequence[Recording], at_once: int | None = None
-) -> Iterator[Party | tuple[list[Recording], BadInput]]:
-    """Runs in as few parties as they can be trained in, each made when it is asked for.
+def groups(recordings: Sequence[Recording]) -> list[list[Recording]]:
+    """Runs that can be trained together: they have the same loop, and programs that are alike."""
+    return grouped(recordings, _fit)
 
-    Runs go together whose trainers and looks are the same, and whose programs differ in numbers
-    only.
+
+def run_together(
+    recordings: Sequence[Recording],
+    crew: Crew,
+    interruption: Interruption,
+    *,
+    at_once: int | None = None,
+) -> None:
+    """Train runs of one group in one compiled program.
+
+    Where some of the numbers that they differ in turn out to decide what the program is, it is one
+    program for each value.
 
     Args:
-      recordings: of the runs.
+      recordings: of the runs, not yet opened.
+      crew: is told of every run, once.
+      interruption: asks all of them to end.
       at_once: as for :class:`gradlab.population.Population`.
-
-    Yields:
-      Parties; instead of one whose members do not fit into memory, they and why.
     """
-    for group in grouped(recordings, _fit):
-        pending = [group]
-        while pending:
-            some = pending.pop(0)
-            try:
-                population = Population(
-                    [one.steps for one in some],
-                    [one.key for one in some],
-                    some[0].experiment.trainer.eval_batch,
-                    at_once=at_once,
-                )
-            except Untraceable as fixed:
-                pending = [*grouped(some, _agree_on(fixed.paths)), *pending]
-            except BadInput as refusal:
-                yield some, refusal
-            else:
-                yield Party(some, population)
-
-
-def train_party(party: Party, interruption: Interruption, ended: Ended) -> None:
-    """Train the members of a party; all of them have been opened.
-
-    Args:
-      party: from :func:`parties`.
-      interruption: asks all to end.
-      ended: called with a member and its outcome as soon as there is one.
-    """
-
-    def close(recording: Recording, outcome: Outcome) -> None:
-        outcome.signal = interruption.signal if outcome.status == "interrupted" else 0
-        ended(recording, outcome)
-
-    members = [one.member(functools.partial(close, one)) for one in party.recordings]
-    experiment = party.recordings[0].experiment
+    trainer = recordings[0].experiment.trainer
+    steps, keys = [one.steps for one in recordings], [one.key for one in recordings]
     try:
-        train(
-            experiment.trainer,
-            party.population,
-            members,
-            close=experiment.close,
-            interruption=interruption,
-        )
+        population = Population(steps, keys, trainer.eval_batch, at_once=at_once)
+        population.compile()
+    except Untraceable as fixed:
+        for some in grouped(recordings, _agree_on(fixed.paths)):
+            run_together(some, crew, interruption, at_once=at_once)
+        return
+    except BadInput as error:
+        for one in recordings:
+            crew.refused(one, error)
+        return
+    close = recordings[0].experiment.close
+    try:
+        members = [_joined(one, crew, interruption) for one in recordings]
+        train(trainer, population, members, close=close, interruption=interruption)
     except BaseException as fault:
-        for one, member in zip(party.recordings, members, strict=True):
-            if member.outcome is None:
-                ended(one, crashed(fault))
+        for one in recordings:
+            if one.is_open:
+                crew.ended(one, crashed(fault))
         raise
+
+
+def _joined(recording: Recording, crew: Crew, interruption: Interruption) -> Member:
+    """A run as a member; one that cannot begin after all has ended already."""
+
+    def ended(outcome: Outcome) -> None:
+        outcome.signal = interruption.signal if outcome.status == "interrupted" else 0
+        crew.ended(recording, outcome)
+
+    try:
+        recording.open()
+    except (BadInput, CannotRecord) as error:
+        absent = Member([])
+        absent.outcome = crashed(error)
+        if isinstance(error, BadInput):
+            crew.refused(recording, error)
+        else:
+            crew.ended(recording, absent.outcome)
+        return absent
+    return recording.member(ended)
 
 
 def grouped(items: Sequence[T], fit: Callable[[T, T], bool]) -> list[list[T]]:

@@ -111,7 +111,7 @@ def train(
 
     Args:
       trainer: how long and how often.
-      program: what steps the members.
+      program: what steps the members; compiled.
       members: in the program's order.
       close: when the close probes measure, besides at the last step.
       interruption: asks the runs to end after the step they are at.
@@ -191,9 +191,6 @@ class _Loop:
         self.close_steps = close.steps(total) if self.steps.looks_closely else set()
         self.rows = sorted(trainer.log.steps(total) | self.close_steps)
         self.clock = Clock()
-        began = now()
-        program.compile()
-        self.compile_seconds = now() - began
         self.began = self.saved = now()
         if any(member.start is not None for member in members):
             program.go_on(
@@ -371,7 +368,7 @@ class _Loop:
             if outcome.status != "crashed":
                 outcome.summary = self._summary(index, tests.get(index, {}))
             outcome.timings = self.clock.timings() | {
-                "compile_seconds": self.compile_seconds,
+                "compile_seconds": self.program.compile_seconds,
                 "train_seconds": member.seconds + self._seconds(),
             }
             member.outcome = outcome

@@ -142,7 +142,8 @@ def recorded_rows(run: Run) -> Iterator[Row]:
     for start in range(0, scalars.sizes["step"], BLOCK):
         block = slice(start, start + BLOCK)
         few = {str(name): array.values for name, array in scalars.isel(step=block).items()}
-        many = {str(name): array.values for name, array in curves.isel(step=block).items()}
+        shown = curves.isel(step=block, missing_dims="ignore")  # without probes there are none
+        many = {str(name): array.values for name, array in shown.items()}
         for index, step in enumerate(scalars["step"].values[block]):
             yield Row(
                 int(step),

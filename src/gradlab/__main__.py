@@ -29,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gradlab.errors import BadInput, CannotRecord
+from gradlab.launch import sweep_end
 from gradlab.launch.build import build, plain
 from gradlab.launch.conf_files import config_folder
 from gradlab.launch.explain import check_flags, explain
@@ -85,6 +86,7 @@ def main() -> None:
     finally:
         _leave_nothing(session.sweep, "multirun.yaml")
         _scrub(session.sweep)
+        sweep_end.report(session.sweep, refused=session.refused)
     if session.refused:
         print(f"gradlab: {_count(session.refused)} refused, see above", file=sys.stderr)
         sys.exit(2)

@@ -48,10 +48,11 @@ def report(folder: Path | None, stream: TextIO | None = None, refused: Sequence[
 
 def _report(folder: Path, stream: TextIO, refused: Sequence[str]) -> None:
     from gradlab.compare.runs import runs_in
+    from gradlab.record.terminal import console_for
 
     runs = runs_in(folder)
     failed = [run for run in runs if run.status != "finished"]
-    console = _console(stream)
+    console = console_for(stream, PLAIN_WIDTH)
     written: list[Path] = []
     if len(runs) > 1:
         written = _numbers(runs, folder, console)
@@ -143,21 +144,6 @@ def _going_on(folder: Path) -> str:
     if not all(c.isalnum() or c in "/._-~:%+@" for c in path):  # Hydra's grammar wants quotes
         path = "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"python -m gradlab -m {shlex.quote(f'{KEY}={path}')}"
-
-
-def _console(stream: TextIO) -> Console:
-    from rich.console import Console
-
-    tty = stream.isatty()
-    return Console(
-        file=stream,
-        force_terminal=tty,
-        no_color=None if tty else True,
-        width=None if tty else PLAIN_WIDTH,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
 
 
 def _print(console: Console, text: str, style: str = "") -> None:

@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from gradlab.errors import BadInput, CannotRecord
+from gradlab.launch import sweep_end
 from gradlab.launch.conf_files import config_folder
 from gradlab.launch.explain import check_flags, explain
 from gradlab.launch.job import name_of_job, prepare, run_or_collect
@@ -58,6 +59,7 @@ def main() -> None:
     finally:
         session.leave_nothing(session.sweep, "multirun.yaml")
         _scrub(session.sweep)
+        sweep_end.report(session.sweep, refused=session.refused)
     if session.refused:
         count = len(session.refused)
         jobs = "1 job of this sweep was" if count == 1 else f"{count} jobs of this sweep were"

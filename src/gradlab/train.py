@@ -371,6 +371,8 @@ class _Loop:
                 "compile_seconds": self.program.compile_seconds,
                 "train_seconds": member.seconds + self._seconds(),
             }
+            if len(self.members) > 1:
+                outcome.timings["members"] = float(len(self.members))
             member.outcome = outcome
             if member.ended is not None:
                 member.ended(member)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from gradlab.recording import Recording
 
 
+SILENT = 30
+"""Jobs that are composed without a word; more take longer than one likes to wait in silence."""
+
+
 class PopulationLauncher(Launcher):
     """A Hydra launcher that trains the jobs of a batch together.
 
@@ -67,6 +71,8 @@ class PopulationLauncher(Launcher):
             if needs_finishing(self.config.record):
                 finisher.begin()  # while this process imports and composes
             _use_every_core(cores)
+            if len(job_overrides) > SILENT:
+                print(f"composing {len(job_overrides)} jobs", flush=True)
             ends = _Ends(self.context.callbacks)
             composed = [
                 self._compose(overrides, initial_job_idx + i, ends)
@@ -246,17 +252,23 @@ class _Crew:
         """Why one program is not enough, if it is not."""
         if len(parts) < 2:
             return
-        flat = [[_flat(one.experiment.config) for one in part] for part in parts]
-        keys = {key for part in flat for one in part for key in one}
-        kept = [
-            key
-            for key in sorted(keys)
-            if all(len({str(one.get(key)) for one in part}) == 1 for part in flat)
-            and len({str(part[0].get(key)) for part in flat}) > 1
-        ]
-        sizes = " + ".join(str(len(part)) for part in parts)
-        why = f"; what decides is {', '.join(kept)}" if kept else ""
-        self.progress.note(f"{len(parts)} programs, of {sizes} members{why}")
+        sizes = [len(part) for part in parts]
+        said = [[_said(one.experiment.overrides) for one in part] for part in parts]
+        deciding = [key for key in said[0][0] if _divides(key, said)]
+        why = f", divided by {' and '.join(deciding)}" if deciding else ""
+        many = f"{sizes[0]} members each" if len(set(sizes)) == 1 else f"{sizes} members"
+        self.progress.note(f"{len(parts)} programs of {many}{why}")
+
+
+def _said(overrides: Sequence[str]) -> dict[str, str]:
+    """``{"model": "rnn", ...}`` of what was said of a job."""
+    return {key: value for key, _, value in (one.partition("=") for one in overrides)}
+
+
+def _divides(key: str, said: Sequence[Sequence[Mapping[str, str]]]) -> bool:
+    """Whether all members of a part were told the same of a key, and not all parts were."""
+    told = [{one.get(key) for one in part} for part in said]
+    return all(len(values) == 1 for values in told) and len(set().union(*told)) > 1
 
 
 class _Shown:
@@ -289,12 +301,3 @@ def _live_sinks(job: Job) -> list[Any]:
     if not _live(record):
         return []
     return sinks_of(record | {"tensorboard": False, "terminal": False}, job.folder)[0]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    found = {}
-    for key, value in node.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found

@@ -13,9 +13,9 @@ With ``--probes`` it times whole training steps of the adding problem instead: p
 the step probes, and a look of each close probe alone and of all together. The cost of a run with
 ``probe=full`` over one with ``probe=none`` follows from how often each kind is made.
 
-With ``--population`` it times whole sweeps over that many seeds (adding, T = 100, H = 32, 500 steps,
-with all that is recorded by default): by the population launcher, by Hydra's own launcher, and one
-process for each. Wall time from start to end, and member-steps per second in the steady state.
+With ``--population`` it times whole sweeps over that many seeds (adding, T = 100, H = 32, 500
+steps, with all that is recorded by default): by the population launcher, by Hydra's own launcher,
+and one process for each. Wall time from start to end, and member-steps per second once steady.
 """
 
 from __future__ import annotations

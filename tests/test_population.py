@@ -144,6 +144,16 @@ def test_going_together_changes_nothing(at_once):
         assert_same_rows(mine, theirs)
 
 
+def test_how_many_go_together_can_be_measured(monkeypatch):
+    experiments = [experiment(seed=seed, probes={}) for seed in range(4)]
+    for slower in (1, 2):
+        population = prepared(experiments, at_once="measure")
+        monkeypatch.setattr(population, "_seconds_of_steps", lambda n, slow=slower: n == slow)
+        population.compile()
+        assert population.at_once == 3 - slower
+    assert prepared(experiments, at_once="measure")._seconds_of_steps(2) > 0
+
+
 def test_nothing_compiles_after_the_first_row():
     compiled, counts = [], []
 

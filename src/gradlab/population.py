@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ from gradlab.step import Report, State, Steps
 
 PARTS = ("optimizer", "task", "regularizer", "probes")
 """What of :class:`gradlab.step.Steps` may hold numbers, besides the modules of the model."""
+AtOnce = int | Literal["measure"] | None
+TRIED = 3
+"""Steps by which two ways of making them are compared."""
 _AXIS = "members"
 _UNTRACEABLE = (jax.errors.JAXTypeError, TypeError)
 
@@ -76,7 +79,8 @@ class Population:
       keys: the JAX random key of each.
       eval_batch: examples scored at once.
       at_once: how many members of a device go through an operation together; None: one on a CPU,
-        on an accelerator as many as its memory holds.
+        on an accelerator as many as its memory holds; ``"measure"``: one or all, whichever makes
+        steps faster here.
       devices: to deal the members out to; None: all of this process.
 
     Raises:
@@ -90,14 +94,16 @@ class Population:
         keys: Sequence[jax.Array],
         eval_batch: int,
         *,
-        at_once: int | None = None,
+        at_once: AtOnce = None,
         devices: Sequence[Any] | None = None,
     ):
         self.size = len(members)
         devices = list(devices or jax.local_devices())[: self.size]
         each = -(-self.size // len(devices))
         on_cpu = devices[0].platform == "cpu"
-        self.at_once = min(at_once or (1 if on_cpu else each), each)
+        self._try = (1, each) if at_once == "measure" and each > 1 else ()
+        chosen = at_once if isinstance(at_once, int) else None
+        self.at_once = min(chosen or (1 if on_cpu else each), each)
         self.rows = len(devices) * self.at_once * -(-each // self.at_once)
         self.devices = devices
         self._mesh = jax.make_mesh(
@@ -159,6 +165,9 @@ class Population:
           BadInput: if not even one member at once fits into memory.
         """
         began = time.perf_counter()
+        if self._try:
+            self.at_once = min(self._try, key=self._seconds_of_steps)
+            self._lowered = self._lower()
         while True:
             programs = compiled(*self._lowered)
             if (needed := self._needs(programs)) <= _free(self.devices[0]):
@@ -170,6 +179,16 @@ class Population:
         self._advance, self._probe, self._measure, *score = programs
         self._score: dict[Split, Any] = {"val": score[0], "test": score[-1]}
         self.compile_seconds = time.perf_counter() - began
+
+    def _seconds_of_steps(self, at_once: int) -> float:
+        """How long a few steps of all members take, whose results are thrown away."""
+        self.at_once = at_once
+        taking = (self._own, self._state, self._counts([TRIED] * self.size))
+        (advance,) = compiled(self._over(self._advance_one).lower(taking, self._data))
+        jax.block_until_ready(advance(taking, self._data))
+        began = time.perf_counter()
+        jax.block_until_ready(advance(taking, self._data))
+        return time.perf_counter() - began
 
     def _lower(self) -> list[Any]:
         """What a run needs, traced: advance, probe, measure, a score for each shape of split."""

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from gradlab.errors import BadInput, CannotRecord
 from gradlab.experiment import Experiment
 from gradlab.interruption import Interruption
-from gradlab.population import Population, Untraceable, numbers_of, together
+from gradlab.population import AtOnce, Population, Untraceable, numbers_of, together
 from gradlab.program import Solo
 from gradlab.record.base import Outcome, Sink
 from gradlab.recording import Recording, crashed
@@ -98,7 +98,7 @@ def run_together(
     crew: Crew,
     interruption: Interruption,
     *,
-    at_once: int | None = None,
+    at_once: AtOnce = None,
 ) -> None:
     """Train runs of one group in one compiled program.
 

@@ -23,6 +23,7 @@ from gradlab.launch.job import Job, collecting, obey, objective
 from gradlab.launch.session import session
 
 if TYPE_CHECKING:
+    from gradlab.population import AtOnce
     from gradlab.record.base import Description, Outcome, Row
     from gradlab.record.finish import Finisher
     from gradlab.record.progress import SweepProgress
@@ -38,16 +39,16 @@ class PopulationLauncher(Launcher):
 
     Args:
       at_once: how many members of a device go through an operation together; None: one on a CPU,
-        on an accelerator as many as its memory holds.
+        on an accelerator as many as its memory holds; ``"measure"``: one or all, whichever turns
+        out to be faster.
       workers: how many processes draw figures and write W&B's files; None: one for each core.
       max_members: a larger sweep is refused before it begins, see
         :func:`gradlab.launch.sweep_size.check_size`.
     """
 
-    def __init__(
-        self, at_once: int | None = None, workers: int | None = None, max_members: int = 1000
-    ):
-        self.at_once, self.workers, self.max_members = at_once, workers, max_members
+    def __init__(self, at_once: AtOnce = None, workers: int | None = None, max_members: int = 1000):
+        self.at_once: AtOnce = at_once
+        self.workers, self.max_members = workers, max_members
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -92,8 +93,11 @@ class PopulationLauncher(Launcher):
         for key in ("at_once", "workers", "max_members"):
             value = getattr(self, key)
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not whole or value < 1):
-                raise BadInput(f"hydra.launcher.{key}", value, "a whole number of at least 1")
+            if value is None or (whole and value >= 1) or (key, value) == ("at_once", "measure"):
+                continue
+            others = ", measure, or null" if key == "at_once" else ""
+            allowed = f"a whole number of at least 1{others}"
+            raise BadInput(f"hydra.launcher.{key}", value, allowed)
 
     def _compose(
         self, overrides: Sequence[str], number: int, ends: _Ends
@@ -169,7 +173,7 @@ class _Crew:
         """What a sweeper is told of a job."""
         return self._told.get(job.folder, float("nan"))
 
-    def work(self, at_once: int | None) -> None:
+    def work(self, at_once: AtOnce) -> None:
         """Train every job that is left."""
         if not self.jobs:
             return

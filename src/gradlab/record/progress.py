@@ -257,7 +257,7 @@ class SweepProgress:
         names = ["state", "step", *figures]
         widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
         room = max(self.console.width - sum(width + 2 for width in widths) - 2, 6)
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         table.add_column("member", overflow="ellipsis", no_wrap=True, max_width=room)
         for name, width in zip(names, widths, strict=True):
             side = "left" if name == "state" else "right"

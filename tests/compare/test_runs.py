@@ -78,6 +78,16 @@ def test_what_is_no_whole_run_is_an_entry_with_a_reason(tmp_path):
     assert found == {"model": ["rnn", *["lstm"] * 3, *[None] * 3]}
 
 
+def test_what_the_system_does_not_let_us_read_is_an_entry_too(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    make_run(tmp_path / "0")
+    monkeypatch.setattr("gradlab.compare.runs.glance", refuse)
+    (run,) = runs_in(tmp_path)
+    assert (run.status, run.reason) == ("unreadable", "[Errno 13] Permission denied")
+
+
 def test_a_path_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(BadInput, match="the folder of a sweep"):
         runs_in(tmp_path / "missing")

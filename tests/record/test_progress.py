@@ -35,6 +35,7 @@ def test_about_ten_plain_lines_and_one_for_each_failure():
     with SweepProgress(names(4), [100] * 4, stream) as progress:
         run_all(progress, 4)
         progress.note("a group of 4")
+    progress.stop()  # a second time
     text = stream.getvalue()
     assert "\x1b" not in text
     assert "\r" not in text
@@ -47,6 +48,7 @@ def test_about_ten_plain_lines_and_one_for_each_failure():
     along = [line for line in lines if " steps  " in line]
     assert 8 <= len(along) <= 11
     assert along[0].startswith("40/400 steps  4 running")
+    assert sum(line.startswith("400/400") for line in along) == 1
     assert along[-1].startswith("400/400 steps  1 diverged, 3 finished")
     assert " in 0:0" in along[-1]
 
@@ -71,13 +73,14 @@ def clock(monkeypatch):
 
 
 def test_speed_leaves_out_what_an_earlier_process_made(clock):
-    progress = SweepProgress(names(1), [1000], io.StringIO())
+    progress = SweepProgress(names(2), [1000] * 2, io.StringIO())
     for step in (500, 600, 700):
         progress.show(0, "running", step)
         clock.seconds += 10
+    progress.show(1, "running", 800)  # goes on, too, but later
     seen = progress._seen()
     assert seen.speed == pytest.approx(200 / 30)
-    assert seen.left == 300
+    assert seen.left == 300 + 200
 
 
 def test_speed_is_that_of_the_last_half_minute(clock):

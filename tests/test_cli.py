@@ -181,7 +181,9 @@ def test_a_sweep_gives_each_job_a_run_directory(command, tmp_path):
     names = [(run.info["facts"]["model"], run.config["seed"]) for run in runs]
     assert names == [("rnn", 1), ("rnn", 2), ("feedforward", 1), ("feedforward", 2)]
     assert len({run.summary["test/loss"] for run in runs}) == 4
-    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "3", "multirun.yaml"]
+    made = sorted(path.name for path in folder.iterdir())
+    assert made == ["0", "1", "2", "3", "multirun.yaml", "sweep.csv"]
+    assert "sweep of 4 runs: 4 finished" in done.out
 
 
 def test_the_siblings_of_a_refused_job_finish(command, tmp_path):

@@ -41,6 +41,7 @@ class Entry:
       summary: final figures, flat, with ``steps_per_second`` and ``probe_overhead``; NaN for one
         that was not finite; empty where there are none.
       info: all of ``run.json``.
+      number: of the job in its sweep; None if the folder does not say.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Entry:
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, float] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    number: int | None = None
 
     def key_of(self, name: str) -> str | None:
         """The summary's key of a figure: its name, or that of the first layer; None without."""
@@ -82,8 +84,8 @@ def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
         if not path.is_dir():
             hint = "a folder under multirun/ or outputs/"
             raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
-        folders = sorted(_folders(path, DEPTH), key=_order)
-        entries += [_entry(folder, path) for folder in folders]
+        found = [_entry(folder, path) for folder in _folders(path, DEPTH)]
+        entries += sorted(found, key=_order)
     return entries
 
 
@@ -98,7 +100,7 @@ def settings_that_differ(runs: Sequence[Entry]) -> dict[str, list[Any]]:
     view = _View(runs)
     found: dict[str, list[Any]] = {}
     for key in view.asked:
-        if len(set(map(same, view.known(key)))) > 1 and not view.belongs_to_a_group(key, found):
+        if view.differs(key) and not view.belongs_to_a_group(key, found):
             found[key] = view.values(key)
     explained = [key for key in found if key != SEED]
     for key in view.others():
@@ -146,6 +148,17 @@ class _View:
     def known(self, key: str) -> list[Any]:
         """The same for runs with a configuration, which say by what they differ."""
         return [self._value(index, key) for index, run in enumerate(self.runs) if run.config]
+
+    def differs(self, key: str) -> bool:
+        """Whether runs have different values of ``key``, or jobs that never began asked for one."""
+        asked = [
+            self._value(index, key)
+            for index, run in enumerate(self.runs)
+            if run.config or key in self.said[index]
+        ]
+        if any(isinstance(value, Mapping | list) for value in asked):
+            asked = self.known(key)  # overrides say such values in another way
+        return len(set(map(same, asked))) > 1
 
     def others(self) -> list[str]:
         """Keys of the configurations that nobody asked for."""
@@ -208,40 +221,45 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _folders(folder / name, depth - 1)
 
 
-def _order(folder: Path) -> tuple[float, list[tuple[int, str]]]:
+def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:
     """By the job's number, then by name, with numbers in it as numbers."""
-    number = math.inf
+    parts = re.split(r"(\d+)", str(entry.path))
+    names = [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    return math.inf if entry.number is None else entry.number, names
+
+
+def _number(folder: Path) -> int | None:
     if folder.name.isdecimal():
-        number = int(folder.name)
-    else:
-        try:
-            text = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            text = ""
-        if found := _JOB_NUMBER.search(text):
-            number = int(found[1])
-    parts = re.split(r"(\d+)", str(folder))
-    return number, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+        return int(folder.name)
+    try:
+        text = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = _JOB_NUMBER.search(text)
+    return int(found[1]) if found else None
 
 
 def _entry(folder: Path, root: Path) -> Entry:
     name = str(folder.relative_to(root)) if folder != root else folder.name
+    number = _number(folder)
     try:
         began = (folder / INFO).exists()
         run = glance(folder) if began else None
     except (BadInput, OSError) as error:
-        reason = error.allowed if isinstance(error, BadInput) else str(error)
-        return Entry(folder, name, UNREADABLE, f"not {reason}", _composed_overrides(folder))
+        reason = f"not {error.allowed}" if isinstance(error, BadInput) else str(error)
+        overrides = _composed_overrides(folder)
+        return Entry(folder, name, UNREADABLE, reason, overrides, number=number)
     if run is None:
         reason = f"it has no {INFO}: not started, or ended before it could record anything"
-        return Entry(folder, name, NEVER_BEGAN, reason, _composed_overrides(folder))
+        overrides = _composed_overrides(folder)
+        return Entry(folder, name, NEVER_BEGAN, reason, overrides, number=number)
     reason = str(run.info.get("reason") or "")
     if run.status == "killed":
         reason = reason or "its process is gone and had no time to say why"
     figures = {k: v for k, v in run.summary.items() if isinstance(v, int | float)}
     said = run.info.get("overrides")
     overrides = tuple(map(str, said)) if isinstance(said, list) else ()
-    return Entry(folder, name, run.status, reason, overrides, run.config, figures, run.info)
+    return Entry(folder, name, run.status, reason, overrides, run.config, figures, run.info, number)
 
 
 def _composed_overrides(folder: Path) -> tuple[str, ...]:
@@ -262,12 +280,12 @@ def _parsed(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(text: str) -> Any:
-    """A value of the command line: numbers as such, everything else as text."""
+    """A value of the command line: numbers, true, false and null as such, the rest as text."""
     try:
-        value = json.loads(text)
+        return float(text) if re.fullmatch(r"\.\d+", text) else json.loads(text)
     except ValueError:
-        return text
-    return value if isinstance(value, int | float) else text
+        known = {"true": True, "false": False, "null": None}
+        return known.get(text.lower(), text.strip("'"))
 
 
 def _irrelevant(key: str) -> bool:

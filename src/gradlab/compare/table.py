@@ -192,7 +192,7 @@ def with_interval(found: Estimate, n: int) -> str:
 
 
 def _table(settings: Sequence[Setting], figures: Sequence[str]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     names = short(settings[0].values if settings else ())
     for key, name in names.items():
         numeric = all(isinstance(one.values[key], int | float) for one in settings)

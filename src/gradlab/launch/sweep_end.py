@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,12 @@ PLAIN_WIDTH = 160
 _log = logging.getLogger(__name__)
 
 
-def report(folder: Path | None, stream: TextIO | None = None, refused: Sequence[str] = ()) -> None:
+def report(
+    folder: Path | None,
+    stream: TextIO | None = None,
+    refused: Sequence[str] = (),
+    jobs: Sequence[Sequence[str]] | None = None,
+) -> None:
     """Print how a sweep went and write ``sweep.csv`` and the phase diagram into its folder.
 
     Nothing is printed for a sweep of one run that finished. Trouble on the way is one line of
@@ -34,23 +40,29 @@ def report(folder: Path | None, stream: TextIO | None = None, refused: Sequence[
     Args:
       folder: of the sweep; with None, or if there is none, nothing is done.
       stream: where to print; standard output if None.
-      refused: names of the jobs whose configuration was refused; they have no folder.
+      refused: names of the jobs whose configuration was refused, ``job NUMBER (...)``; they have
+        no folder.
+      jobs: the overrides of every job that was planned, if they are known; one that has no folder
+        and was not refused never began.
     """
     if folder is None or not folder.is_dir():
         return
     try:
-        _report(folder, stream or cast(TextIO, sys.stdout), refused)
+        _report(folder, stream or cast(TextIO, sys.stdout), refused, jobs or ())
     except Exception as error:  # noqa: BLE001  (whatever it is, the sweep itself is done)
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}"
         _log.warning("the sweep cannot be reported (%s); its runs are not affected", reason)
 
 
-def _report(folder: Path, stream: TextIO, refused: Sequence[str]) -> None:
+def _report(
+    folder: Path, stream: TextIO, refused: Sequence[str], jobs: Sequence[Sequence[str]]
+) -> None:
     from gradlab.compare.runs import runs_in
     from gradlab.record.terminal import console_for
 
     runs = runs_in(folder)
+    runs += _not_started(folder, runs, refused, jobs)
     failed = [run for run in runs if run.status != "finished"]
     console = console_for(stream, PLAIN_WIDTH)
     written: list[Path] = []
@@ -66,6 +78,30 @@ def _report(folder: Path, stream: TextIO, refused: Sequence[str]) -> None:
         _print(console, "")
     for path in written:
         _print(console, f"{_KIND[path.suffix]}: {_shown(path)}")
+
+
+def _not_started(
+    folder: Path, runs: Sequence[Entry], refused: Sequence[str], jobs: Sequence[Sequence[str]]
+) -> list[Entry]:
+    """The jobs that nobody has begun, as when a sweep was ended in its midst."""
+    from gradlab.compare.runs import NEVER_BEGAN, Entry
+
+    known = {run.number for run in runs}
+    if None in known:  # then a job without a folder cannot be told from one with it
+        return []
+    known |= {int(found[1]) for name in refused if (found := re.match(r"job (\d+)\b", name))}
+    missing = [number for number in range(len(jobs)) if number not in known]
+    return [
+        Entry(
+            folder / str(number),
+            str(number),
+            NEVER_BEGAN,
+            "the sweep ended before it",
+            tuple(jobs[number]),
+            number=number,
+        )
+        for number in missing
+    ]
 
 
 _KIND = {".csv": "numbers", ".png": "figure"}

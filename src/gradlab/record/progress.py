@@ -257,11 +257,11 @@ class SweepProgress:
         names = ["state", "step", *figures]
         widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
         room = max(self.console.width - sum(width + 2 for width in widths) - 2, 6)
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         table.add_column("member", overflow="ellipsis", no_wrap=True, max_width=room)
-        for name, width in zip(names, widths, strict=True):
+        for name in names:
             side = "left" if name == "state" else "right"
-            table.add_column(name, justify=side, no_wrap=True, min_width=width)
+            table.add_column(name, justify=side, no_wrap=True)
         for index, (state, *cells) in zip(shown, rows, strict=True):
             table.add_row(self.names[index], Text(state, style=STATES[state]), *cells)
         return Group(table, *self._rest(seen.states[index] for index in hidden))

@@ -38,7 +38,7 @@ PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "mariadb-in
 
 LINE = [
     *("model=rnn", "model.hidden=4", "task.length=8", "task.held_out_examples=4", "probe=adjoint"),
-    *("trainer.batch=3", "trainer.steps=20000", "trainer.log_every=20"),
+    *("trainer.batch=3", "trainer.steps=30000", "trainer.log_every=20"),
     *("trainer.checkpoint_seconds=0.3", "record.figures=false", "record.wandb.mode=disabled"),
 ]
 """A run of a few seconds that saves often."""
@@ -205,8 +205,8 @@ def end_jobs(environment: Mapping[str, str]) -> None:
     """Cancel what is left in the queue, so that nothing outlives the node's daemon."""
     queue = ["squeue", "--noheader", "--format=%A"]
     for job in set(run(queue, environment).split()):
-        run(["scancel", "--signal=KILL", "--full", job], environment)
-        run(["scancel", job], environment)
+        works(["scancel", "--signal=KILL", "--full", job], environment)  # it may have ended
+        works(["scancel", job], environment)
     wait_for("the end of the last jobs", lambda: not run(queue, environment).strip(), 30)
 
 
@@ -301,3 +301,166 @@ PidFile={folder}/slurmdbd.pid
 
 
 # What is shown.
+class Show:
+    """A sweep on the cluster, and what happens to its jobs.
+
+    Args:
+      folder: where everything is kept.
+      environment: for Slurm's commands.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]):
+        self.folder, self.environment = folder, environment
+        self.sweep, self.log = folder / "sweep", folder / "sweep.log"
+
+    def all(self) -> None:
+        """Show it, from the first job to the last."""
+        begun = time.monotonic()
+        launch = ["-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", *LINE]
+        arguments = [*launch, "seed=range(4)", f"hydra.sweep.dir={self.sweep}"]
+        with self.gradlab(self.log, *arguments) as sweep:
+            self.kill(1)
+            self.preempt(0)
+            code = wait_for("the end of the sweep", lambda: self.ended(sweep), 120)
+        seconds = time.monotonic() - begun
+        said = self.log.read_text(encoding="utf-8")
+        say("".join(f"    {line}\n" for line in said.splitlines()).rstrip())
+        check(code == 1, f"the sweep ends with exit code 1, after {seconds:.0f} s", code)
+        named = [line for line in said.splitlines() if line.startswith("gradlab: job 1 (seed=1): ")]
+        check(len(named) == 1 and "Slurm: " in named[0], "it names the killed job, and only that")
+        check("gradlab: job 0" not in said, "the preempted job is not among those that failed")
+        self.look_at_requeued()
+        self.go_on(said)
+        self.compare()
+
+    @contextmanager
+    def gradlab(self, log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """The command line in the background, printing into a file."""
+        command = [sys.executable, "-m", "gradlab", *arguments]
+        say(f"$ python -m gradlab {' '.join(arguments)}")
+        with log.open("wb") as file:
+            started = subprocess.Popen(
+                command, env=self.environment, cwd=self.folder, stdout=file, stderr=file
+            )
+        try:
+            yield started
+        except Failed as error:
+            raise Failed(f"{error}\n{log.read_text(encoding='utf-8')[-4000:]}") from None
+        finally:
+            started.kill()
+            started.wait(10)
+
+    def ended(self, process: subprocess.Popen[bytes]) -> Any:
+        """Its exit code, in a list so that 0 is true, or nothing."""
+        return None if process.poll() is None else ExitCode(process.returncode)
+
+    def preempt(self, number: int) -> None:
+        """Ask a job to save and make room, once it has a checkpoint."""
+        folder = self.sweep / str(number)
+        wait_for(f"a checkpoint of job {number}", lambda: has_checkpoint(folder), 60)
+        job = self.job_id(number)
+        # Its own exit code is another one where the job makes room at once.
+        works(["scancel", "--signal=USR2", "--full", job], self.environment)
+        say(f"preempted job {number}: scancel --signal=USR2 --full {job}")
+
+    def kill(self, number: int) -> None:
+        """Kill the process of a job, once it has a checkpoint."""
+        folder = self.sweep / str(number)
+        wait_for(f"a checkpoint of job {number}", lambda: has_checkpoint(folder), 60)
+        writer = (folder / "writer.lock").read_text(errors="replace")
+        found = re.match(r"process (\d+) on ", writer)
+        if found is None:
+            raise Failed(f"job {number} ended before it could be killed")
+        os.kill(int(found[1]), signal.SIGKILL)
+        say(f"killed job {number}: kill -9 {found[1]}")
+
+    def job_id(self, number: int) -> str:
+        """What Slurm calls a job of the sweep."""
+        queue = run(["squeue", "-h", "-r", "--format=%F_%K"], self.environment).split()
+        found = [job for job in queue if job.endswith(f"_{number}")]
+        if not found:
+            raise Failed(f"job {number} has left the queue: {queue}")
+        return found[0]
+
+    def look_at_requeued(self) -> None:
+        """Slurm says that the job was begun twice, and its record that it was interrupted."""
+        from gradlab import open_run
+
+        went_on = open_run(self.sweep / "0").info["resumed"]
+        check([one["from"] for one in went_on] == ["interrupted"], "job 0 went on once", went_on)
+        queued = run(["sacct", "-n", "-D", "-X", "--format=JobID,State", "-P"], self.environment)
+        say("".join(f"    {line}\n" for line in queued.splitlines()).rstrip())
+        states = [line.partition("|")[2] for line in queued.splitlines() if "_0|" in line]
+        check(states == ["REQUEUED", "COMPLETED"], "Slurm had queued it again", states)
+
+    def go_on(self, said: str) -> None:
+        """Give the command that the sweep printed at its end; meanwhile run it undisturbed."""
+        found = re.search(r"python -m gradlab (.*trainer\.resume=\S+)", said)
+        command = found[1].split() if found else ["-m", f"trainer.resume={self.sweep}"]
+        alone = ["-m", *LINE, "seed=0,1", f"hydra.sweep.dir={self.folder / 'alone'}"]
+        with (
+            self.gradlab(self.folder / "alone.log", *alone, "record.terminal=false") as other,
+            self.gradlab(self.folder / "again.log", *command) as again,
+        ):
+            code = wait_for("the sweep that goes on", lambda: self.ended(again), 120)
+            check(code == 0, "the sweep goes on and ends with exit code 0", code)
+            code = wait_for("the undisturbed runs", lambda: self.ended(other), 60)
+            check(code == 0, "the undisturbed runs end with exit code 0", code)
+
+    def compare(self) -> None:
+        """The disturbed runs have the same bits as those that were left alone."""
+        from gradlab import open_run
+
+        for number, from_ in ((0, "interrupted"), (1, "killed")):
+            one, other = (open_run(self.folder / kind / str(number)) for kind in ("sweep", "alone"))
+            went_on = [entry["from"] for entry in one.info["resumed"]]
+            check(
+                (one.status, went_on) == ("finished", [from_]), f"job {number} went on from there"
+            )
+            for kind in ("scalars", "curves"):
+                a, b = getattr(one, kind), getattr(other, kind)
+                same = set(a.variables) == set(b.variables) and all(
+                    a[name].values.tobytes() == b[name].values.tobytes() for name in a.variables
+                )
+                check(same, f"its {len(a.data_vars)} recorded {kind} are the same bits")
+            pairs = [last_parameters(run.path) for run in (one, other)]
+            check(
+                pairs[0] == pairs[1] and len(pairs[0]) > 0,
+                f"so are its {len(pairs[0])} last arrays (parameters, optimizer, best parameters)",
+            )
+        untouched = [open_run(self.sweep / str(number)) for number in (2, 3)]
+        check(
+            all(one.status == "finished" and not one.info["resumed"] for one in untouched),
+            "jobs 2 and 3 were left alone",
+        )
+
+
+class ExitCode(int):
+    """An exit code, which is true also if it is 0."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a job has saved where it stands."""
+    return any(folder.glob("checkpoints/[0-9]*/arrays"))
+
+
+def last_parameters(folder: Path) -> dict[str, bytes]:
+    """Every array of a run's last checkpoint, as bytes."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    last = max(folder.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+    with ocp.StandardCheckpointer() as reader:
+        arrays = reader.restore((last / "arrays").absolute())
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+
+
+if __name__ == "__main__":
+    main()

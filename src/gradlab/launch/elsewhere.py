@@ -12,16 +12,19 @@ import json
 import logging
 import os
 import shutil
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from gradlab.errors import BadInput
-from gradlab.launch.members import ENDED, folders, member, name_of
+from gradlab.launch.members import ENDED, folders, member, name_of, planned
+from gradlab.launch.session import session
 
 NOTES = ".notes"
 OUTPUT = "output.txt"
@@ -48,19 +51,29 @@ class Ended(Exception):
     """A job that was ended from outside, or could not be recorded, in a process of a pool."""
 
 
-def runs_elsewhere(config: DictConfig) -> bool:
-    """Whether the launcher of a sweep runs its jobs in other processes."""
-    return not str(config.hydra.launcher.get("_target_")).endswith(_AT_HOME)
+def watch(config: DictConfig, sweep: Path) -> None:
+    """Keep an eye on a sweep that is about to begin, if its jobs run in other processes.
+
+    Args:
+      config: of the sweep, with its section ``hydra``.
+      sweep: its folder.
+    """
+    if str(config.hydra.launcher.get("_target_")).endswith(_AT_HOME):
+        return
+    from gradlab.launch.watch import Watcher
+
+    drop_notes(sweep)  # those of an earlier command
+    session.jobs = planned(config)
+    session.watcher = Watcher(sweep, session.jobs)
+    session.watcher.start()
 
 
-def bring_home(work: Callable[[], float], sweep: Path, number: int, folder: Path) -> float:
-    """Do the work of a job in another process; what goes wrong leaves a note.
+def bring_home(work: Callable[[], float], folder: Path) -> float:
+    """Do the work of a job; in another process what goes wrong leaves a note.
 
     Args:
       work: trains, and gives what a sweeper is told.
-      sweep: the folder of the sweep.
-      number: of the job.
-      folder: its run directory.
+      folder: the run directory.
 
     Returns:
       What ``work`` gives; NaN for a job that is refused.
@@ -68,11 +81,16 @@ def bring_home(work: Callable[[], float], sweep: Path, number: int, folder: Path
     Raises:
       Exception: what ``work`` raises, or :class:`Ended` where it would end the process of a pool.
     """
+    sweep = session.sweep
+    if session.process is not None or sweep is None:
+        return work()
+    number = HydraConfig.get().job.num
     (sweep / NOTES / f"{number}.json").unlink(missing_ok=True)
     # jax says at every start on a machine without a TPU that it found none.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
-    logging.basicConfig(format=f"gradlab: job {number}: %(message)s")
     by_submitit = "SUBMITIT_EXECUTOR" in os.environ  # which has a process and a log for each job
+    if not by_submitit:
+        logging.basicConfig(format=f"gradlab: job {number}: %(message)s", force=True)
     try:
         with nullcontext() if by_submitit else _printing_to(folder / OUTPUT):
             return work()
@@ -111,41 +129,46 @@ def drop_notes(sweep: Path) -> None:
     shutil.rmtree(sweep / NOTES, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Losses:
-    """What became of the jobs of a sweep that did not finish.
-
-    Attributes:
-      refused: one message for each that was refused, with the job's name.
-      dead: one line for each other.
-    """
-
-    refused: list[str]
-    dead: list[str]
-
-
-def losses(sweep: Path, jobs: Sequence[Sequence[str]] | None) -> Losses:
-    """Which jobs of a sweep did not finish, and why.
+def tell_losses(error: Exception | None = None) -> None:
+    """Name the jobs of a sweep that did not finish in another process, and why.
 
     Args:
-      sweep: its folder.
-      jobs: the overrides of every job, if they are known; then those that never began are seen.
+      error: what the launcher, or a job through it, raised.
     """
-    notes = read_notes(sweep)
-    drop_notes(sweep)
+    if session.watcher is None or session.sweep is None:
+        return
+    session.watcher.stop()
+    notes = read_notes(session.sweep)
+    refused, failed = _losses(session.sweep, session.jobs, notes)
+    drop_notes(session.sweep)
+    if error is not None and not any(str(error) in note.message for note in notes.values()):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = f"{type(error).__name__}: {' '.join(lines[:3])}"
+        print(f"gradlab: the launcher has given up: {said}", file=sys.stderr)
+        session.failed.append("the launcher")
+    for name, reason in (refused | failed).items():
+        print(f"gradlab: {name}: {reason}", file=sys.stderr)
+    session.refused += refused
+    session.failed += failed
+
+
+def _losses(
+    sweep: Path, jobs: Sequence[Sequence[str]] | None, notes: Mapping[int, Note]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Which jobs were refused, and which others did not finish, by name, with reasons."""
     members = {one.number: one for one in map(member, folders(sweep))}
-    numbers = {*notes, *members, *range(len(jobs or ()))}
-    refused, dead = [], []
-    for number in sorted(numbers):
+    refused: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for number in sorted({*notes, *members, *range(len(jobs or ()))}):
         note, one = notes.get(number), members.get(number)
         name = name_of(number, jobs, one.folder if one else None)
         if note is not None:
-            (refused if note.refused else dead).append(f"{name}: {note.message}")
+            (refused if note.refused else failed)[name] = note.message
         elif one is None:
-            dead.append(f"{name}: never began")
+            failed[name] = "never began"
         elif one.status not in ENDED:
-            dead.append(f"{name}: {one.reason or one.status}")
-    return Losses(refused, dead)
+            failed[name] = one.reason or one.status
+    return refused, failed
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.errors import BadInput, nearest
 from gradlab.launch.conf_files import config_folder, config_folders, groups_of, options_of
-from gradlab.launch.elsewhere import Losses
 from gradlab.launch.extras import missing_extra
 
 FLAGS = ("cfg", "config-dir", "config-name", "config-path", "experimental-rerun", "info", "package")
@@ -69,19 +68,6 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         return f"the run directory cannot be made\n  {text}"
     lines = [line for line in text.splitlines() if line.strip()]
     return "\n  ".join(["the configuration cannot be composed", *lines[:12]])
-
-
-def explain_launcher(error: Exception, lost: Losses) -> str:
-    """What a launcher raised that runs jobs in other processes, in one line.
-
-    Args:
-      error: the exception.
-      lost: what became of the jobs.
-    """
-    if any(str(error) in line for line in (*lost.dead, *lost.refused)):
-        return f"{len(lost.dead)} jobs of this sweep did not finish"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"the launcher has given up: {type(error).__name__}: {' '.join(lines[:3])}"
 
 
 def _bad_syntax(override: str, text: str) -> BadInput:

@@ -19,7 +19,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 
-from gradlab.launch.elsewhere import Note, leave_note
+from gradlab.launch.elsewhere import Ended, Note, leave_note
 
 
 class Queue(submitit_launcher.BaseSubmititLauncher):
@@ -40,7 +40,7 @@ class Queue(submitit_launcher.BaseSubmititLauncher):
             calls.append((list(overrides), "hydra.sweep.dir", number, f"{number}", state))
         jobs = self._submit(self._executor(), calls)
         try:
-            return [self._outcome(job, initial_job_idx + i) for i, job in enumerate(jobs)]
+            return [self._outcome(*pair) for pair in zip(jobs, calls, strict=True)]
         except KeyboardInterrupt:
             self._let_go(jobs)
             raise
@@ -61,19 +61,24 @@ class Queue(submitit_launcher.BaseSubmititLauncher):
     def _submit(self, executor: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         return executor.map_array(self, *zip(*calls, strict=True))
 
-    def _outcome(self, job: Any, number: int) -> JobReturn:
+    def _outcome(self, job: Any, call: tuple[Any, ...]) -> JobReturn:
         """What a job gives back; a failure for one that has died."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
-        try:
-            return job.results()[0]
-        except (UncompletedJobError, FailedJobError) as error:
-            log = os.path.relpath(job.paths.stderr)
-            reason = f"ended without a result ({self.system}: {job.state}); its log: {log}"
-            leave_note(self.sweep, Note(number, reason))
-            failed = JobReturn(status=JobStatus.FAILED, overrides=[])
-            failed.return_value = error
-            return failed
+        overrides, _, number, *_ = call
+        while True:
+            try:
+                return job.results()[0]
+            except (UncompletedJobError, FailedJobError):
+                job.watcher.clear()  # it remembers for good what it once took for the end
+                if job.done(force_check=True):
+                    break
+        log = os.path.relpath(job.paths.stderr)
+        reason = f"ended without a result ({self.system}: {job.state}); its log: {log}"
+        leave_note(self.sweep, Note(number, reason))
+        failed = JobReturn(status=JobStatus.FAILED, overrides=overrides)
+        failed.return_value = Ended(reason)
+        return failed
 
     def _let_go(self, jobs: Sequence[Any]) -> None:
         """Nobody waits for the jobs any longer."""

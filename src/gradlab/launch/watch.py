@@ -42,7 +42,7 @@ class Watcher:
         self.sweep, self.jobs, self.seconds = sweep, jobs, seconds
         self.stream = stream or sys.stdout
         self._begun = time.monotonic()
-        self._done: dict[Path, Member] = {}  # these are not looked at again
+        self._ended: dict[tuple[Path, int], Member] = {}
         self._early: int | None = None
         self._said = ""
         self._stopped = threading.Event()
@@ -61,8 +61,7 @@ class Watcher:
 
     def look(self) -> None:
         """Print how the jobs stand, unless that was said before."""
-        members = [self._done.get(folder) or member(folder) for folder in folders(self.sweep)]
-        self._done |= {one.folder: one for one in members if one.status in ENDED}
+        members = [self._member(folder) for folder in folders(self.sweep)]
         states = self._states(members, read_notes(self.sweep))
         ended = sum(len(names) for status, names in states.items() if status not in GOING)
         if self._early is None:
@@ -71,6 +70,17 @@ class Watcher:
         if said and said != self._said:
             self._said = said
             print(f"sweep: {said}{self._left(ended)}", file=self.stream, flush=True)
+
+    def _member(self, folder: Path) -> Member:
+        """How a job stands; one that has ended is read again only if its record has changed."""
+        try:
+            seen = folder, (folder / "run.json").stat().st_mtime_ns
+        except OSError:
+            return member(folder)
+        found = self._ended.get(seen) or member(folder)
+        if found.status in ENDED:
+            self._ended[seen] = found
+        return found
 
     def _watch(self) -> None:
         pause = 0.0

@@ -19,15 +19,19 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.errors import BadInput, CannotRecord
 from gradlab.launch import sweep_end
 from gradlab.launch.conf_files import config_folder
+from gradlab.launch.elsewhere import bring_home, tell_losses, watch
 from gradlab.launch.explain import check_flags, explain
+from gradlab.launch.extras import check_launcher
 from gradlab.launch.job import name_of_job, prepare, run_or_collect
-from gradlab.launch.resume import with_resumed
+from gradlab.launch.resume import requeued, with_resumed
 from gradlab.launch.session import occupied, refuse, session
 from gradlab.launch.sweep_size import check_size
 
@@ -55,8 +59,14 @@ def main() -> None:
     except Exception as error:
         if session.began:  # a fault of the program, not of what it was given
             raise
-        refuse(explain(error, sys.argv[1:]))
+        if session.watcher is None or isinstance(error, HydraException | OmegaConfBaseException):
+            refuse(explain(error, sys.argv[1:]))
+        tell_losses(error)
+    else:
+        tell_losses()
     finally:
+        if session.watcher is not None:
+            session.watcher.stop()
         session.leave_nothing(session.sweep, "multirun.yaml")
         _scrub(session.sweep)
         sweep_end.report(session.sweep, refused=session.refused)
@@ -76,6 +86,7 @@ class Folders(Callback):
 
     def __init__(self) -> None:
         self.existed: set[Path] = set()
+        self.sweep: Path | None = None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse a run directory that holds a run."""
@@ -85,19 +96,22 @@ class Folders(Callback):
         """Refuse a sweep of no jobs or of far too many, and a folder that holds a sweep."""
         try:
             check_size(config)
+            check_launcher(config)
         except BadInput as error:
             refuse(str(error))
-        session.sweep = self._guard(config, "hydra.sweep.dir", "multirun.yaml")
+        session.sweep = self.sweep = self._guard(config, "hydra.sweep.dir", "multirun.yaml")
+        watch(config, session.sweep)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Pass on what is known to the process that runs the job; keep what is private out."""
         session.existed |= self.existed
+        session.sweep = self.sweep
         _scrub(Path(config.hydra.runtime.output_dir) / ".hydra")
 
     def _guard(self, config: DictConfig, key: str, sign: str) -> Path:
         HydraConfig.instance().set_config(config)
         folder = Path(str(OmegaConf.select(config, key))).absolute()
-        resumed = OmegaConf.select(config, "trainer.resume") is not None
+        resumed = OmegaConf.select(config, "trainer.resume") is not None or requeued()
         if (folder / sign).exists() and not resumed:
             refuse(str(occupied(key, folder)))
         self.existed = {path for path in (folder, *folder.parents) if path.exists()}
@@ -111,6 +125,10 @@ def job(cfg: DictConfig) -> float:
     """One job of a composed configuration; gives what a sweeper is told of it."""
     session.began = True
     folder = Path(HydraConfig.get().runtime.output_dir)
+    return bring_home(lambda: _job(cfg, folder), folder)
+
+
+def _job(cfg: DictConfig, folder: Path) -> float:
     try:
         return run_or_collect(prepare(cfg, folder))
     except CannotRecord as error:

@@ -15,8 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gradlab.launch.build import build, plain
-from gradlab.launch.resume import earlier_run, has_ended
-from gradlab.launch.session import occupied, shown
+from gradlab.launch.resume import earlier_run, has_ended, requeued
+from gradlab.launch.session import occupied, session, shown
 
 if TYPE_CHECKING:
     from gradlab.experiment import Experiment
@@ -55,7 +55,8 @@ def prepare(cfg: DictConfig, folder: Path) -> Job:
         config["record"]["wandb"]["group"] = Path(hydra_config.sweep.dir).name
     overrides = list(hydra_config.overrides.task)
     experiment = build(config, hydra_config.runtime.choices, overrides)
-    earlier = earlier_run(config, folder)
+    again = requeued() or session.has_begun(folder)
+    earlier = earlier_run(config, folder, again=again)
     if earlier is None and (folder / "run.json").exists():
         raise occupied("hydra.sweep.dir", folder)
     ended = None

@@ -8,9 +8,12 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gradlab.errors import BadInput, CannotRecord
+
+if TYPE_CHECKING:
+    from gradlab.launch.watch import Watcher
 
 
 @dataclass
@@ -23,7 +26,9 @@ class Session:
       existed: folders that were there before the command and must outlive it.
       sweep: the folder of a sweep, or None.
       refused: names of the jobs of a sweep that were refused.
-      failed: names of those that could not be recorded to their end.
+      failed: names of those that did not end by themselves, or could not be recorded to their end.
+      jobs: of a sweep, the overrides of each of its jobs; None if they are not known beforehand.
+      watcher: of a sweep whose jobs run in other processes, or None.
     """
 
     process: int | None = None
@@ -32,17 +37,26 @@ class Session:
     sweep: Path | None = None
     refused: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    jobs: list[list[str]] | None = None
+    watcher: Watcher | None = None
 
     def renew(self) -> None:
         """Begin again, with the next command in the same process."""
         self.__init__(process=os.getpid())
+
+    def has_begun(self, folder: Path) -> bool:
+        """Whether an earlier start of this job, in another process, made its run directory."""
+        if self.process is not None or self.sweep is None:
+            return False
+        inside = {path for path in (folder, *folder.parents) if self.sweep in path.parents}
+        return not inside & self.existed
 
     def refuse_job(self, name: str, error: BadInput) -> float:
         """End a single run, whose ``name`` is empty; in a sweep let the job's siblings go on."""
         if not name:
             refuse(str(error))
         if os.getpid() != self.process:
-            raise error  # the launcher brings it to the process that is watched
+            raise error  # to be brought to the process that is watched
         print(f"gradlab: {name}: {error}", file=sys.stderr)
         self.refused.append(name)
         return float("nan")

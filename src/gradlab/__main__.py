@@ -32,6 +32,7 @@ from gradlab.errors import BadInput, CannotRecord
 from gradlab.launch.build import build, plain
 from gradlab.launch.conf_files import config_folder
 from gradlab.launch.explain import check_flags, explain
+from gradlab.launch.objective import lacking, objective_of
 from gradlab.launch.resume import earlier_run, has_ended, with_resumed
 
 
@@ -125,8 +126,8 @@ class Folders(Callback):
         return folder
 
 
-def job(cfg: DictConfig) -> float:
-    """One run of a composed configuration; gives its validation loss, for sweepers."""
+def job(cfg: DictConfig) -> float | tuple[float, ...]:
+    """One run of a composed configuration; gives its objective, for sweepers."""
     session.began = True
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -140,10 +141,19 @@ def job(cfg: DictConfig) -> float:
             return _refuse_job(error)
         raise
     if isinstance(outcome, Mapping):
-        return outcome.get("val/loss", float("nan"))
+        return _worth(cfg, outcome)
     if outcome.status == "interrupted":
         _obey(outcome.signal)
-    return outcome.summary.get("val/loss", float("nan"))
+    return _worth(cfg, {"status": outcome.status, **outcome.timings, **outcome.summary})
+
+
+def _worth(cfg: DictConfig, figures: Mapping[str, Any]) -> float | tuple[float, ...]:
+    """The objective of a run that has ended; says so if it has none of that name."""
+    objective = plain(cfg)["objective"]
+    message = lacking(objective, figures)
+    if message and figures["status"] == "finished":
+        print(f"gradlab: {message}", file=sys.stderr)
+    return objective_of(objective, figures)
 
 
 def _run(cfg: DictConfig, folder: Path):

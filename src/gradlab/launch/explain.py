@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.errors import BadInput, nearest
 from gradlab.launch.conf_files import config_folder, config_folders, groups_of, options_of
+from gradlab.launch.extras import missing_extra
 
 FLAGS = ("cfg", "config-dir", "config-name", "config-path", "experimental-rerun", "info", "package")
 """Hydra's flags that take a value; everything else is an override."""
@@ -45,6 +46,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         return str(_bad_syntax(error.override, text))
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         path, options = str(error.missing_cfg_file), error.options
+        if refusal := missing_extra(arguments):
+            return str(refusal)
         return str(_bad_option(path, _located(text), arguments, options))
     if found := WRONG_KEY.search(text):
         return str(_bad_key(found[1], _located(text), arguments))

@@ -50,7 +50,9 @@ def check_objective(objective: str | list[str], experiment: Any) -> None:
       BadInput: naming it, and the figures that there will be, the nearest first.
     """
     if not objective:
-        raise BadInput(KEY, objective, "a figure of the summary, or a list of them", f"{KEY}=val/loss")
+        raise BadInput(
+            KEY, objective, "a figure of the summary, or a list of them", f"{KEY}=val/loss"
+        )
     always = _of_every_run(experiment)
     unknown = [name for name in _names(objective) if name not in always]
     if not unknown:

@@ -18,12 +18,14 @@ class Search(Sweeper):
     """
 
     def __init__(self, **settings: Any):
-        from gradlab.launch.search import OptunaSearch
-
-        self._search = OptunaSearch(**settings)
+        self._settings = settings
 
     def setup(self, **parts: Any) -> None:
         """See the base class."""
+        from gradlab.launch.search import OptunaSearch
+
+        # Not before: Hydra would wrap the refusal of a setting in one of its own.
+        self._search = OptunaSearch(**self._settings)
         self._search.setup(**parts)
 
     def sweep(self, arguments: list[str]) -> None:

@@ -29,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gradlab.errors import BadInput, CannotRecord
+from gradlab.launch.agent import from_agent
 from gradlab.launch.build import build, plain
 from gradlab.launch.conf_files import config_folder
 from gradlab.launch.explain import check_flags, explain
@@ -72,7 +73,7 @@ def main() -> None:
     entry = hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")(job)
     try:
         check_flags(sys.argv[1:])
-        sys.argv[1:] = with_resumed(sys.argv[1:])
+        sys.argv[1:] = with_resumed(from_agent(sys.argv[1:]))
         entry()
     except BadInput as error:
         _refuse(str(error))

@@ -154,8 +154,9 @@ class Checkpoints:
     def _without_paths(self) -> None:
         """Orbax notes the full path, which holds the user's name, in a file that it never reads."""
         for depth in ("*", "*/*"):
-            for note in self.folder.glob(f"{depth}/commit_success.txt"):
-                with contextlib.suppress(OSError):  # a full disk, or one that cannot be written to
+            # Orbax is deleting an old one; the disk is full; it cannot be written to.
+            with contextlib.suppress(OSError):
+                for note in self.folder.glob(f"{depth}/commit_success.txt"):
                     note.write_text("committed\n", encoding="utf-8")
 
     def _check_room(self, size: int) -> None:

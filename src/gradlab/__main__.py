@@ -26,11 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.errors import BadInput, CannotRecord
 from gradlab.launch import sweep_end
+from gradlab.launch.agent import from_agent
 from gradlab.launch.conf_files import config_folder
 from gradlab.launch.elsewhere import bring_home, tell_losses, watch
 from gradlab.launch.explain import check_flags, explain
 from gradlab.launch.extras import check_launcher
 from gradlab.launch.job import name_of_job, prepare, run_or_collect
+from gradlab.launch.objective import Worth
 from gradlab.launch.resume import requeued, with_resumed
 from gradlab.launch.session import occupied, refuse, session
 from gradlab.launch.sweep_size import check_size
@@ -49,7 +51,7 @@ def main() -> None:
     entry = hydra.main(version_base="1.3", config_path=config_folder(), config_name="config")(job)
     try:
         check_flags(sys.argv[1:])
-        sys.argv[1:] = with_resumed(sys.argv[1:])
+        sys.argv[1:] = with_resumed(from_agent(sys.argv[1:]))
         entry()
     except BadInput as error:
         refuse(str(error))
@@ -121,14 +123,14 @@ class Folders(Callback):
         return folder
 
 
-def job(cfg: DictConfig) -> float:
+def job(cfg: DictConfig) -> Worth:
     """One job of a composed configuration; gives what a sweeper is told of it."""
     session.began = True
     folder = Path(HydraConfig.get().runtime.output_dir)
     return bring_home(lambda: _job(cfg, folder), folder)
 
 
-def _job(cfg: DictConfig, folder: Path) -> float:
+def _job(cfg: DictConfig, folder: Path) -> Worth:
     try:
         return run_or_collect(prepare(cfg, folder))
     except CannotRecord as error:

@@ -121,6 +121,8 @@ def in_words(hint: Any) -> str:
 
 def _instead(key: str, value: Any, hint: Any) -> str:
     """What may have been meant."""
+    if value == "None" and type(None) in get_args(hint):
+        return f"{key}=null"
     if isinstance(value, str):
         words = [
             w for h in (hint, *get_args(hint)) if get_origin(h) is Literal for w in get_args(h)

@@ -1,21 +1,24 @@
 """A W&B server on the loopback interface, for tests: what arrives is kept as plain data.
 
-It answers what W&B's client asks of a server during a run and a ``wandb sync``: GraphQL, the
-stream of history rows, uploads of files and of artifacts. It checks no rights and keeps all of it
-in memory.
+It answers what W&B's client asks of a server during a run, a ``wandb sync``, a ``wandb sweep`` and
+a ``wandb agent``: GraphQL, the stream of history rows, uploads of files and of artifacts. It checks
+no rights and keeps all of it in memory.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import math
 import os
+import random
 import re
 import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +26,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
 
 def isolate(patch: pytest.MonkeyPatch, home: Path) -> None:
@@ -100,11 +104,57 @@ class Artifact:
         return {name: one["size"] for name, one in self.manifest.get("contents", {}).items()}
 
 
+class Sweep:
+    """What ``wandb sweep`` sent, and the settings that its agents are given, by run."""
+
+    def __init__(self, id: str, config: dict[str, Any]):
+        self.id, self.config = id, config
+        self.settings = _grid(config) if config["method"] == "grid" else _at_random(config)
+        self.given: dict[str, dict[str, Any]] = {}
+
+    def next(self) -> dict[str, Any]:
+        """The next command for an agent that is free."""
+        setting = next(self.settings, None)
+        if setting is None:
+            return {"type": "exit"}
+        id = f"{self.id}run{len(self.given)}"
+        self.given[id] = setting
+        args = {name: {"value": value} for name, value in setting.items()}
+        return {"type": "run", "run_id": id, "program": self.config["program"], "args": args}
+
+
+def _grid(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    parameters = config["parameters"]
+    for values in itertools.product(*(one["values"] for one in parameters.values())):
+        yield dict(zip(parameters, values, strict=True))
+
+
+def _at_random(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    draw = random.Random(0)
+    while True:
+        yield {name: _value(one, draw) for name, one in config["parameters"].items()}
+
+
+def _value(one: Mapping[str, Any], draw: random.Random) -> Any:
+    if "values" in one:
+        return draw.choice(one["values"])
+    low, high = one["min"], one["max"]
+    match one["distribution"]:
+        case "int_uniform":
+            return draw.randint(low, high)
+        case "uniform":
+            return draw.uniform(low, high)
+        case "log_uniform_values":
+            return math.exp(draw.uniform(math.log(low), math.log(high)))
+    raise ValueError(one)
+
+
 class WandbServer:
     """Start, stop, and what arrived.
 
     Attributes:
       runs: by the run's id.
+      sweeps: by the sweep's id.
       artifacts: in the order in which they were made.
       asked: how often each kind of request came.
       unknown: operations and paths that it could not answer; a test can check that there is none.
@@ -114,6 +164,7 @@ class WandbServer:
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.sweeps: dict[str, Sweep] = {}
         self.artifacts: list[Artifact] = []
         self.asked: Counter[str] = Counter()
         self.unknown: list[str] = []
@@ -281,6 +332,27 @@ class WandbServer:
     def _on_client_idmapping(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         of = {artifact.client_id: artifact.id for artifact in self.artifacts}
         return {"clientIDMapping": {"serverID": of.get(asked["clientID"])}}
+
+    def _on_upsert_sweep(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        sweep = Sweep(f"sweep{len(self.sweeps)}", yaml.safe_load(asked["config"]))
+        self.sweeps[sweep.id] = sweep
+        project = _project(ENTITY, asked.get("projectName") or "uncategorized")
+        found = {"sweep": {"name": sweep.id, "project": project}, "configValidationWarnings": []}
+        return {"upsertSweep": found}
+
+    def _on_sweep_with_runs(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        sweep = self.sweeps[asked["sweep"]]
+        config = yaml.safe_dump(sweep.config)
+        return {"project": {"sweep": {"id": sweep.id, "config": config, "runs": {"edges": []}}}}
+
+    def _on_create_agent(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": f"agent of {asked['sweep']}"}}}
+
+    def _on_heartbeat(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        sweep = self.sweeps[asked["id"].removeprefix("agent of ")]
+        busy = json.loads(asked["runState"])
+        commands = json.dumps([] if busy else [sweep.next()])
+        return {"agentHeartbeat": {"agent": {"id": asked["id"]}, "commands": commands}}
 
     def artifact(self, name: str) -> Artifact:
         """The artifact of this id, name or type."""

@@ -12,7 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from gradlab.errors import BadInput, nearest
 
 SECTIONS = ("model", "task", "optimizer", "trainer", "probe", "record")
-"""What a configuration consists of, besides ``seed``."""
+"""What a configuration consists of, besides ``seed`` and ``objective``."""
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
 
     from gradlab.check import check_arguments, check_keys
     from gradlab.experiment import Experiment, check_experiment
+    from gradlab.launch.objective import check_objective
     from gradlab.optimizer import Optimizer
     from gradlab.probes.base import CloseProbe, StepProbe
     from gradlab.record.wandb_sink import WandbSink
@@ -57,7 +58,8 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     from gradlab.tasks.base import Task
     from gradlab.train import Trainer
 
-    check_keys("", config, {"seed": int} | dict.fromkeys(SECTIONS, dict))
+    own = {"seed": int, "objective": str | list[str]}
+    check_keys("", config, own | dict.fromkeys(SECTIONS, dict))
     model, record = config["model"], config["record"]
     sizes = {"hidden": int, "layers": int, "bidirectional": bool}
     check_keys("model", model, sizes | {"cell": dict})
@@ -100,6 +102,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
         overrides=overrides,
     )
     check_experiment(experiment)
+    check_objective(config["objective"], experiment)
     return experiment
 
 

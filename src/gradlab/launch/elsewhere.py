@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from gradlab.errors import BadInput
 from gradlab.launch.members import ENDED, folders, member, name_of, planned
+from gradlab.launch.objective import Worth
 from gradlab.launch.session import session
 
 NOTES = ".notes"
@@ -68,7 +69,7 @@ def watch(config: DictConfig, sweep: Path) -> None:
     session.watcher.start()
 
 
-def bring_home(work: Callable[[], float], folder: Path) -> float:
+def bring_home(work: Callable[[], Worth], folder: Path) -> Worth:
     """Do the work of a job; in another process what goes wrong leaves a note.
 
     Args:

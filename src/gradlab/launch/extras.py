@@ -1,4 +1,4 @@
-"""What has to be installed before a launcher can be chosen."""
+"""What has to be installed before a launcher or a sweeper can be chosen."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ EXTRAS = {
     "hydra/launcher/local": "slurm",
     "hydra/launcher/submitit_local": "slurm",
     "hydra/launcher/ray": "ray",
+    "hydra/sweeper/optuna": "optuna",
+    "hydra/sweeper/sampler/tpe": "optuna",  # of hydra/sweeper=search
 }
 """Options of Hydra's groups that come with a package, and the extra of gradlab that has it."""
 

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gradlab.launch.build import build, plain
+from gradlab.launch.objective import Worth, lacking, objective_of
 from gradlab.launch.resume import earlier_run, has_ended, requeued
 from gradlab.launch.session import occupied, session, shown
 
@@ -75,18 +76,14 @@ def name_of_job() -> str:
     return f"job {settings.job.num} ({' '.join(settings.overrides.task)})"
 
 
-def perform(job: Job) -> float:
-    """Run a job by itself, and show what came of it.
-
-    Returns:
-      What a sweeper is told, see :func:`objective`.
-    """
+def perform(job: Job) -> Worth:
+    """Run a job by itself, and show what came of it; gives what a sweeper is told."""
     if job.ended is not None:
-        return objective(job.ended)
+        return worth(job, job.ended)
     from gradlab.record.sinks import sinks_of
     from gradlab.run import run
 
-    record = job.experiment.config["record"]
+    record = job.config["record"]
     sinks, wandb = sinks_of(record, job.folder)
     figures = record["figures"]
     outcome = run(job.experiment, job.folder, sinks, resume=job.resume, figures=figures)
@@ -97,13 +94,21 @@ def perform(job: Job) -> float:
     if wandb.how_to_see():
         print(f"W&B: {wandb.how_to_see()}")
     obey(outcome)
-    return objective(outcome.summary)
+    return worth(job, figures_of(outcome))
 
 
-def objective(summary: Mapping[str, Any]) -> float:
-    """What a sweeper is told of a run: its validation loss."""
-    value = summary.get("val/loss")
-    return float("nan") if value is None else value
+def figures_of(outcome: Outcome) -> dict[str, Any]:
+    """All that a run can be judged by."""
+    return {"status": outcome.status, **outcome.timings, **outcome.summary}
+
+
+def worth(job: Job, figures: Mapping[str, Any]) -> Worth:
+    """The objective of a run that has ended; says so if it has none of that name."""
+    wanted = job.config["objective"]
+    message = lacking(wanted, figures)
+    if message and figures["status"] == "finished":
+        print(f"gradlab: {message}", file=sys.stderr)
+    return objective_of(wanted, figures)
 
 
 def obey(outcome: Outcome) -> None:
@@ -134,7 +139,7 @@ def collecting() -> Iterator[list[Job]]:
         _collected = None
 
 
-def run_or_collect(job: Job) -> float:
+def run_or_collect(job: Job) -> Worth:
     """Run a job, unless a launcher is :func:`collecting` them."""
     if _collected is None:
         return perform(job)

@@ -19,7 +19,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from gradlab.errors import BadInput, CannotRecord
-from gradlab.launch.job import Job, collecting, obey, objective
+from gradlab.launch.job import Job, collecting, figures_of, obey, worth
+from gradlab.launch.objective import Worth
 from gradlab.launch.session import session
 
 if TYPE_CHECKING:
@@ -162,14 +163,14 @@ class _Crew:
         from gradlab.record.progress import SweepProgress
 
         self.jobs, self.finisher = [job for job in jobs if job.ended is None], finisher
-        self._told = {job.folder: objective(job.ended) for job in jobs if job.ended is not None}
+        self._told = {job.folder: worth(job, job.ended) for job in jobs if job.ended is not None}
         self.interrupted: Outcome | None = None
         steps = [job.experiment.trainer.steps for job in self.jobs]
         self.progress: SweepProgress = SweepProgress([job.name for job in self.jobs], steps)
         self.index = {job.folder: i for i, job in enumerate(self.jobs)}
         self.finishing: list[tuple[Job, Future[None]]] = []
 
-    def told(self, job: Job) -> float:
+    def told(self, job: Job) -> Worth:
         """What a sweeper is told of a job."""
         return self._told.get(job.folder, float("nan"))
 
@@ -215,7 +216,7 @@ class _Crew:
         job, record = self._job(recording), dict(recording.experiment.config["record"])
         if outcome.status == "interrupted":
             self.interrupted = outcome
-        self._told[job.folder] = objective(outcome.summary)
+        self._told[job.folder] = worth(job, figures_of(outcome))
         self._show(job, outcome.status, recording)
         try:
             recording.close(outcome)

@@ -14,7 +14,10 @@ from yaml import YAMLError
 from gradlab.errors import BadInput
 
 KEY = "trainer.resume"
-FREE = ("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", KEY, "record")
+FREE = (
+    *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds"),
+    *(KEY, "objective", "record"),
+)
 """What may be changed when a run goes on; the curves before and after fit together all the same."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}

@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+
+import yaml
 
 from gradlab.record.base import Description
 from gradlab.record.directory import plain
@@ -84,7 +86,7 @@ def start(options: Options, description: Description, mode: Mode, suffix: str = 
     run = wandb.init(
         dir=str(options.directory),
         mode=mode,
-        config=scrub(plain({**description.config, **facts})),
+        config=scrub(plain(beside(_taken(), {**description.config, **facts}))),
         settings=_settings(options.finish_timeout),
         **_identity(description, mode, suffix),
         **scrub(labels),
@@ -144,6 +146,34 @@ def _identity(description: Description, mode: Mode, suffix: str) -> dict[str, An
 def _in_sweep() -> bool:
     """Whether W&B's own agent started this process, for a run that it has made."""
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
+
+
+def beside(taken: Collection[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` under keys that are not taken by the parameters of a W&B sweep.
+
+    W&B puts a sweep's parameters over the run's configuration: with one named ``model``, the
+    option of a group, it would hold ``"lstm"`` in place of that section, and the sweep needs it
+    there. So what is in the section is recorded as ``model.hidden``, ``model.cell._target_``, ...,
+    which is how W&B shows what is nested, and names parameters.
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _flat(name, value) if name in taken else {name: value}
+    return found
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(f"{name}.{key}", inner).items()}
+
+
+def _taken() -> set[str]:
+    """Names of the parameters that W&B's agent set for this run; empty outside a sweep."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH") if _in_sweep() else None
+    if path is None:
+        return set()
+    return set(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 
 
 def _has_account() -> bool:

@@ -56,7 +56,8 @@ def main() -> None:
         install()
         with cluster(folder) as environment:
             say(f"a cluster of one node is up, {time.monotonic() - begun:.0f} s after the start")
-            Show(folder, environment).all()
+            with ExitStack() as running:
+                Show(folder, environment, running).all()
         say("the cluster is down")
     except Failed as error:
         print(f"failed: {error}", file=sys.stderr, flush=True)
@@ -307,10 +308,11 @@ class Show:
     Args:
       folder: where everything is kept.
       environment: for Slurm's commands.
+      running: ends what runs beside it.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]):
-        self.folder, self.environment = folder, environment
+    def __init__(self, folder: Path, environment: Mapping[str, str], running: ExitStack):
+        self.folder, self.environment, self.running = folder, environment, running
         self.sweep, self.log = folder / "sweep", folder / "sweep.log"
 
     def all(self) -> None:
@@ -319,8 +321,7 @@ class Show:
         launch = ["-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", *LINE]
         arguments = [*launch, "seed=range(4)", f"hydra.sweep.dir={self.sweep}"]
         with self.gradlab(self.log, *arguments) as sweep:
-            self.kill(1)
-            self.preempt(0)
+            self.disturb({1: self.kill, 0: self.preempt})
             code = wait_for("the end of the sweep", lambda: self.ended(sweep), 120)
         seconds = time.monotonic() - begun
         said = self.log.read_text(encoding="utf-8")
@@ -354,20 +355,27 @@ class Show:
         """Its exit code, in a list so that 0 is true, or nothing."""
         return None if process.poll() is None else ExitCode(process.returncode)
 
+    def disturb(self, what: dict[int, Callable[[int], None]]) -> None:
+        """Do something to jobs, to each as soon as it has a checkpoint."""
+        while what:
+
+            def ready() -> list[int]:
+                return [number for number in what if has_checkpoint(self.sweep / str(number))]
+
+            number = wait_for(f"a checkpoint of job {' or '.join(map(str, what))}", ready, 60)[0]
+            what.pop(number)(number)
+
     def preempt(self, number: int) -> None:
-        """Ask a job to save and make room, once it has a checkpoint."""
-        folder = self.sweep / str(number)
-        wait_for(f"a checkpoint of job {number}", lambda: has_checkpoint(folder), 60)
+        """Ask a job to save and make room."""
         job = self.job_id(number)
-        # Its own exit code is another one where the job makes room at once.
-        works(["scancel", "--signal=USR2", "--full", job], self.environment)
-        say(f"preempted job {number}: scancel --signal=USR2 --full {job}")
+        command = ["scancel", "--signal=USR2", "--full", job]
+        # It goes on trying for a while where the job makes room at once.
+        self.running.enter_context(daemon(command, self.environment, self.folder / "scancel.log"))
+        say(f"preempted job {number}: {' '.join(command)}")
 
     def kill(self, number: int) -> None:
-        """Kill the process of a job, once it has a checkpoint."""
-        folder = self.sweep / str(number)
-        wait_for(f"a checkpoint of job {number}", lambda: has_checkpoint(folder), 60)
-        writer = (folder / "writer.lock").read_text(errors="replace")
+        """Kill the process of a job."""
+        writer = (self.sweep / str(number) / "writer.lock").read_text(errors="replace")
         found = re.match(r"process (\d+) on ", writer)
         if found is None:
             raise Failed(f"job {number} ended before it could be killed")
@@ -395,8 +403,9 @@ class Show:
 
     def go_on(self, said: str) -> None:
         """Give the command that the sweep printed at its end; meanwhile run it undisturbed."""
-        found = re.search(r"python -m gradlab (.*trainer\.resume=\S+)", said)
-        command = found[1].split() if found else ["-m", f"trainer.resume={self.sweep}"]
+        found = re.search(r"^ *python -m gradlab (.*trainer\.resume=\S+)$", said, re.MULTILINE)
+        check(found is not None, "it prints the command that goes on")
+        command = found[1].split() if found else []
         alone = ["-m", *LINE, "seed=0,1", f"hydra.sweep.dir={self.folder / 'alone'}"]
         with (
             self.gradlab(self.folder / "alone.log", *alone, "record.terminal=false") as other,

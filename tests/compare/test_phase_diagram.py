@@ -170,6 +170,16 @@ def test_colours_have_zero_in_their_middle(trained):
     assert low == -high != 0
 
 
+def test_one_extreme_cell_does_not_take_the_colours_of_the_others(tmp_path):
+    def slope(gain, length):
+        return {"adjoint_slope/layer_0": 1000.0 if gain == length == 0 else gain / 10}
+
+    axes = {"model__cell__gain": range(8), "task__length": range(8)}
+    page = picture(diagram(runs_in(make_sweep(tmp_path, slope, **axes))))
+    mesh = next(m for axes in page.axes for m in axes.collections if m.get_array() is not None)
+    assert mesh.get_clim() == (-0.7, 0.7)
+
+
 def test_nothing_measured_is_no_picture(tmp_path):
     axes = {"model__hidden": [1, 2], "task__length": [1, 2]}
     folder = make_sweep(tmp_path, lambda *_: {}, **axes)

@@ -400,16 +400,21 @@ def _norm(values: np.ndarray, panel: Panel) -> tuple[Normalize, str]:
         return Normalize(0.0, 1.0), "neither"
     finite = values[np.isfinite(values)]
     if panel.middle:
-        end = float(np.quantile(np.abs(finite), 0.97)) or 1.0
+        end = _end(np.abs(finite)) or 1.0
         low, high = -end, end
     else:
-        low, high = float(finite.min()), float(np.quantile(finite, 0.97))
-        if not high > low:
-            high = max(float(finite.max()), low + 1.0)
+        low = float(finite.min())
+        high = max(_end(finite), low * 1.01, low + 1e-9)
     beyond = (finite.min() < low, finite.max() > high)
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}
     wide = not panel.middle and 0 < DECADES * low < high
     return (LogNorm if wide else Normalize)(low, high), extend.get(beyond, "both")
+
+
+def _end(values: np.ndarray) -> float:
+    """The largest value, or one near it where a few would leave the others one colour."""
+    most = float(np.quantile(values, 0.97))
+    return most if values.max() > 2 * most > 0 else float(values.max())
 
 
 def _label_axes(axes: Axes, found: Diagram, places: _Places) -> None:

@@ -7,6 +7,7 @@ for every job, and a dead one is a failed job like any other.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from gradlab.launch.elsewhere import Ended, Note, leave_note
 class Queue(submitit_launcher.BaseSubmititLauncher):
     """Submits the jobs of a batch and waits for all of them. Options are those of submitit's."""
 
-    system = "submitit"
+    system, grace = "submitit", 15.0  # seconds in which a slow file system may bring a result
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -40,7 +41,7 @@ class Queue(submitit_launcher.BaseSubmititLauncher):
             calls.append((list(overrides), "hydra.sweep.dir", number, f"{number}", state))
         jobs = self._submit(self._executor(), calls)
         try:
-            return [self._outcome(*pair) for pair in zip(jobs, calls, strict=True)]
+            return self._wait(jobs, calls)
         except KeyboardInterrupt:
             self._let_go(jobs)
             raise
@@ -61,20 +62,40 @@ class Queue(submitit_launcher.BaseSubmititLauncher):
     def _submit(self, executor: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         return executor.map_array(self, *zip(*calls, strict=True))
 
-    def _outcome(self, job: Any, call: tuple[Any, ...]) -> JobReturn:
-        """What a job gives back; a failure for one that has died."""
-        from submitit.core.utils import FailedJobError, UncompletedJobError
-
-        overrides, _, number, *_ = call
+    def _wait(self, jobs: Sequence[Any], calls: Sequence[tuple[Any, ...]]) -> list[JobReturn]:
+        """What each job gives back; a failure for one that has died."""
+        found: dict[int, JobReturn] = {}
+        without: dict[int, float] = {}  # when a job was first seen to have ended without a result
         while True:
-            try:
-                return job.results()[0]
-            except (UncompletedJobError, FailedJobError):
-                job.watcher.clear()  # it remembers for good what it once took for the end
-                if job.done(force_check=True):
-                    break
+            for i, job in enumerate(jobs):
+                if i in found:
+                    continue
+                if job.paths.result_pickle.exists():
+                    found[i] = self._result(job, calls[i])
+                elif not job.done():
+                    without.pop(i, None)
+                elif time.monotonic() - without.setdefault(i, time.monotonic()) > self.grace:
+                    job.watcher.clear()  # it remembers for good what it once took for the end
+                    if job.done(force_check=True) and not job.paths.result_pickle.exists():
+                        found[i] = self._failure(job, calls[i], "no result")
+            if len(found) == len(jobs):
+                return [found[i] for i in range(len(jobs))]
+            time.sleep(0.2)
+
+    def _result(self, job: Any, call: tuple[Any, ...]) -> JobReturn:
+        from submitit.core.utils import FailedJobError
+
+        try:
+            return job.results()[0]
+        except FailedJobError as error:  # outside of the job itself, such as in an import
+            lines = [line for line in str(error).splitlines() if line.strip(" -")]
+            reason = next((line for line in reversed(lines) if re.match(r"[\w.]+: ", line)), "")
+            return self._failure(job, call, reason or "no result")
+
+    def _failure(self, job: Any, call: tuple[Any, ...], what: str) -> JobReturn:
+        overrides, _, number, *_ = call
         log = os.path.relpath(job.paths.stderr)
-        reason = f"ended without a result ({self.system}: {job.state}); its log: {log}"
+        reason = f"ended with {what} ({self.system}: {job.state}); its log: {log}"
         leave_note(self.sweep, Note(number, reason))
         failed = JobReturn(status=JobStatus.FAILED, overrides=overrides)
         failed.return_value = Ended(reason)
@@ -97,7 +118,7 @@ class SlurmQueue(Queue, submitit_launcher.SlurmLauncher):
 class LocalQueue(Queue, submitit_launcher.LocalLauncher):
     """Processes of this machine, as many at once as ``cpus_per_task`` leaves room for."""
 
-    system = "state of its process"
+    system, grace = "its process", 1.0
 
     def _submit(self, executor: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         at_once = max(1, (os.cpu_count() or 1) // (self.params.get("cpus_per_task") or 1))
@@ -106,5 +127,4 @@ class LocalQueue(Queue, submitit_launcher.LocalLauncher):
             while sum(not job.done() for job in jobs) >= at_once:
                 time.sleep(0.1)
             jobs.append(executor.submit(self, *call))
-            jobs[-1]._results_timeout_s = 1  # the disk is this machine's own
         return jobs

@@ -71,7 +71,7 @@ def main() -> None:
             session.watcher.stop()
         session.leave_nothing(session.sweep, "multirun.yaml")
         _scrub(session.sweep)
-        sweep_end.report(session.sweep, refused=session.refused)
+        sweep_end.report(session.sweep, refused=session.refused, jobs=session.jobs)
     if session.refused:
         count = len(session.refused)
         jobs = "1 job of this sweep was" if count == 1 else f"{count} jobs of this sweep were"

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gradlab.launch.build import build, plain
+from gradlab.launch.members import name_of
 from gradlab.launch.objective import Worth, lacking, objective_of
 from gradlab.launch.resume import earlier_run, has_ended, requeued
 from gradlab.launch.session import occupied, session, shown
@@ -73,7 +74,7 @@ def name_of_job() -> str:
     settings = HydraConfig.get()
     if settings.mode == RunMode.RUN:
         return ""
-    return f"job {settings.job.num} ({' '.join(settings.overrides.task)})"
+    return name_of(settings.job.num, session.jobs, Path(settings.runtime.output_dir))
 
 
 def perform(job: Job) -> Worth:

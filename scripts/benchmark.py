@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py [--repeats 15] [--sizes 200,64,128 100,32,256 500,16,64]
     python scripts/benchmark.py --probes [--sizes 200,32,64] [--every 50] [--examples 4]
+    python scripts/benchmark.py --population 16
 
 For each cell and size (T, B, H) it times the gradient of a last-step loss: by Flax's own
 ``nnx.RNN`` and autodiff, by gradlab's unroll, and by gradlab's unroll with the adjoint of every
@@ -11,15 +12,24 @@ are noisy. Prints a table in Markdown with the machine, the versions and the dat
 With ``--probes`` it times whole training steps of the adding problem instead: plain ones, one with
 the step probes, and a look of each close probe alone and of all together. The cost of a run with
 ``probe=full`` over one with ``probe=none`` follows from how often each kind is made.
+
+With ``--population`` it times whole sweeps over that many seeds (adding, T = 100, H = 32, 500
+steps, with all that is recorded by default): by the population launcher, by Hydra's own launcher,
+and one process for each. Wall time from start to end, and member-steps per second once steady.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from datetime import date
+from pathlib import Path
 
 import flax
 import jax
@@ -30,7 +40,7 @@ from flax import nnx
 from gradlab.analysis import probe_class, probe_names
 from gradlab.cells import GRU, LSTM, SimpleRNN
 from gradlab.model import SequenceModel
-from gradlab.optimizer import build_optimizer
+from gradlab.optimizer import Optimizer
 from gradlab.probes.base import CloseProbe
 from gradlab.step import Steps, setting_of, supported
 from gradlab.tasks import Adding
@@ -89,6 +99,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--sizes", nargs="+", help="T,B,H; by default three, with --probes one")
     parser.add_argument("--probes", action="store_true", help="time the probes")
+    parser.add_argument("--population", type=int, metavar="N", help="time sweeps of N members")
     parser.add_argument("--every", type=int, default=50, help="probe.every")
     parser.add_argument("--log-every", type=int, default=10, help="trainer.log_every")
     parser.add_argument("--examples", type=int, default=4, help="probe.examples")
@@ -98,7 +109,10 @@ def main():
         f"{date.today()}, {platform.machine()}, {device.device_kind}, Python "
         f"{platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}\n"
     )
-    (probe_table if options.probes else step_table)(options)
+    if options.population:
+        population_table(options)
+    else:
+        (probe_table if options.probes else step_table)(options)
 
 
 def step_table(options):
@@ -143,7 +157,7 @@ def probe_variants(ours, size, options):
     task = Adding(length=length, held_out_examples=2)
     sizes = {"features": 2, "hidden": hidden, "layers": 1, "outputs": 1, "readout": "last"}
     model = SequenceModel(ours, **sizes, rngs=nnx.Rngs(0))
-    optimizer = build_optimizer(optax.adam, steps=10, learning_rate=1e-3, clip_norm=1.0)
+    optimizer = Optimizer(optax.adam, steps=10, learning_rate=1e-3, clip_norm=1.0)
     setting = setting_of(model.layers, model.width, length=length, clips=True)
     probes = {name: probe_class(name)() for name in probe_names()}
     probes, _ = supported(probes, setting, by_preset=True)
@@ -166,6 +180,38 @@ def probe_variants(ours, size, options):
         if isinstance(one, CloseProbe):
             found[name] = look({name: one})
     return found
+
+
+def population_table(options):
+    """Time sweeps, each way in turn."""
+    members = options.population
+    seeds = [f"seed={seed}" for seed in range(members)]
+    ways = {
+        "population launcher": [["-m", "hydra/launcher=population", f"seed=range({members})"]],
+        "one after another": [["-m", f"seed=range({members})"]],
+        "a process each": [[seed] for seed in seeds],
+    }
+    took = {way: sweep(commands) for way, commands in ways.items()}
+    first, _ = took["population launcher"]
+    print(f"{members} members, by their wall time from start to end\n")
+    print("| sweep | wall, s | population / this | member-steps per second |")
+    print("|---|---|---|---|")
+    for way, (seconds, rate) in took.items():
+        print(f"| {way} | {seconds:.1f} | 1/{seconds / first:.1f} | {rate:.0f} |")
+
+
+def sweep(commands):
+    """Seconds that commands take one after another, and member-steps per second of their runs."""
+    sizes = ["experiment=adding", "task.length=100", "model.hidden=32", "trainer.steps=500"]
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        for command in commands:
+            whole = [sys.executable, "-m", "gradlab", *sizes, *command]
+            subprocess.run(whole, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - began
+        infos = [json.loads(path.read_text()) for path in Path(folder).rglob("run.json")]
+    rates = [one["steps_per_second"] * one["timings"].get("members", 1) for one in infos]
+    return seconds, statistics.median(rates)
 
 
 if __name__ == "__main__":

@@ -406,7 +406,7 @@ QUIET = ("hydra.run.dir=run", "record.figures=false")
 COST = """
 import atexit, time
 import wandb
-import gradlab.checkpoint, gradlab.experiment, gradlab.train
+import gradlab.checkpoint, gradlab.run
 import gradlab.record.directory, gradlab.record.terminal, gradlab.record.wandb_sink
 spent = {}
 ended = []
@@ -426,13 +426,13 @@ measured(gradlab.record.wandb_sink.WandbSink, "log", "W&B")
 measured(gradlab.record.wandb_sink.WandbSink, "close", "W&B")
 measured(wandb.Run, "log", "W&B's thread", time.thread_time)
 measured(gradlab.checkpoint.Checkpoints, "save", "checkpoints")
-inner = gradlab.experiment.train
+inner = gradlab.run.train
 def train(*a, **k):
     try:
         return inner(*a, **k)
     finally:
         ended.append(True)
-gradlab.experiment.train = train
+gradlab.run.train = train
 atexit.register(lambda: print("SPENT", spent))
 import gradlab.__main__
 gradlab.__main__.main()

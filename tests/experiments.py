@@ -8,7 +8,7 @@ import optax
 
 from gradlab.cells import LSTM
 from gradlab.experiment import Experiment
-from gradlab.optimizer import build_optimizer
+from gradlab.optimizer import Optimizer
 from gradlab.probes import Adjoint, AdjointSlope, MemoryHorizon
 from gradlab.tasks.adding import Adding
 from gradlab.train import Trainer
@@ -30,7 +30,7 @@ def experiment(**changes: Any) -> Experiment:
         "layers": 1,
         "bidirectional": False,
         "task": Adding(length=8, held_out_examples=30),
-        "optimizer": build_optimizer(rule, steps=trainer.steps, learning_rate=rate, clip_norm=clip),
+        "optimizer": Optimizer(rule, steps=trainer.steps, learning_rate=rate, clip_norm=clip),
         "trainer": trainer,
         "probes": PROBES,
         "probes_by_preset": True,

@@ -13,7 +13,7 @@ from flax import nnx
 import gradlab
 from gradlab import BadInput, SequenceModel, analysis
 from gradlab.cells import LSTM, FeedForward, SimpleRNN
-from gradlab.optimizer import build_optimizer
+from gradlab.optimizer import Optimizer
 from gradlab.step import Steps
 from gradlab.tasks import Adding
 
@@ -73,7 +73,7 @@ def test_it_equals_what_a_run_records():
     )
     names = [name for name in analysis.probe_names() if name not in ("update_ratio", "clipping")]
     probes = {name: analysis.probe_class(name)() for name in names if name not in PLAIN_ONLY}
-    optimizer = build_optimizer(optax.adam, steps=5, learning_rate=1e-3)
+    optimizer = Optimizer(optax.adam, steps=5, learning_rate=1e-3)
     steps = Steps(model, task, optimizer, probes, B, examples=B)
     state = steps.start(jax.random.key(0))
     _, report, recorded = jax.jit(steps.probe)(state, ())

@@ -181,7 +181,9 @@ def test_a_sweep_gives_each_job_a_run_directory(command, tmp_path):
     names = [(run.info["facts"]["model"], run.config["seed"]) for run in runs]
     assert names == [("rnn", 1), ("rnn", 2), ("feedforward", 1), ("feedforward", 2)]
     assert len({run.summary["test/loss"] for run in runs}) == 4
-    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "3", "multirun.yaml"]
+    made = sorted(path.name for path in folder.iterdir())
+    assert made == ["0", "1", "2", "3", "multirun.yaml", "sweep.csv"]
+    assert "sweep of 4 runs: 4 finished" in done.out
 
 
 def test_the_siblings_of_a_refused_job_finish(command, tmp_path):
@@ -223,7 +225,7 @@ def test_a_crash_shows_its_traceback_and_is_recorded(command, tmp_path, monkeypa
     def fails(*_):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("gradlab.train._Run.go", fails)
+    monkeypatch.setattr("gradlab.train._Loop.go", fails)
     with pytest.raises(RuntimeError, match="the disk is full"):
         command(*TINY, *QUIET, "model=feedforward", "probe=none")
     info = json.loads((only_run(tmp_path) / "run.json").read_text())
@@ -254,7 +256,7 @@ def test_an_interrupt_before_the_run_leaves_nothing(command, tmp_path, monkeypat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradlab.experiment.build_steps", interrupt)
+    monkeypatch.setattr("gradlab.recording.build_steps", interrupt)
     done = command(*TINY, *QUIET)
     assert (done.code, done.out, done.err) == (130, "", "gradlab: interrupted\n")
     assert not list(tmp_path.iterdir())

@@ -15,12 +15,14 @@ import jax
 import numpy as np
 import pytest
 
-from gradlab import experiment as experiment_module
+from gradlab import program as program_module
+from gradlab import recording as recording_module
 from gradlab import train as train_module
 from gradlab.checkpoint import Best, Checkpoints, Position
 from gradlab.errors import BadInput, CannotRecord
-from gradlab.experiment import build_steps, run
+from gradlab.experiment import build_steps
 from gradlab.record.reader import open_run
+from gradlab.run import run
 from gradlab.schedule import Schedule
 from gradlab.train import Trainer
 
@@ -36,7 +38,7 @@ experiment = functools.partial(experiments.experiment, trainer=TRAINER)
 def compiled():
     """One compilation for all the runs in this file: a step that lowers to itself."""
     cache = {}
-    compile_ = train_module.jax.jit
+    compile_ = program_module.jax.jit
 
     class Kept:
         def __init__(self, function):
@@ -58,7 +60,7 @@ def compiled():
             return cache[self.name](*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module.jax, "jit", Kept)
+        patch.setattr(program_module.jax, "jit", Kept)
         patch.setattr(train_module, "STRETCH", 2)
         yield
 
@@ -80,7 +82,7 @@ def killed_at(monkeypatch):
 
     With nothing of what a process does when it ends: only what is on disk stays.
     """
-    look = train_module._Run._ends_here
+    look = train_module._Loop._asked_to_end
 
     def kill_at(n, *, saves=True):
         left = n
@@ -92,8 +94,8 @@ def killed_at(monkeypatch):
                 raise KilledError
             return look(run) if saves else False
 
-        monkeypatch.setattr(train_module._Run, "_ends_here", looks)
-        monkeypatch.setattr(experiment_module.RunDirectory, "close", _gone)
+        monkeypatch.setattr(train_module._Loop, "_asked_to_end", looks)
+        monkeypatch.setattr(recording_module.RunDirectory, "close", _gone)
 
     return kill_at
 
@@ -152,7 +154,7 @@ def test_rows_behind_the_last_checkpoint_are_kept_and_not_recorded_twice(
 ):
     folder = tmp_path / "run"
     exp = experiment(trainer=dataclasses.replace(TRAINER, checkpoint_seconds=1000))
-    monkeypatch.setattr(experiment_module.RunDirectory, "__init__", _always_flushing)
+    monkeypatch.setattr(recording_module.RunDirectory, "__init__", _always_flushing)
     killed_at(7)
     stop(exp, folder)
     assert not list(folder.glob("checkpoints/*"))
@@ -163,7 +165,7 @@ def test_rows_behind_the_last_checkpoint_are_kept_and_not_recorded_twice(
     assert_same(folder, whole)
 
 
-def _always_flushing(directory, path, init=experiment_module.RunDirectory.__init__):
+def _always_flushing(directory, path, init=recording_module.RunDirectory.__init__):
     init(directory, path, flush_seconds=0)
 
 
@@ -185,16 +187,16 @@ def test_a_signal_saves_and_ends(whole, tmp_path, name):
     heard = []
     before = signal.signal(number, lambda *_: heard.append(name))
     exp = experiment(trainer=dataclasses.replace(TRAINER, checkpoint_seconds=1000))
-    advance = train_module._Run._advance
+    advance = train_module._Loop._advance
 
-    def advance_and_signal(run, count):
-        advance(run, count)
-        if run.done == 8:
+    def advance_and_signal(loop, step):
+        advance(loop, step)
+        if loop.members[0].done == 8:
             os.kill(os.getpid(), number)
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_module._Run, "_advance", advance_and_signal)
+            patch.setattr(train_module._Loop, "_advance", advance_and_signal)
             outcome = run(exp, tmp_path / "run", [], figures=False)
     finally:
         signal.signal(number, before)

@@ -11,20 +11,22 @@ from flax import nnx
 
 from gradlab.cells import GRU, FeedForward, SimpleRNN
 from gradlab.errors import BadInput
-from gradlab.experiment import build_steps, run
+from gradlab.experiment import build_steps
 from gradlab.model import SequenceModel, per_example_accuracy, per_example_loss
-from gradlab.optimizer import build_optimizer
+from gradlab.optimizer import Optimizer
 from gradlab.probes import ForgetProduct, GradNorm
 from gradlab.probes.base import CloseProbe
+from gradlab.program import Solo
 from gradlab.record.base import Outcome
 from gradlab.record.reader import open_run
 from gradlab.regularizers.base import Regularizer
+from gradlab.run import run
 from gradlab.schedule import Schedule
 from gradlab.step import supported
 from gradlab.tasks.adding import Adding
 from gradlab.tasks.copying import Copying
 from gradlab.tasks.digits import Digits
-from gradlab.train import Clock, Evaluator, Trainer, train
+from gradlab.train import Clock, Member, Trainer, train
 from gradlab.variable import Variable
 
 from .experiments import PROBES, experiment
@@ -50,8 +52,10 @@ class Rows:
 def trained(exp, sink=None):
     sink = sink or Rows()
     steps, _ = build_steps(exp)
-    outcome, state = train(exp.trainer, steps, jax.random.key(5), [sink], close=exp.close)
-    return steps, outcome, state, sink
+    program, member = Solo(steps, jax.random.key(5), exp.trainer.eval_batch), Member([sink])
+    program.compile()
+    train(exp.trainer, program, [member], close=exp.close)
+    return steps, member.outcome, program.state(), sink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +268,7 @@ def test_nothing_compiles_after_the_first_row():
 def test_evaluation_in_chunks_is_the_mean_over_all_examples(chunk):
     exp = experiment(task=Copying(length=22, held_out_examples=30), hidden=3)
     steps, _ = build_steps(exp)
-    scores = Evaluator(steps, chunk)(steps.first_params, "val")
+    (scores,) = Solo(steps, jax.random.key(0), chunk).score("val")
     batch = exp.task.held_out("val")
     out = steps.model(steps.first_params)(batch.inputs).outputs
     answer = (out, batch.targets, batch.weights)
@@ -278,9 +282,7 @@ def test_evaluation_in_chunks_is_the_mean_over_all_examples(chunk):
 def test_test_scores_are_those_of_the_best_validation():
     trainer = Trainer(steps=60, batch=4, log_every=5, eval_every=5)
     sink = Rows()
-    exp = experiment(trainer=trainer, learning_rate=0.1)
-    steps, _ = build_steps(exp)
-    outcome, _ = train(trainer, steps, jax.random.key(0), [sink])
+    _, outcome, _, _ = trained(experiment(trainer=trainer, learning_rate=0.1), sink)
     by_step = {row.step: row.scalars["val/loss"] for row in sink.rows}
     best = min(by_step, key=by_step.get)
     assert outcome.summary["best/step"] == best
@@ -342,7 +344,7 @@ def test_a_crash_keeps_what_was_recorded(tmp_path, monkeypatch):
         raise OSError("no more room")
 
     sink = Rows()
-    monkeypatch.setattr("gradlab.experiment.train", fails)
+    monkeypatch.setattr("gradlab.run.train", fails)
     with pytest.raises(OSError, match="no more room"):
         run(experiment(), tmp_path / "run", [sink])
     assert sink.outcome.status == "crashed"
@@ -483,7 +485,7 @@ def test_schedules(schedule, at_half, at_end):
         rates.append(learning_rate)
         return optax.sgd(learning_rate)
 
-    build_optimizer(rule, steps=110, learning_rate=2.0, schedule=schedule, warmup_steps=10)
+    _ = Optimizer(rule, steps=110, learning_rate=2.0, schedule=schedule, warmup_steps=10).update
     rate = rates[0]
     assert float(rate(0)) == 0
     assert float(rate(5)) == pytest.approx(1.0)
@@ -505,10 +507,10 @@ def test_schedules(schedule, at_half, at_end):
 )
 def test_an_optimizer_refuses(wrong, key):
     with pytest.raises(BadInput, match=key):
-        build_optimizer(optax.adam, **({"steps": 100, "learning_rate": 1e-3} | wrong))
+        Optimizer(optax.adam, **({"steps": 100, "learning_rate": 1e-3} | wrong))
 
 
 def test_clip_by_value():
-    clip, _, _ = build_optimizer(optax.sgd, steps=1, learning_rate=1.0, clip_value=0.5)
+    clip = Optimizer(optax.sgd, steps=1, learning_rate=1.0, clip_value=0.5).clip
     clipped, _ = clip.update(jnp.array([-3.0, 0.1, 9.0]), clip.init(jnp.zeros(3)))
     np.testing.assert_allclose(clipped, [-0.5, 0.1, 0.5])

@@ -154,7 +154,7 @@ class Checkpoints:
     def _without_paths(self) -> None:
         """Orbax notes the full path, which holds the user's name, in a file that it never reads."""
         for depth in ("*", "*/*"):
-            # Orbax is deleting an old one; the disk is full; it cannot be written to.
+            # A full disk, one that cannot be written to, or one that orbax is just removing.
             with contextlib.suppress(OSError):
                 for note in self.folder.glob(f"{depth}/commit_success.txt"):
                     note.write_text("committed\n", encoding="utf-8")

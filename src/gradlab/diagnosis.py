@@ -7,22 +7,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradlab.step import State, Steps
+from gradlab.program import Program
+from gradlab.step import Steps
 from gradlab.unroll import Trace
 
 
-def diagnose(steps: Steps, state: State, data: Any) -> str:
-    """Say in words where the step that ``state`` is about to make stops being finite.
+def diagnose(program: Program, member: int = 0) -> str:
+    """Say in words where the step that a member is about to make stops being finite.
 
     Looked for in the order of computation: the states from the first timestep on, the loss, the
     adjoints from the last timestep back, the gradients, and last the parameters after the update.
 
     Args:
-      steps: the step functions.
-      state: as the last finite step left it.
-      data: the task's data.
+      program: that made the steps.
+      member: which; its state is as the last finite step left it.
     """
-    loss, grads, adjoints, traces = jax.device_get(jax.jit(steps.inspect)(state, data))
+    steps = program.steps
+    loss, grads, adjoints, traces = program.inspect(member)
     where = _in_states(steps, traces)
     if where is None and not np.isfinite(loss):
         where = f"the loss is {loss}, from finite states"
@@ -35,7 +36,7 @@ def diagnose(steps: Steps, state: State, data: Any) -> str:
             if bad
             else "loss and gradient are finite, but the update makes parameters that are not"
         )
-    return f"diverged at step {int(state.step)}: {where}"
+    return f"diverged at step {program.step(member)}: {where}"
 
 
 def _in_states(steps: Steps, traces: Any) -> str | None:

@@ -1,44 +1,23 @@
-"""One experiment from its parts to its verdict: what is left when configuration is done."""
+"""The parts of a run: what is left when configuration is done."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
-from gradlab.checkpoint import FOLDER as CHECKPOINTS
-from gradlab.checkpoint import Checkpoints, Position
-from gradlab.errors import BadInput, CannotRecord, at_least
-from gradlab.interruption import Interruption
+from gradlab.errors import BadInput, at_least
 from gradlab.model import MakeCell, SequenceModel
 from gradlab.optimizer import Optimizer
 from gradlab.probes.base import Probe
-from gradlab.record.base import Description, Outcome, Row, Sink, Variable
-from gradlab.record.directory import RunDirectory
-from gradlab.record.figures import draw
-from gradlab.record.guarded import Guarded
-from gradlab.record.reader import Run, open_run, recorded_rows
 from gradlab.regularizers.base import Regularizer
 from gradlab.schedule import Schedule
-from gradlab.step import Steps, by_name, parameter_names, setting_of, supported
+from gradlab.step import Steps, setting_of, supported
 from gradlab.tasks.base import Task
-from gradlab.train import Trainer, train
-from gradlab.verdict import verdict
-
-SCALARS = {
-    "train/loss": "mean training loss since the last row",
-    "train/grad_norm": "global gradient norm before clipping",
-    "train/clip_rate": "share of steps since the last row whose gradient was clipped",
-    "train/penalty": "mean penalty of the regularizer since the last row, before its weight",
-    "val/loss": "validation loss",
-    "val/accuracy": "validation accuracy",
-}
+from gradlab.train import Trainer
 
 
 @dataclass(frozen=True)
@@ -120,221 +99,6 @@ def _check_regularizer(steps: Steps, regularizer: Regularizer | None) -> None:
         state = steps.start(jax.random.key(0))
         batch = steps.draw(state, steps.task.data)
         regularizer.check_model(steps.closeup(state.params, batch, regularizer.examples))
-
-
-def describe(
-    experiment: Experiment,
-    steps: Steps,
-    left_out: Mapping[str, str],
-    earlier: Run | None = None,
-) -> Description:
-    """What is known before the first step; ``earlier`` is the run that is gone on with."""
-    task = experiment.task
-    units = {"loss": "mean squared error" if task.loss == "mse" else "nats"}
-    units |= {"accuracy": "1", "clip_rate": "1", "penalty": "1"}
-    absent = {
-        "val/accuracy": task.loss != "cross_entropy",
-        "train/clip_rate": not experiment.optimizer.clips,
-        "train/penalty": experiment.regularizer is None,
-    }
-    variables = {
-        name: Variable((), units.get(name.partition("/")[2], "loss/parameter"), long_name)
-        for name, long_name in SCALARS.items()
-        if not absent.get(name)
-    }
-    params = by_name(steps.first_params)
-    coords: dict[str, list[Any]] = {
-        "layer": steps.names,
-        "t": list(range(task.length)),
-        "gate": list(steps.setting.gates),
-        "parameter": parameter_names(steps.first_params),
-    }
-    for probe in steps.probes.values():
-        coords |= probe.coords(steps.setting)
-    return Description(
-        name=experiment.name,
-        config=experiment.config,
-        variables=variables | steps.variables,
-        coords=coords,
-        baseline={split: task.baseline(split)._asdict() for split in ("train", "val", "test")},
-        facts={
-            "task": type(task).__name__,
-            "task_in_words": task.describe(),
-            "model": experiment.model_name,
-            "cell": steps.setting.cell,
-            "parameters": sum(int(np.prod(p.shape)) for p in params.values()),
-            "readout": task.readout,
-            "T": task.length,
-            "steps": experiment.trainer.steps,
-            "devices": [str(device) for device in jax.devices()],
-            "overrides": list(experiment.overrides),
-            "probes_left_out": dict(left_out),
-        },
-        id=earlier.info["id"] if earlier else secrets.token_hex(4),
-        resumed=earlier is not None,
-        recorded=int(max(earlier.scalars["step"].values, default=-1)) if earlier else -1,
-    )
-
-
-class _LastRow:
-    """A sink that keeps the last row of a step that was made, for the verdict."""
-
-    row: Row | None = None
-
-    def open(self, description: Description) -> None:
-        """Nothing to prepare."""
-
-    def log(self, row: Row) -> None:
-        """Keep it, unless it shows the step at which the run diverged."""
-        if row.scalars:
-            self.row = row
-
-    def close(self, outcome: Outcome) -> None:
-        """Nothing to end."""
-
-
-def run(
-    experiment: Experiment,
-    folder: Path,
-    sinks: Sequence[Sink],
-    *,
-    resume: bool = False,
-    figures: bool = True,
-) -> Outcome:
-    """Run an experiment in ``folder`` and show it to ``sinks``.
-
-    The run directory is written besides, and the figures are drawn before the sinks are closed.
-
-    Args:
-      experiment: its parts.
-      folder: the run directory.
-      sinks: further places for the measurements; what goes wrong there is logged and ends nothing.
-      resume: go on with the run in ``folder``, from its last checkpoint.
-      figures: whether to draw ``figures/*.png``.
-
-    Raises:
-      BadInput: before anything is recorded, for parts that do not fit together, or that do not fit
-        the run that is to be gone on with.
-      CannotRecord: if the run directory can no longer be written to. What is in it stays.
-    """
-    steps, left_out = build_steps(experiment)
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
-    earlier = open_run(folder) if resume else None
-    if earlier is not None and earlier.damage:
-        raise BadInput("trainer.resume", str(folder), f"a run that is whole; {earlier.damage[0]}")
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
-    directory, last, others = RunDirectory(folder), _LastRow(), [Guarded(sink) for sink in sinks]
-    with Interruption() as interruption:
-        try:
-            position = checkpoints.restore(steps, key) if earlier else None
-            description = describe(experiment, steps, left_out, earlier)
-            directory.open(description)
-        except BaseException:
-            checkpoints.close()
-            raise
-        outcome = Outcome("crashed", "ended before the first step")
-        try:
-            for sink in (last, *others):
-                sink.open(description)
-            if earlier is not None:
-                _replay(earlier, [last, *others])
-
-            def save(position: Position) -> None:
-                directory.flush()  # so that no checkpoint is ahead of the rows
-                checkpoints.save(position)
-
-            checkpoints.prepare()
-            outcome, _ = train(
-                experiment.trainer,
-                steps,
-                key,
-                [directory, last, *others],
-                close=experiment.close,
-                position=position,
-                recorded=description.recorded,
-                last_row=last.row,
-                save=save,
-                interruption=interruption,
-            )
-            outcome.signal = interruption.signal
-            outcome.verdict = _verdict(experiment, steps, last.row)
-            outcome.verdict += against_baseline(outcome, description)
-            checkpoints.close()
-        except KeyboardInterrupt:
-            outcome = Outcome("interrupted", "interrupted before the first step")
-        except BaseException as error:
-            outcome = Outcome("crashed", _reason(error))
-            raise
-        finally:
-            _end(outcome, directory, checkpoints, others, figures=figures)
-    return outcome
-
-
-def _replay(earlier: Run, sinks: Sequence[Sink]) -> None:
-    """Show the rows of a run that is gone on with."""
-    for row in recorded_rows(earlier):
-        for sink in sinks:
-            sink.log(row)
-
-
-def _end(
-    outcome: Outcome,
-    directory: RunDirectory,
-    checkpoints: Checkpoints,
-    others: Sequence[Sink],
-    *,
-    figures: bool,
-) -> None:
-    """Close everything; the measurements are safe before anything is drawn from them."""
-    try:
-        directory.close(outcome)
-        if figures and outcome.status != "crashed":
-            _draw(directory.path)
-    finally:
-        try:
-            checkpoints.close()
-        finally:
-            for sink in others:
-                sink.close(outcome)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, CannotRecord):
-        return f"cannot record: {error.reason}"
-    return f"{type(error).__name__}: {error}"
-
-
-def _draw(folder: Path) -> None:
-    recorded = open_run(folder)
-    try:
-        draw(recorded.curves, recorded.scalars, recorded.info, folder / "figures")
-    except OSError as error:
-        raise CannotRecord(str(folder), error.strerror or str(error)) from error
-
-
-def _verdict(experiment: Experiment, steps: Steps, row: Row | None) -> list[str]:
-    if row is None:
-        return []
-    return verdict(
-        row.arrays,
-        steps.names,
-        length=experiment.task.length,
-        every_step_has_loss=experiment.task.readout == "every",
-        gate=steps.setting.retention,
-    )
-
-
-def against_baseline(outcome: Outcome, description: Description) -> list[str]:
-    """One line that says whether the model beat the guess without memory on the test split."""
-    baseline, summary = description.baseline["test"], outcome.summary
-    if "test/loss" not in summary:
-        return []
-    score, guess = summary["test/loss"], baseline["loss"]
-    word = "beats" if score < guess else "does not beat"
-    line = f"test loss {score:.4g} {word} the baseline {guess:.4g} ({baseline['name']})"
-    if baseline.get("accuracy") is not None and "test/accuracy" in summary:
-        line += f"; test accuracy {summary['test/accuracy']:.1%} against {baseline['accuracy']:.1%}"
-    return [line]
 
 
 def check_experiment(experiment: Experiment) -> None:

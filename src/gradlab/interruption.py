@@ -18,7 +18,8 @@ class Interruption:
     interrupt. Outside the main thread, where Python hears no signals, nothing is changed.
 
     Attributes:
-      signal: number of the signal that came, 0 if none did.
+      signal: number of the signal that came, of the first if several did; 0 if none did. Slurm
+        sends SIGTERM soon after the SIGUSR2 that says why.
     """
 
     signal = 0
@@ -50,5 +51,5 @@ class Interruption:
         return "" if name == "SIGINT" else f" ({name})"
 
     def _asked(self, number: int, _: object) -> None:
-        self.signal = number
+        self.signal = self.signal or number
         signal.signal(number, self.before[number])

@@ -35,7 +35,7 @@ class State(NamedTuple):
 
     Attributes:
       params: the parameters, an ``nnx.State``.
-      opt_state: of ``(clip, rule)``.
+      opt_state: of clipping and update rule.
       step: () int32, steps done.
       key: JAX random key of the run; step ``s`` draws its batch from ``fold_in(key, s)``.
       alive: () bool; False from the first step whose loss, gradient or parameters were not finite.
@@ -81,7 +81,7 @@ class Steps:
     Args:
       model: gives the structure and the first parameters.
       task: where batches come from.
-      optimizer: clip and rule.
+      optimizer: clipping and update rule.
       probes: name -> probe. Each must support the model.
       batch: ``B``.
       examples: how many examples of the batch the close probes look at, at most ``B``.
@@ -117,8 +117,8 @@ class Steps:
     def start(self, key: jax.Array) -> State:
         """The state before the first step."""
         params = self.first_params
-        clip, rule, _ = self.optimizer
-        opt_state = (clip.init(params), rule.init(params))
+        optimizer = self.optimizer
+        opt_state = (optimizer.clip.init(params), optimizer.update.init(params))
         return State(params, opt_state, jnp.int32(0), key, jnp.bool_(True))
 
     def model(self, params: Any) -> SequenceModel:
@@ -267,10 +267,10 @@ class Steps:
         return grads, value
 
     def _update(self, state: State, batch: Batch, loss: jax.Array, grads: Any):
-        clip, rule, _ = self.optimizer
+        clip, rule = self.optimizer.clip.update, self.optimizer.update.update
         grads, penalty = self._regularized(state, batch, grads)
-        clipped, clip_state = clip.update(grads, state.opt_state[0], state.params)
-        updates, rule_state = rule.update(clipped, state.opt_state[1], state.params)
+        clipped, clip_state = clip(grads, state.opt_state[0], state.params)
+        updates, rule_state = rule(clipped, state.opt_state[1], state.params)
         params = optax.apply_updates(state.params, updates)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(clipped), strict=True)
         changed = jnp.stack([jnp.any(before != after) for before, after in pairs])

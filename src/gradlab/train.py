@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradlab.checkpoint import Best, Position
 from gradlab.diagnosis import diagnose
-from gradlab.errors import at_least
+from gradlab.errors import CannotRecord, at_least
 from gradlab.interruption import Interruption
-from gradlab.model import per_example_accuracy, per_example_loss
+from gradlab.program import Measured, Program
 from gradlab.record.base import Outcome, Row, Sink
 from gradlab.schedule import Schedule
-from gradlab.step import Report, State, Steps
-from gradlab.tasks.base import Batch
+from gradlab.step import Report, State
 
 STRETCH = 100
 """Most steps that are made without a look at whether the run should end or be saved."""
@@ -66,65 +61,6 @@ class Trainer:
         return Schedule(self.log_every, self.log_per_decade, "trainer.log_every")
 
 
-class Evaluator:
-    """Mean loss and accuracy on the held-out splits, compiled once for all of them.
-
-    Args:
-      steps: the step functions of the run.
-      chunk: examples evaluated at once.
-    """
-
-    def __init__(self, steps: Steps, chunk: int):
-        self.steps = steps
-        self.splits = {
-            split: _in_chunks(steps.task.held_out(split), chunk) for split in ("val", "test")
-        }
-        self._scores = jax.jit(self._all_scores)
-
-    def __call__(self, params: Any, split: Literal["val", "test"]) -> dict[str, float]:
-        """``{"loss": ..., "accuracy": ...}`` of a split; accuracy for classification only."""
-        chunks, real = self.splits[split]
-        scores = self._scores(params, chunks, real)
-        return {name: float(value) for name, value in scores.items()}
-
-    def _all_scores(self, params: Any, chunks: Batch, real: jax.Array) -> dict[str, jax.Array]:
-        model, task = self.steps.model(params), self.steps.task
-
-        def score(chunk: Batch) -> dict[str, jax.Array]:
-            outputs = model(chunk.inputs, chunk.mask).outputs
-            answer = (outputs, chunk.targets, chunk.weights)
-            scores = {"loss": per_example_loss(task.loss, *answer)}
-            if task.loss == "cross_entropy":
-                scores["accuracy"] = per_example_accuracy(*answer)
-            return scores
-
-        each = jax.lax.map(score, chunks)
-        return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)) / jnp.sum(real), each)
-
-
-def _in_chunks(batch: Batch, chunk: int) -> tuple[Batch, jax.Array]:
-    """A split as chunks with a new leading axis, the last filled up, and which rows are real."""
-    count = batch.inputs.shape[1]
-    chunk = min(chunk, count)
-    chunks = math.ceil(count / chunk)
-    rows = np.minimum(np.arange(chunks * chunk), count - 1)
-
-    def cut(array: jax.Array, examples_axis: int) -> jax.Array:
-        picked = jnp.take(array, rows, axis=examples_axis)
-        parts = jnp.split(picked, chunks, axis=examples_axis)
-        return jnp.stack(parts)
-
-    time_major_targets = batch.weights is not None
-    cut_batch = Batch(
-        cut(batch.inputs, 1),
-        cut(batch.targets, 1 if time_major_targets else 0),
-        None if batch.weights is None else cut(batch.weights, 1),
-        None if batch.mask is None else cut(batch.mask, 1),
-    )
-    real = jnp.arange(chunks * chunk).reshape(chunks, chunk) < count
-    return cut_batch, real
-
-
 class Clock:
     """Seconds of plain steps, of probed ones and of close looks, the device's work included.
 
@@ -156,138 +92,178 @@ class Clock:
 
 def train(
     trainer: Trainer,
-    steps: Steps,
-    key: jax.Array,
-    sinks: Sequence[Sink],
+    program: Program,
+    members: Sequence[Member],
     *,
     close: Schedule = Schedule(50),  # noqa: B008  (it is frozen)
-    position: Position | None = None,
-    recorded: int = -1,
-    last_row: Row | None = None,
-    save: Callable[[Position], None] | None = None,
     interruption: Interruption | None = None,
     now: Callable[[], float] = time.perf_counter,
-) -> tuple[Outcome, State]:
-    """Train, measure and evaluate; hand every row to the sinks.
+) -> None:
+    """Train, measure and evaluate some members together; hand every row to each one's sinks.
 
-    A run whose numbers stop being finite ends as ``diverged`` and an interrupt as ``interrupted``;
-    both keep what was recorded. The sinks are not closed here.
+    Every member ends with an outcome: one whose numbers stop being finite as ``diverged``, one
+    whose run directory can no longer be written to as ``crashed``, and the others go on; an
+    interrupt ends all that are left as ``interrupted``. All keep what was recorded. The sinks are
+    not closed here.
 
     A run that goes on makes the same steps as one that never stopped: what was recorded after its
     position is computed again and not recorded twice.
 
     Args:
       trainer: how long and how often.
-      steps: the step functions.
-      key: JAX random key of the run.
-      sinks: where rows go.
+      program: what steps the members; compiled.
+      members: in the program's order.
       close: when the close probes measure, besides at the last step.
-      position: where to go on; None: at the start.
+      interruption: asks the runs to end after the step they are at.
+      now: a clock in seconds.
+    """
+    if interruption is None:
+        interruption = Interruption()
+    loop = _Loop(trainer, program, members, close, interruption, now)
+    try:
+        loop.go()
+    except KeyboardInterrupt:  # a second Ctrl-C: at once, so from the last position kept
+        for index, _ in loop.going_on():
+            reason = f"interrupted at step {program.step(index)}"
+            loop.end({index: Outcome("interrupted", reason)})
+
+
+class Member:
+    """One of the runs in the loop: what the host knows of it.
+
+    Args:
+      sinks: where its rows go.
+      position: where it goes on; None: at the start.
       recorded: the last step whose row the sinks have already.
       last_row: the last row recorded of a step that was made.
       save: called with the position when it should be kept: at every
         ``trainer.checkpoint_seconds``, when the run is interrupted, and at its end.
-      interruption: asks the run to end after the step it is at.
-      now: a clock in seconds.
+      ended: called when there is an outcome, while other members may still go on.
 
-    Returns:
-      The outcome, and the last state.
+    Attributes:
+      outcome: how it ended; None while it goes on.
+      error: why its run directory could not be written to, if it could not.
     """
-    run = _Run(trainer, steps, key, sinks, close, now)
-    run.go_on(position or Position(run.state))
-    run.recorded, run.last_row = recorded, last_row
-    run.save = save
-    run.interruption = Interruption() if interruption is None else interruption
-    try:
-        outcome = run.go()
-    except KeyboardInterrupt:  # a second Ctrl-C: at once, so from the last position kept
-        outcome = Outcome("interrupted", f"interrupted at step {int(run.state.step)}")
-    outcome.summary = run.summary()
-    outcome.timings = run.clock.timings() | {
-        "compile_seconds": run.compile_seconds,
-        "train_seconds": run.position().seconds,
-    }
-    return outcome, run.state
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        position: Position | None = None,
+        *,
+        recorded: int = -1,
+        last_row: Row | None = None,
+        save: Callable[[Position], None] | None = None,
+        ended: Callable[[Member], None] | None = None,
+    ):
+        self.sinks, self.start = sinks, position
+        self.recorded, self.last_row = recorded, last_row
+        self.save, self.ended = save, ended
+        self.since: list[tuple[int, Report]]
+        self.best: Best | None
+        self.outcome: Outcome | None = None
+        self.error: CannotRecord | None = None
+        self.done, self.since, self.best = 0, [], None
+        self.next_validation, self.seconds = 0, 0.0
+        if position is not None:
+            self.done, self.since = int(position.state.step), list(position.since)
+            self.best, self.next_validation = position.best, position.next_validation
+            self.seconds = position.seconds
+
+    def position(self, state: State, seconds: float) -> Position:
+        """Where it stands, after ``seconds`` more of training."""
+        since, at = list(self.since), self.seconds + seconds
+        return Position(state, since, self.best, self.next_validation, at)
+
+    def log(self, row: Row) -> None:
+        """Hand on a row, unless it was recorded before the run was resumed."""
+        if row.scalars:
+            self.last_row = row
+        if row.step > self.recorded:
+            for sink in self.sinks:
+                sink.log(row)
 
 
-class _Run:
-    recorded: int
-    last_row: Row | None
-    save: Callable[[Position], None] | None
-    interruption: Interruption
-
-    def __init__(self, trainer: Trainer, steps: Steps, key, sinks, close: Schedule, now):
-        self.trainer, self.steps, self.sinks, self.now = trainer, steps, sinks, now
+class _Loop:
+    def __init__(self, trainer: Trainer, program: Program, members, close, interruption, now):
+        self.trainer, self.program, self.members, self.now = trainer, program, members, now
+        self.interruption, self.steps = interruption, program.steps
         total = trainer.steps
-        self.close_steps = close.steps(total) if steps.looks_closely else set()
+        self.close_steps = close.steps(total) if self.steps.looks_closely else set()
         self.rows = sorted(trainer.log.steps(total) | self.close_steps)
         self.clock = Clock()
-        self.state = steps.start(key)
-        self.data = steps.task.data
-        self.evaluate = Evaluator(steps, trainer.eval_batch)
-        began = now()
-        lowered = (
-            jax.jit(steps.advance).lower(self.state, self.data, jnp.int32(0)),
-            jax.jit(steps.probe).lower(self.state, self.data),
-            jax.jit(steps.measure).lower(self.state, self.data),
-        )
-        with ThreadPoolExecutor() as pool:  # the compiler lets go of Python's lock
-            compiled = pool.map(lambda one: one.compile(), lowered)
-            self.advance, self.probe, self.measure = compiled
-        self.compile_seconds = now() - began
         self.began = self.saved = now()
+        if any(member.start is not None for member in members):
+            program.go_on(
+                [
+                    program.state(index) if member.start is None else member.start.state
+                    for index, member in enumerate(members)
+                ]
+            )
 
-    def go_on(self, position: Position) -> None:
-        """Stand where ``position`` says."""
-        self.state, self.since, self.best = position.state, list(position.since), position.best
-        self.next_validation, self.seconds = position.next_validation, position.seconds
-        self.done = int(self.state.step)
+    def going_on(self) -> list[tuple[int, Member]]:
+        """The members that have not ended."""
+        return [(i, member) for i, member in enumerate(self.members) if member.outcome is None]
 
-    def position(self) -> Position:
-        """Where the run stands."""
-        seconds = self.seconds + self.now() - self.began
-        return Position(self.state, list(self.since), self.best, self.next_validation, seconds)
-
-    def go(self) -> Outcome:
+    def go(self) -> None:
         """The loop itself."""
         for step in self.rows:
-            while self.done < step:
-                self._advance(min(STRETCH, step - self.done))
-                if not bool(self.state.alive):
-                    return self._diverged()
-                if self._ends_here():
-                    return self._interrupted()
-            if self.done > step:  # made before the run was resumed
+            while any(member.done < step for _, member in self.going_on()):
+                self._advance(step)
+                self._end_diverged()
+                if self._asked_to_end():
+                    return self._interrupt()
+            due = [m.outcome is None and m.done == step for m in self.members]
+            if not any(due):  # made before the runs were resumed
                 continue
-            closely = self._look_closely(step)
-            report, measured = self._probe()
-            if not bool(self.state.alive):
-                return self._diverged()
-            scalars = self._of_steps([*self.since, (1, report)])
+            self._measured_step(step, due)
+            if self._asked_to_end() and step + 1 < self.trainer.steps:
+                return self._interrupt()
+        self._save()
+        return self.end({index: Outcome("finished") for index, _ in self.going_on()})
+
+    def _advance(self, step: int) -> None:
+        """At most a stretch of plain steps of each member that has not reached ``step``."""
+        counts = [
+            min(STRETCH, step - m.done) if m.outcome is None and m.done < step else 0
+            for m in self.members
+        ]
+        began = self.now()
+        reports = self.program.advance(counts)
+        self.clock.plain.append((self.now() - began, max(counts)))
+        for member, count, report in zip(self.members, counts, reports, strict=True):
+            if count:
+                member.since.append((count, report))
+                member.done += count
+
+    def _measured_step(self, step: int, due: list[bool]) -> None:
+        """One step of those that are due, with all that is measured of it."""
+        closely = self._look_closely(step, due)
+        began = self.now()
+        probed = self.program.probe(due)
+        self.clock.probed.append(self.now() - began)
+        self._end_diverged()
+        due = [
+            wanted and member.outcome is None
+            for wanted, member in zip(due, self.members, strict=True)
+        ]
+        scores = self._validate(step, due)
+        for index, member in enumerate(self.members):
+            if not due[index]:
+                continue
+            report, measured = probed[index]
+            scalars = self._of_steps([*member.since, (1, report)])
             scalars["train/grad_norm"] = float(report.grad_norm)
-            scalars |= self._validate(step)
-            self._log(Row(step, scalars, measured | closely))
-            self.since, self.done = [], step + 1
-            if self._ends_here() and self.done < self.trainer.steps:
-                return self._interrupted()
-        self._save()
-        return Outcome("finished")
+            self._log(index, Row(step, scalars | scores[index], measured | closely[index]))
+            member.since, member.done = [], step + 1
 
-    def _ends_here(self) -> bool:
-        """Whether the run was asked to end; keeps the position when that is due."""
-        every = self.trainer.checkpoint_seconds
-        if every is not None and self.now() - self.saved >= every and not self.interruption:
-            self._save()
-        return bool(self.interruption)
-
-    def _save(self) -> None:
-        if self.save is not None and self.trainer.checkpoint_seconds is not None:
-            self.save(self.position())
-            self.saved = self.now()
-
-    def _interrupted(self) -> Outcome:
-        self._save()
-        return Outcome("interrupted", f"interrupted at step {self.done}{self.interruption}")
+    def _look_closely(self, step: int, due: list[bool]) -> Sequence[Measured]:
+        """What the close probes measure, when they are due, before ``step`` is made."""
+        if step not in self.close_steps:
+            return [{}] * len(due)
+        began = self.now()
+        measured = self.program.measure(due)
+        self.clock.close.append(self.now() - began)
+        return measured
 
     def _of_steps(self, since: list[tuple[int, Report]]) -> dict[str, float]:
         """Means over the steps since the last row."""
@@ -303,75 +279,143 @@ class _Run:
             found["train/penalty"] = mean("penalty")
         return found
 
-    def _look_closely(self, step: int) -> dict[str, np.ndarray]:
-        """What the close probes measure, when they are due, before ``step`` is made."""
-        if step not in self.close_steps:
-            return {}
-        began = self.now()
-        measured = jax.block_until_ready(self.measure(self.state, self.data))
-        self.clock.close.append(self.now() - began)
-        return jax.device_get(measured)
+    def _validate(self, step: int, due: list[bool]) -> list[dict[str, float]]:
+        """Validation scores of those that are due, of the parameters after ``step``."""
+        last = step == self.trainer.steps - 1
+        due = [
+            wanted and (last or step >= member.next_validation)
+            for wanted, member in zip(due, self.members, strict=True)
+        ]
+        found: list[dict[str, float]] = [{} for _ in due]
+        if not any(due):
+            return found
+        for index, scores in enumerate(self.program.score("val", due)):
+            if not due[index]:
+                continue
+            member = self.members[index]
+            member.next_validation = step + self.trainer.eval_every
+            if member.best is None or scores["loss"] < member.best.loss:
+                params = self.program.state(index).params
+                member.best = Best(scores["loss"], step, params, scores)
+            found[index] = {f"val/{name}": value for name, value in scores.items()}
+        return found
 
-    def _advance(self, count: int) -> None:
-        began = self.now()
-        self.state, report = jax.block_until_ready(
-            self.advance(self.state, self.data, jnp.int32(count))
-        )
-        self.clock.plain.append((self.now() - began, count))
-        self.since.append((count, jax.device_get(report)))
-        self.done += count
+    # Ending.
 
-    def _probe(self):
-        began = self.now()
-        self.state, report, measured = jax.block_until_ready(self.probe(self.state, self.data))
-        self.clock.probed.append(self.now() - began)
-        return report, jax.device_get(measured)
+    def _asked_to_end(self) -> bool:
+        """Whether the runs were asked to end; keeps their positions when that is due."""
+        every = self.trainer.checkpoint_seconds
+        if every is not None and self.now() - self.saved >= every and not self.interruption:
+            self._save()
+        return bool(self.interruption)
 
-    def _validate(self, step: int) -> dict[str, float]:
-        """Validation scores when they are due, of the parameters after ``step``."""
-        if step < self.next_validation and step != self.trainer.steps - 1:
-            return {}
-        self.next_validation = step + self.trainer.eval_every
-        params = self.state.params
-        scores = self.evaluate(params, "val")
-        if self.best is None or scores["loss"] < self.best.loss:
-            self.best = Best(scores["loss"], step, params, scores)
-        return {f"val/{name}": value for name, value in scores.items()}
-
-    def _log(self, row: Row) -> None:
-        if row.scalars:
-            self.last_row = row
-        if row.step <= self.recorded:
+    def _save(self) -> None:
+        if self.trainer.checkpoint_seconds is None:
             return
-        for sink in self.sinks:
-            sink.log(row)
+        for index, member in self.going_on():
+            if member.save is not None:
+                position = member.position(self.program.state(index), self._seconds())
+                self._recording(index, member.save, position)
+        self.saved = self.now()
 
-    def _diverged(self) -> Outcome:
-        # The state waits at the step that was not finite, so that it can be looked into.
-        step = int(self.state.step)
-        _, _, measured = self.probe(self.state, self.data)
-        closely = self.measure(self.state, self.data)
-        self._log(Row(step, {}, jax.device_get(measured | closely)))
-        return Outcome("diverged", diagnose(self.steps, self.state, self.data))
+    def _seconds(self) -> float:
+        return self.now() - self.began
 
-    def summary(self) -> dict[str, float]:
-        """Final figures; validation and test those of the parameters best in validation."""
-        found: dict[str, float] = {"steps": float(int(self.state.step))}
-        if self.last_row is not None:
-            found |= {
-                name: value
-                for name, value in self.last_row.scalars.items()
-                if name.startswith("train/")
+    def _interrupt(self) -> None:
+        self._save()
+        self.end(
+            {
+                index: Outcome("interrupted", f"interrupted at step {m.done}{self.interruption}")
+                for index, m in self.going_on()
             }
-            for name, array in self.last_row.arrays.items():
-                if not array.ndim:
-                    found[name] = float(array)
-                elif self.steps.variables[name].dims == ("layer",):
-                    for layer, value in zip(self.steps.names, array, strict=True):
-                        found[f"{name}/layer_{layer.replace(' ', '_')}"] = float(value)
-        if self.best is not None:
-            found["best/step"] = float(self.best.step)
-            found |= {f"val/{name}": value for name, value in self.best.scores.items()}
-            test = self.evaluate(self.best.params, "test")
+        )
+
+    def _end_diverged(self) -> None:
+        alive = self.program.alive()
+        dead = [index for index, _ in self.going_on() if not alive[index]]
+        if not dead:
+            return
+        # Their states wait at the step that was not finite, so that it can be looked into.
+        due = [index in dead for index in range(len(self.members))]
+        probed, closely = self.program.probe(due), self.program.measure(due)
+        for index in dead:
+            _, measured = probed[index]
+            self._log(index, Row(self.program.step(index), {}, measured | closely[index]))
+        self.end(
+            {
+                index: Outcome("diverged", diagnose(self.program, index))
+                for index in dead
+                if self.members[index].outcome is None
+            }
+        )
+
+    def _log(self, index: int, row: Row) -> None:
+        self._recording(index, self.members[index].log, row)
+
+    def _recording(self, index: int, act: Callable[[Any], None], what: Any) -> None:
+        """Let a member record; where it cannot any more, it ends, and the others go on."""
+        try:
+            act(what)
+        except CannotRecord as error:
+            self.members[index].error = error
+            self.end({index: Outcome("crashed", f"cannot record: {error.reason}")})
+
+    def end(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Give members their outcomes, with summary and timings."""
+        tests = self._tests(outcomes)
+        for index, outcome in outcomes.items():
+            member = self.members[index]
+            if outcome.status != "crashed":
+                outcome.summary = self._summary(index, tests.get(index, {}))
+            outcome.timings = self.clock.timings() | {
+                "compile_seconds": self.program.compile_seconds,
+                "train_seconds": member.seconds + self._seconds(),
+            }
+            if len(self.members) > 1:
+                outcome.timings["members"] = float(len(self.members))
+            member.outcome = outcome
+            if member.ended is not None:
+                member.ended(member)
+
+    def _tests(self, outcomes: Mapping[int, Outcome]) -> dict[int, dict[str, float]]:
+        """Test scores of the parameters that were best in validation."""
+        best = [member.best for member in self.members]
+        due = [
+            best[index] is not None and index in outcomes and outcomes[index].status != "crashed"
+            for index in range(len(best))
+        ]
+        if not any(due):
+            return {}
+        params = [
+            self.program.state(index).params if one is None else one.params
+            for index, one in enumerate(best)
+        ]
+        scores = self.program.score("test", due, params)
+        return {index: scores[index] for index, wanted in enumerate(due) if wanted}
+
+    def _summary(self, index: int, test: Mapping[str, float]) -> dict[str, float]:
+        """Final figures; validation and test those of the parameters best in validation."""
+        member = self.members[index]
+        found: dict[str, float] = {"steps": float(self.program.step(index))}
+        if member.last_row is not None:
+            rows = member.last_row.scalars.items()
+            found |= {name: value for name, value in rows if name.startswith("train/")}
+            for name, array in member.last_row.arrays.items():
+                found |= self._figures(name, array)
+        if member.best is not None:
+            found["best/step"] = float(member.best.step)
+            found |= {f"val/{name}": value for name, value in member.best.scores.items()}
             found |= {f"test/{name}": value for name, value in test.items()}
         return found
+
+    def _figures(self, name: str, array: np.ndarray) -> dict[str, float]:
+        """What of a variable goes into the summary: numbers of the run or of each layer."""
+        dims = self.steps.variables[name].dims
+        if not dims:
+            return {name: float(array)}
+        if dims == ("layer", "index"):  # a spectrum in descending order: its largest
+            array, dims = array[:, 0], ("layer",)
+        if dims != ("layer",):
+            return {}
+        names = [f"{name}/layer_{layer.replace(' ', '_')}" for layer in self.steps.names]
+        return dict(zip(names, map(float, array), strict=True))

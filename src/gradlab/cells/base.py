@@ -12,8 +12,9 @@ Shapes: ``B`` examples (any leading axes), ``I`` input width, ``H`` hidden width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,46 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 
+from gradlab.errors import BadInput, nearest
+
 default_kernel_init = nnx.initializers.lecun_normal()
 default_recurrent_init = nnx.initializers.orthogonal()
 default_bias_init = nnx.initializers.zeros_init()
+
+RecurrentInit = Literal["orthogonal", "gaussian", "identity"]
+RECURRENT_INITS: dict[str, Initializer] = {
+    "orthogonal": default_recurrent_init,
+    "gaussian": nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
+    "identity": lambda key, shape, dtype=jnp.float32, **_: jnp.tile(
+        jnp.eye(shape[0], dtype=dtype), shape[1] // shape[0]
+    ),
+}
+"""By name: Flax's orthogonal, independent N(0, 1/H), and the identity in each block (Le, Jaitly &
+Hinton 2015)."""
+
+
+def recurrent_init(init: RecurrentInit | Initializer, gain: float) -> Initializer:
+    """The initializer of a recurrent kernel ``(H, blocks * H)``, times a gain.
+
+    Args:
+      init: itself, or a name in :data:`RECURRENT_INITS`.
+      gain: what its values are multiplied by; 1 changes no bit.
+
+    Raises:
+      BadInput: for another name, or a gain that is no finite number.
+    """
+    if isinstance(init, str) and init not in RECURRENT_INITS:
+        key, close = "model.cell.recurrent_kernel_init", nearest(init, RECURRENT_INITS, 1)
+        hint = ", ".join(f"{key}={name}" for name in close)
+        raise BadInput(key, init, " | ".join(RECURRENT_INITS), hint)
+    if not math.isfinite(gain):
+        raise BadInput("model.cell.recurrent_gain", gain, "a finite number")
+    drawn = RECURRENT_INITS[init] if isinstance(init, str) else init
+
+    def scaled(*args: Any, **kwargs: Any) -> jax.Array:
+        return gain * jnp.asarray(drawn(*args, **kwargs))
+
+    return scaled
 
 
 class HiddenCarry(NamedTuple):

@@ -13,10 +13,11 @@ from gradlab.cells.base import (
     Activation,
     Cell,
     HiddenCarry,
+    RecurrentInit,
     default_bias_init,
     default_kernel_init,
-    default_recurrent_init,
     dense,
+    recurrent_init,
 )
 
 
@@ -52,7 +53,9 @@ class GRU(Cell):
       gate_fn: σ.
       activation_fn: tanh.
       kernel_init: initializer of the input kernel ``(I, 3H)``, blocks in the order r, z, n.
-      recurrent_kernel_init: initializer of the recurrent kernel ``(H, 3H)``.
+      recurrent_kernel_init: initializer of the recurrent kernel ``(H, 3H)``, or its name:
+        "orthogonal", "gaussian" (independent, N(0, 1/H)) or "identity" (in each block).
+      recurrent_gain: what its values are multiplied by.
       bias_init: initializer of the biases ``(3H,)``.
       dtype: dtype of the computation; None takes it from inputs and parameters.
       param_dtype: dtype of the parameters.
@@ -71,7 +74,8 @@ class GRU(Cell):
         gate_fn: Activation = jax.nn.sigmoid,
         activation_fn: Activation = jnp.tanh,
         kernel_init: Initializer = default_kernel_init,
-        recurrent_kernel_init: Initializer = default_recurrent_init,
+        recurrent_kernel_init: RecurrentInit | Initializer = "orthogonal",
+        recurrent_gain: float = 1.0,
         bias_init: Initializer = default_bias_init,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -88,7 +92,7 @@ class GRU(Cell):
         self.dense_h = dense(
             hidden_features,
             width,
-            kernel_init=recurrent_kernel_init,
+            kernel_init=recurrent_init(recurrent_kernel_init, recurrent_gain),
             bias_init=bias_init if recurrent_bias else None,
             **types,
         )

@@ -13,10 +13,11 @@ from gradlab.cells.base import (
     Activation,
     Cell,
     HiddenCarry,
+    RecurrentInit,
     default_bias_init,
     default_kernel_init,
-    default_recurrent_init,
     dense,
+    recurrent_init,
 )
 from gradlab.cells.gru import GRUGates
 
@@ -42,7 +43,8 @@ class GRUResetBefore(Cell):
         gate_fn: Activation = jax.nn.sigmoid,
         activation_fn: Activation = jnp.tanh,
         kernel_init: Initializer = default_kernel_init,
-        recurrent_kernel_init: Initializer = default_recurrent_init,
+        recurrent_kernel_init: RecurrentInit | Initializer = "orthogonal",
+        recurrent_gain: float = 1.0,
         bias_init: Initializer = default_bias_init,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -52,7 +54,10 @@ class GRUResetBefore(Cell):
         self.param_dtype = param_dtype
         self.gate_fn, self.activation_fn = gate_fn, activation_fn
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        recurrent: dict[str, Any] = {"kernel_init": recurrent_kernel_init, "bias_init": None}
+        recurrent: dict[str, Any] = {
+            "kernel_init": recurrent_init(recurrent_kernel_init, recurrent_gain),
+            "bias_init": None,
+        }
         self.dense_i = dense(
             in_features, 3 * hidden_features, kernel_init=kernel_init, bias_init=bias_init, **types
         )

@@ -13,10 +13,11 @@ from gradlab.cells.base import (
     Activation,
     Cell,
     MemoryCarry,
+    RecurrentInit,
     default_bias_init,
     default_kernel_init,
-    default_recurrent_init,
     dense,
+    recurrent_init,
 )
 
 
@@ -51,7 +52,9 @@ class LSTM(Cell):
       gate_fn: σ.
       activation_fn: tanh.
       kernel_init: initializer of the input kernel ``(I, 4H)``.
-      recurrent_kernel_init: initializer of the recurrent kernel ``(H, 4H)``.
+      recurrent_kernel_init: initializer of the recurrent kernel ``(H, 4H)``, or its name:
+        "orthogonal", "gaussian" (independent, N(0, 1/H)) or "identity" (in each block).
+      recurrent_gain: what its values are multiplied by.
       bias_init: initializer of the bias ``(4H,)``.
       dtype: dtype of the computation; None takes it from inputs and parameters.
       param_dtype: dtype of the parameters.
@@ -71,7 +74,8 @@ class LSTM(Cell):
         gate_fn: Activation = jax.nn.sigmoid,
         activation_fn: Activation = jnp.tanh,
         kernel_init: Initializer = default_kernel_init,
-        recurrent_kernel_init: Initializer = default_recurrent_init,
+        recurrent_kernel_init: RecurrentInit | Initializer = "orthogonal",
+        recurrent_gain: float = 1.0,
         bias_init: Initializer = default_bias_init,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -86,7 +90,7 @@ class LSTM(Cell):
         self.dense_h = dense(
             hidden_features,
             width,
-            kernel_init=recurrent_kernel_init,
+            kernel_init=recurrent_init(recurrent_kernel_init, recurrent_gain),
             bias_init=bias_init,
             **types,
         )

@@ -13,10 +13,11 @@ from gradlab.cells.base import (
     Activation,
     Cell,
     HiddenCarry,
+    RecurrentInit,
     default_bias_init,
     default_kernel_init,
-    default_recurrent_init,
     dense,
+    recurrent_init,
 )
 
 ActivationName = Literal["tanh", "relu", "sigmoid", "identity"]
@@ -40,7 +41,9 @@ class SimpleRNN(Cell):
       hidden_features: ``H``.
       activation_fn: φ, one of ``"tanh" "relu" "sigmoid" "identity"`` or a function of an array.
       kernel_init: initializer of ``W_i`` ``(I, H)``.
-      recurrent_kernel_init: initializer of ``W_h`` ``(H, H)``.
+      recurrent_kernel_init: initializer of ``W_h`` ``(H, H)``, or its name:
+        "orthogonal", "gaussian" (independent, N(0, 1/H)) or "identity" (in each block).
+      recurrent_gain: what its values are multiplied by.
       bias_init: initializer of ``b`` ``(H,)``.
       dtype: dtype of the computation; None takes it from inputs and parameters.
       param_dtype: dtype of the parameters.
@@ -54,7 +57,8 @@ class SimpleRNN(Cell):
         *,
         activation_fn: ActivationName | Activation = "tanh",
         kernel_init: Initializer = default_kernel_init,
-        recurrent_kernel_init: Initializer = default_recurrent_init,
+        recurrent_kernel_init: RecurrentInit | Initializer = "orthogonal",
+        recurrent_gain: float = 1.0,
         bias_init: Initializer = default_bias_init,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -68,7 +72,7 @@ class SimpleRNN(Cell):
         self.dense_h = dense(
             hidden_features,
             hidden_features,
-            kernel_init=recurrent_kernel_init,
+            kernel_init=recurrent_init(recurrent_kernel_init, recurrent_gain),
             bias_init=None,
             **types,
         )

@@ -51,7 +51,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     from gradlab.check import check_arguments, check_keys
     from gradlab.experiment import Experiment, check_experiment
     from gradlab.launch.objective import check_objective
-    from gradlab.optimizer import build_optimizer
+    from gradlab.optimizer import Optimizer
     from gradlab.probes.base import CloseProbe, StepProbe
     from gradlab.record.wandb_sink import WandbSink
     from gradlab.schedule import Schedule
@@ -71,7 +71,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     check_arguments("trainer", Trainer, settings, supplied=set())
     trainer = Trainer(**settings)
     settings = {k: v for k, v in config["optimizer"].items() if k != "rule"}
-    check_arguments("optimizer", build_optimizer, settings, supplied={"rule", "steps"})
+    check_arguments("optimizer", Optimizer, settings, supplied={"rule", "steps"})
     rule = _make("optimizer.rule", config["optimizer"].get("rule"), {"learning_rate"})
     probe = {"preset": None, **config["probe"]}
     kinds = {"preset": str | None, "measure": dict, "examples": int}
@@ -87,7 +87,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
         ),
         **{key: model[key] for key in sizes},
         task=_make("task", config["task"], kind=Task),
-        optimizer=build_optimizer(rule, steps=trainer.steps, **settings),
+        optimizer=Optimizer(rule, steps=trainer.steps, **settings),
         trainer=trainer,
         probes={
             name: _make(f"probe.measure.{name}", node, kind=(StepProbe, CloseProbe))

@@ -9,11 +9,11 @@ from typing import Any
 from gradlab.errors import BadInput, nearest
 
 KEY = "objective"
+Worth = float | tuple[float, ...]
+"""What a sweeper is told of a run."""
 
 
-def objective_of(
-    objective: str | list[str], summary: Mapping[str, Any]
-) -> float | tuple[float, ...]:
+def objective_of(objective: str | list[str], summary: Mapping[str, Any]) -> Worth:
     """The figures that ``objective`` names, as a sweeper takes them.
 
     Args:
@@ -86,7 +86,7 @@ def _nearest_first(name: str, known: Collection[str]) -> list[str]:
 
 
 def _of_every_run(experiment: Any) -> list[str]:
-    from gradlab.experiment import SCALARS
+    from gradlab.recording import SCALARS
 
     names: Iterable[str] = [*SCALARS, "test/loss", "test/accuracy", "best/step", "steps"]
     if experiment.task.loss != "cross_entropy":

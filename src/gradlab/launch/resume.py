@@ -1,4 +1,4 @@
-"""``trainer.resume``: from a run directory back to the command that goes on with it."""
+"""``trainer.resume``: from a run directory, or a sweep's, to the command that goes on with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from gradlab.errors import BadInput
 
@@ -18,12 +21,17 @@ FREE = (
 """What may be changed when a run goes on; the curves before and after fit together all the same."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}
+_CONFIG_DIR = ("--config-dir", "-cd")
+SWEEP = "multirun.yaml"
+"""What Hydra keeps of a sweep in its folder."""
 
 
 def with_resumed(arguments: Sequence[str]) -> list[str]:
     """The command line that goes on with a run, if ``arguments`` ask for that.
 
-    ``trainer.resume=PATH`` takes the overrides of that run, then those given, and its folder.
+    ``trainer.resume=PATH`` takes the overrides of that run, then those given, and its folder. If
+    PATH is the folder of a sweep, it is launched again, as it was; its jobs go on or begin, and
+    those that have finished end at once.
     ``trainer.resume=auto`` does so with the newest run in ``outputs/`` that the same overrides
     left unfinished, unless ``hydra.run.dir`` says where to look, or it is a sweep; if there is
     none, the run begins.
@@ -40,21 +48,30 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     if asked == "auto":
         found = None if sweep or placed else _left_unfinished(Path("outputs"), own)
         return list(arguments) if found is None else _resumed(arguments, found)
+    if (Path(asked).expanduser() / SWEEP).exists():
+        return _resumed_sweep(arguments, Path(asked).expanduser())
     if sweep:
         hint = f"{KEY}=auto hydra.sweep.dir=FOLDER, which goes on with each of its runs"
-        raise BadInput(KEY, asked, "auto, in a sweep", hint)
+        allowed = f"auto, in a sweep, or the folder of a sweep, which holds {SWEEP}"
+        raise BadInput(KEY, asked, allowed, hint)
     if placed:
         allowed = f"nothing: the run goes on in its own folder, {asked}"
         raise BadInput("hydra.run.dir", _value(own, "hydra.run.dir"), allowed)
     return _resumed(arguments, Path(asked).expanduser())
 
 
-def earlier_run(config: Mapping[str, Any], folder: Path):
+def requeued() -> bool:
+    """Whether Slurm runs this for a second time: it was preempted, or its node had failed."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False):
     """The run in ``folder`` that ``trainer.resume`` asks to go on with; None to begin a new one.
 
     Args:
       config: the composed configuration, as plain dicts.
       folder: the run directory of this job.
+      again: whether the job was begun before, so that it goes on without being asked to.
 
     Raises:
       BadInput: if the run cannot be gone on with, or not with this configuration.
@@ -63,6 +80,8 @@ def earlier_run(config: Mapping[str, Any], folder: Path):
     from gradlab.record.private import scrub
 
     asked = config["trainer"].get("resume")
+    if asked is None and again:
+        asked = "auto"
     if asked is None or (asked == "auto" and not (folder / INFO).exists()):
         return None
     if not isinstance(asked, str):
@@ -93,9 +112,43 @@ def _resumed(arguments: Sequence[str], folder: Path) -> list[str]:
         if _key(one) not in said and _key(one).partition(".")[0] != "hydra"
     ]
     kept = [argument for argument in arguments if _key(argument) != KEY]
-    quoted = "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    quoted = _quoted(folder)
     place = [f"{KEY}={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
     return [*kept, *earlier, *place]
+
+
+def _resumed_sweep(arguments: Sequence[str], folder: Path) -> list[str]:
+    own = [argument for argument in arguments if not argument.startswith("-")]
+    said = {_key(argument) for argument in own}
+    if "hydra.sweep.dir" in said:
+        allowed = f"nothing: the sweep goes on in its own folder, {folder}"
+        raise BadInput("hydra.sweep.dir", _value(own, "hydra.sweep.dir"), allowed)
+    flags = [] if _MULTIRUN & set(arguments) else ["-m"]
+    overrides, config_dir = _recorded_sweep(folder)
+    if config_dir and not any(a.partition("=")[0] in _CONFIG_DIR for a in arguments):
+        flags += ["--config-dir", config_dir]
+    placed = {KEY, "hydra.sweep.dir", "hydra.run.dir", "hydra.mode"}
+    earlier = [one for one in overrides if _key(one) not in said | placed]
+    kept = [argument for argument in arguments if _key(argument) != KEY]
+    return [*flags, *kept, *earlier, f"{KEY}=auto", f"hydra.sweep.dir={_quoted(folder)}"]
+
+
+def _recorded_sweep(folder: Path) -> tuple[list[str], str]:
+    """The overrides of a sweep, and the folder that was given by ``--config-dir`` or nothing."""
+    try:
+        recorded = OmegaConf.to_container(OmegaConf.load(folder / SWEEP))
+        assert isinstance(recorded, dict)
+        hydra: Any = recorded["hydra"]
+        overrides = [*hydra["overrides"]["task"], *hydra["overrides"]["hydra"]]
+        sources = [
+            one["path"]
+            for one in hydra["runtime"]["config_sources"]
+            if one["provider"] == "command-line"
+        ]
+    except (OSError, YAMLError, AssertionError, KeyError, TypeError) as error:
+        allowed = f"a folder whose {SWEEP} can be read ({type(error).__name__}: {error})"
+        raise BadInput(KEY, str(folder), allowed) from None
+    return [_filled_in(str(one)) for one in overrides], _filled_in("".join(sources[:1]))
 
 
 def _left_unfinished(root: Path, own: Sequence[str]) -> Path | None:
@@ -166,6 +219,11 @@ def _value(own: Sequence[str], key: str) -> str | None:
     text = values[-1]
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1].replace(f"\\{text[0]}", text[0]).replace("\\\\", "\\") if quoted else text
+
+
+def _quoted(folder: Path) -> str:
+    """A path as Hydra reads it, whatever is in it."""
+    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _filled_in(override: str) -> str:

@@ -70,7 +70,9 @@ class Outcome:
       reason: in words; for ``diverged`` with the step, the layer and the timestep.
       summary: final figures, flat: ``train/loss``, ``val/loss``, ..., ``memory_horizon/layer_0``.
       timings: ``steps_per_second`` (steady state, compilation left out), ``probe_overhead``
-        (time of a probed step over that of a plain one), ``compile_seconds``, ``train_seconds``.
+        (time of a probed step over that of a plain one), ``compile_seconds``, ``train_seconds``;
+        ``members``, how many runs were trained together, if more than one: the times and the speed
+        are then those at which all of them went on side by side.
       verdict: the verdict's lines, in plain words.
       signal: number of the signal that interrupted it; 0 if none did.
     """

@@ -5,6 +5,7 @@ docs/run_directory.md describes the format.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -225,6 +226,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
@@ -235,6 +237,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+@functools.cache
 def _git(folder: Path) -> dict[str, Any] | None:
     """Commit of the checkout that holds this file, None if git does not know this file."""
 

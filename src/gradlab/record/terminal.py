@@ -31,17 +31,7 @@ class Terminal:
     """
 
     def __init__(self, stream: TextIO | None = None):
-        stream = stream or cast(TextIO, sys.stdout)
-        tty = stream.isatty()
-        self.console = Console(
-            file=stream,
-            force_terminal=tty,
-            no_color=None if tty else True,
-            width=None if tty else 100,
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
+        self.console = console_for(stream or cast(TextIO, sys.stdout))
         self.live: Live | None = None
 
     def open(self, description: Description) -> None:
@@ -116,8 +106,22 @@ class Terminal:
         rate = (step - first) / (now - since)
         parts = [f"{rate:.3g} steps/s"]
         if self.steps:
-            parts.append(f"{_duration((self.steps - step) / rate)} left")
+            parts.append(f"{duration((self.steps - step) / rate)} left")
         return parts
+
+
+def console_for(stream: TextIO, width: int = 100) -> Console:
+    """Where to print: in colours on a terminal, else plain text in ``width`` columns."""
+    tty = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=tty,
+        no_color=None if tty else True,
+        width=None if tty else width,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def _baseline(description: Description) -> dict | None:
@@ -150,10 +154,10 @@ def _table(outcome: Outcome) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for name, value in outcome.summary.items():
-        table.add_row(name, _figure(value))
+        table.add_row(name, figure(value))
     speed = outcome.timings.get("steps_per_second")
     if speed is not None:
-        table.add_row("steps per second", _figure(speed))
+        table.add_row("steps per second", figure(speed))
     overhead = outcome.timings.get("probe_overhead")
     if overhead is not None:
         table.add_row("cost of probing", f"{overhead:.3g} × a plain step")
@@ -163,13 +167,15 @@ def _table(outcome: Outcome) -> Table:
     return table
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A number with four digits."""
     if value is None or not isinstance(value, int | float | np.number):
         return str(value)
     return f"{value:.4g}" if math.isfinite(value) else str(float(value))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
     minutes, seconds = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

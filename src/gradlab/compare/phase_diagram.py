@@ -1,0 +1,460 @@
+"""Two settings against each other: where the gradient survives, and where training succeeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gradlab.compare.runs import SEED, Entry, part, settings_that_differ
+from gradlab.compare.table import as_csv
+from gradlab.record.shard import replace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+PNG, CSV = "phase_diagram.png", "phase_diagram.csv"
+FILLED = 0.5
+"""Least share of cells with a run; with fewer the runs are no grid, as those of a random search."""
+SUCCESS = 0.9
+"""A run succeeds if its loss is below this share of the baseline's.
+
+A model that has learned nothing comes within a hair of the baseline, on either side of it.
+"""
+MOST_TICKS = 8
+DECADES = 30
+"""Positive figures that differ by more than this factor get colours by their logarithm."""
+LABELS = {
+    "task.length": "sequence length T (steps)",
+    "model.hidden": "hidden width H (units)",
+    "model.layers": "layers",
+    "optimizer.learning_rate": "learning rate",
+    "optimizer.clip_norm": "clip threshold (gradient norm)",
+    "trainer.batch": "batch B (examples)",
+    "trainer.steps": "training (steps)",
+}
+GENERIC = ("scale", "stddev", "value", "weight", "gain", "bias")
+"""Last words of keys that say too little without the word before them."""
+TOO_GENERAL = ("model", "cell", "task", "optimizer", "trainer", "rule")
+
+
+class Panel(NamedTuple):
+    """One figure of the runs over the grid.
+
+    Attributes:
+      name: of the column in the file.
+      title: over the panel.
+      label: beside its colours.
+      colours: of matplotlib.
+      middle: whether 0 is the middle of the colours.
+    """
+
+    name: str
+    title: str
+    label: str
+    colours: str
+    middle: bool
+
+
+SLOPE = Panel(
+    "adjoint_slope",
+    "Does the gradient vanish or explode?",
+    "adjoint slope (nats per step)\nbelow 0: vanishes going back in time",
+    "RdBu_r",
+    True,
+)
+HORIZON = Panel(
+    "memory_horizon",
+    "How far back does it reach?",
+    "memory horizon (steps)\nwhere it has fallen by e; T: never",
+    "viridis",
+    False,
+)
+LYAPUNOV = Panel(
+    "lyapunov_exponent",
+    "Order or chaos?",
+    "largest Lyapunov exponent λ₁\n(nats per step); above 0: chaos",
+    "RdBu_r",
+    True,
+)
+SHARE = Panel(
+    "success",
+    f"Does training succeed? (loss below {SUCCESS:g} × baseline)",
+    "share of seeds that succeed",
+    "viridis",
+    False,
+)
+RATIO = Panel(
+    "loss_over_baseline_log10",
+    "Does training succeed?",
+    "log₁₀ of loss over baseline\nbelow 0: better than it",
+    "PRGn_r",
+    True,
+)
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """Runs over a grid of two settings.
+
+    Attributes:
+      keys: of the settings along x and y.
+      x, y: their values, ascending, ``(X,)`` and ``(Y,)``.
+      figures: the mean over the finished runs of each cell by name, ``(Y, X)``; NaN for none.
+      runs, finished, diverged: counts, ``(Y, X)``.
+      trained: whether the runs made more than one step; their rows are at initialisation else.
+      when: at which training step the figures were measured, in words.
+      subject: what the runs are about, in words.
+    """
+
+    keys: tuple[str, str]
+    x: np.ndarray
+    y: np.ndarray
+    figures: Mapping[str, np.ndarray]
+    runs: np.ndarray
+    finished: np.ndarray
+    diverged: np.ndarray
+    trained: bool
+    when: str
+    subject: str
+
+    def panels(self) -> list[Panel]:
+        """What there is to be shown, at most four."""
+        several = self.finished.max(initial=0) > 1
+        success = [SHARE if several else RATIO] if self.trained else []
+        wanted = [SLOPE, HORIZON, LYAPUNOV, *success]
+        return [panel for panel in wanted if np.isfinite(self.figures[panel.name]).any()]
+
+
+def grid(
+    x: Sequence[float], y: Sequence[float], values: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points as a grid: the sorted ``x`` and ``y``, and the mean of the finite values of each cell.
+
+    Returns:
+      ``(X,)``, ``(Y,)`` and ``(Y, X)``; NaN in a cell without a finite value.
+    """
+    across, column = np.unique(np.asarray(x, float), return_inverse=True)
+    up, row = np.unique(np.asarray(y, float), return_inverse=True)
+    value = np.asarray(values, float)
+    known = np.isfinite(value)
+    total, count = np.zeros((len(up), len(across))), np.zeros((len(up), len(across)))
+    np.add.at(total, (row[known], column[known]), value[known])
+    np.add.at(count, (row[known], column[known]), 1)
+    return across, up, np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def diagram(runs: Sequence[Entry]) -> Diagram | None:
+    """The runs over the two settings by which they differ, besides the seed.
+
+    None unless these are two, both numbers, and the runs a grid of them; cells may be missing, up
+    to half of all.
+
+    The figures are those of each run's ``summary``, so of its last recorded row: at initialisation
+    for runs of a single step, since a row is of the parameters before its step. Success is judged
+    by the test loss where there is one, of the parameters best in validation.
+    """
+    differ = settings_that_differ(runs)
+    differ.pop(SEED, None)
+    if len(differ) != 2 or not all(_numeric(values) for values in differ.values()):
+        return None
+    (x_key, x), (y_key, y) = differ.items()
+    runs_of = _counts(x, y, [True] * len(runs))
+    if min(runs_of.shape) < 2 or np.mean(runs_of > 0) < FILLED:
+        return None
+    names = [panel.name for panel in (SLOPE, HORIZON, LYAPUNOV, SHARE, RATIO)]
+    grids = {
+        name: grid(x, y, [_figure(run, name) for run in runs])
+        for name in [*names, "mean_field_exponent"]
+    }
+    across, up, _ = grids[SLOPE.name]
+    when, trained = _when(runs)
+    return Diagram(
+        (x_key, y_key),
+        across,
+        up,
+        {name: values for name, (_, _, values) in grids.items()},
+        runs=runs_of,
+        finished=_counts(x, y, [run.status == "finished" for run in runs]),
+        diverged=_counts(x, y, [run.status == "diverged" for run in runs]),
+        trained=trained,
+        when=when,
+        subject=_subject(runs, (x_key, y_key)),
+    )
+
+
+def write(found: Diagram, folder: Path) -> list[Path]:
+    """Draw ``phase_diagram.png`` and write its numbers into ``phase_diagram.csv``.
+
+    Returns:
+      The paths of the files, the picture's first; the table alone where nothing was measured.
+    """
+    replace(folder / CSV, as_csv(_rows(found)))
+    page = picture(found)
+    if page is None:
+        return [folder / CSV]
+    page.savefig(folder / PNG)
+    return [folder / PNG, folder / CSV]
+
+
+def picture(found: Diagram) -> Figure | None:
+    """The figure, or None if there is nothing to be shown."""
+    import matplotlib
+
+    from gradlab.record.figures.common import STYLE, new_figure, panels, set_title
+
+    wanted = found.panels()
+    if not wanted:
+        return None
+    with matplotlib.rc_context(STYLE):
+        page = new_figure(len(wanted), width=7.2)
+        set_title(page, f"How the gradient travels  {found.subject}\n{found.when}")
+        places = _Places(found)
+        for panel, axes in zip(wanted, panels(page, len(wanted), "", sharey=False), strict=True):
+            _draw(axes, found, panel, places)
+        handles = _keys(found)
+        if handles:
+            page.legend(handles=handles, loc="outside lower center", ncols=2)
+    return page
+
+
+def name_of(key: str) -> str:
+    """A setting in words, with its unit where that is known."""
+    if key in LABELS:
+        return LABELS[key]
+    words = [word for word in key.split(".") if word not in TOO_GENERAL] or [key]
+    if words[-1] == "forget_bias":
+        return "forget bias"
+    few = words[-2:] if words[-1] in GENERIC else words[-1:]
+    return " ".join(few).replace("_", " ")
+
+
+def is_geometric(values: np.ndarray) -> bool:
+    """Whether values are spaced by a ratio rather than by a difference."""
+    if values[0] <= 0:
+        return False
+    if len(values) == 2:
+        return bool(values[1] / values[0] >= 5)
+
+    def unevenness(gaps: np.ndarray) -> float:
+        return float(gaps.std() / gaps.mean())
+
+    return unevenness(np.diff(np.log(values))) < unevenness(np.diff(values))
+
+
+# --- from runs to cells ---------------------------------------------------------------------------
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _counts(x: Sequence[float], y: Sequence[float], counted: Sequence[bool]) -> np.ndarray:
+    """How many of the runs that are counted lie in each cell, ``(Y, X)``."""
+    across, column = np.unique(np.asarray(x, float), return_inverse=True)
+    up, row = np.unique(np.asarray(y, float), return_inverse=True)
+    found = np.zeros((len(up), len(across)), int)
+    np.add.at(found, (row, column), np.asarray(counted, int))
+    return found
+
+
+def _figure(run: Entry, name: str) -> float:
+    if name == SHARE.name and run.status == "diverged":
+        return 0.0
+    if run.status != "finished":
+        return math.nan
+    if name not in (SHARE.name, RATIO.name):
+        return run.figure(name)
+    split = "test" if "test/loss" in run.summary else "val"
+    guess = part(part(run.info, "baseline"), split).get("loss")
+    ratio = run.figure(f"{split}/loss") / guess if guess else math.nan
+    if name == SHARE.name:
+        return math.nan if math.isnan(ratio) else float(ratio < SUCCESS)
+    return math.log10(ratio) if ratio > 0 else math.nan
+
+
+def _when(runs: Sequence[Entry]) -> tuple[str, bool]:
+    """At which step the summaries' figures were measured, and whether that is after training."""
+    steps = {run.summary.get("steps", math.nan) for run in runs if run.status == "finished"}
+    if steps == {1}:
+        return "at initialisation", False
+    if len(steps) == 1 and math.isfinite(made := next(iter(steps))):
+        return f"after training, at step {made - 1:,.0f}", True
+    return "after training, at the last recorded step of each run", True
+
+
+def _subject(runs: Sequence[Entry], keys: Sequence[str]) -> str:
+    facts = next((part(run.info, "facts") for run in runs if run.config), {})
+    words = [str(facts[key]) for key in ("model", "task") if facts.get(key)]
+    if facts.get("T") and "task.length" not in keys:
+        words.append(f"T = {facts['T']}")
+    if any(run.layers > 1 for run in runs):
+        words.append("layer 0")
+    return ", ".join(words)
+
+
+def _rows(found: Diagram) -> list[list[Any]]:
+    rows: list[list[Any]] = [[*found.keys, "runs", "finished", "diverged", *found.figures]]
+    for row, column in np.argwhere(found.runs > 0):
+        counts = [int(one[row, column]) for one in (found.runs, found.finished, found.diverged)]
+        values = [float(array[row, column]) for array in found.figures.values()]
+        cells = [repr(value) if math.isfinite(value) else "" for value in values]
+        rows.append([f"{found.x[column]:.12g}", f"{found.y[row]:.12g}", *counts, *cells])
+    return rows
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+class _Places:
+    """Where cells lie on the page: along the logarithm where values are spaced by a ratio."""
+
+    def __init__(self, found: Diagram):
+        from gradlab.record.figures.common import edges
+
+        self.x, self.y = self._along(found.x), self._along(found.y)
+        self.x_edges, self.y_edges = edges(self.x), edges(self.y)
+
+    @staticmethod
+    def _along(values: np.ndarray) -> np.ndarray:
+        return np.log10(values) if is_geometric(values) else values
+
+
+def _draw(axes: Axes, found: Diagram, panel: Panel, places: _Places) -> None:
+    from matplotlib.colors import LogNorm
+
+    values = found.figures[panel.name]
+    axes.set_title(panel.title)
+    axes.grid(False)
+    _mark_missing(axes, found, values, places)
+    norm, extend = _norm(values, panel)
+    mesh = axes.pcolormesh(
+        places.x_edges,
+        places.y_edges,
+        np.ma.masked_invalid(values),
+        cmap=panel.colours,
+        norm=norm,
+        zorder=1,
+        rasterized=True,
+    )
+    plain = "%g" if isinstance(norm, LogNorm) else None
+    bar = axes.figure.colorbar(mesh, ax=axes, extend=extend, format=plain)
+    bar.set_label(panel.label, fontsize=12)
+    for name, style in (("lyapunov_exponent", _MEASURED), ("mean_field_exponent", _THEORY)):
+        _level_line(axes, found.figures[name], places, style)
+    for row, column in np.argwhere(found.diverged > 0):
+        for colour, width in (("white", 4.0), ("black", 1.6)):
+            look = {"color": colour, "markeredgewidth": width, "markersize": 7.0}
+            axes.plot(places.x[column], places.y[row], "x", zorder=4, **look)
+    _label_axes(axes, found, places)
+
+
+_MEASURED: dict[str, Any] = {"colors": "black", "linestyles": "-", "linewidths": 2.2}
+_THEORY: dict[str, Any] = {"colors": "#D55E00", "linestyles": "--", "linewidths": 2.2}
+
+
+def _level_line(axes: Axes, values: np.ndarray, places: _Places, style: dict[str, Any]) -> None:
+    """Where ``values`` cross 0, if they do."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    if not _crosses(values):
+        return
+    drawn = axes.contour(
+        places.x, places.y, np.ma.masked_invalid(values), levels=[0.0], zorder=3, **style
+    )
+    drawn.set_path_effects([Stroke(linewidth=4.5, foreground="white"), Normal()])
+
+
+def _crosses(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return bool(finite.size and finite.min() < 0 < finite.max())
+
+
+def _mark_missing(axes: Axes, found: Diagram, values: np.ndarray, places: _Places) -> None:
+    """Hatch cells without a finished run; grey where one finished and there is no number."""
+    from matplotlib.patches import Rectangle
+
+    for row, column in np.argwhere(~np.isfinite(values)):
+        left, right = map(float, places.x_edges[column : column + 2])
+        low, high = map(float, places.y_edges[row : row + 2])
+        style = _NO_NUMBER if found.finished[row, column] else _NO_RUN
+        cell = Rectangle((left, low), right - left, high - low, zorder=0.5, linewidth=0, **style)
+        axes.add_patch(cell)
+
+
+_NO_RUN: dict[str, Any] = {"facecolor": "white", "edgecolor": "#999999", "hatch": "////"}
+_NO_NUMBER: dict[str, Any] = {"facecolor": "#BBBBBB", "edgecolor": "#BBBBBB"}
+
+
+def _norm(values: np.ndarray, panel: Panel) -> tuple[Normalize, str]:
+    """What becomes which colour, a few extreme cells left beyond, and at which ends there are."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    if panel is SHARE:
+        return Normalize(0.0, 1.0), "neither"
+    finite = values[np.isfinite(values)]
+    if panel.middle:
+        end = _end(np.abs(finite)) or 1.0
+        low, high = -end, end
+    else:
+        low = float(finite.min())
+        high = max(_end(finite), low * 1.01, low + 1e-9)
+    beyond = (finite.min() < low, finite.max() > high)
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}
+    wide = not panel.middle and 0 < DECADES * low < high
+    return (LogNorm if wide else Normalize)(low, high), extend.get(beyond, "both")
+
+
+def _end(values: np.ndarray) -> float:
+    """The largest value, or one near it where a few would leave the others one colour."""
+    most = float(np.quantile(values, 0.97))
+    return most if values.max() > 2 * most > 0 else float(values.max())
+
+
+def _label_axes(axes: Axes, found: Diagram, places: _Places) -> None:
+    from gradlab.record.figures.common import spread
+
+    for axis, key, values, at in (
+        (axes.xaxis, found.keys[0], found.x, places.x),
+        (axes.yaxis, found.keys[1], found.y, places.y),
+    ):
+        some = spread(len(values), MOST_TICKS)
+        axis.set_ticks(at[some], [f"{value:.3g}" for value in values[some]])
+        name = name_of(key)
+        axis.set_label_text(name if name == key else f"{name}\n{key}")
+        axis.label.set_fontsize(12)
+    axes.set_xlim(places.x_edges[0], places.x_edges[-1])
+    axes.set_ylim(places.y_edges[0], places.y_edges[-1])
+
+
+def _keys(found: Diagram) -> list[Any]:
+    """What lines, hatches and crosses mean."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = []
+    lines = {
+        "lyapunov_exponent": ("λ₁ = 0, measured", _MEASURED),
+        "mean_field_exponent": ("λ₁ = 0, mean-field theory", _THEORY),
+    }
+    for name, (label, style) in lines.items():
+        if _crosses(found.figures[name]):
+            colour, dashes = style["colors"], style["linestyles"]
+            line = Line2D([], [], color=colour, linestyle=dashes, linewidth=2.2, label=label)
+            handles.append(line)
+    if (found.finished == 0).any():
+        handles.append(Patch(label="no run, or none that finished", **_NO_RUN))
+    shown = [found.figures[panel.name] for panel in found.panels()]
+    if any((~np.isfinite(values) & (found.finished > 0)).any() for values in shown):
+        handles.append(Patch(label="no finite number", **_NO_NUMBER))
+    if found.diverged.any():
+        label = "a run diverged"
+        cross = Line2D([], [], color="black", marker="x", linestyle="none", label=label)
+        handles.append(cross)
+    return handles

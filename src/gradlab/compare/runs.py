@@ -1,0 +1,301 @@
+"""Which runs there are, how each ended, and by which settings they differ."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradlab.errors import BadInput
+from gradlab.record.directory import INFO
+from gradlab.record.reader import glance
+
+NEVER_BEGAN, UNREADABLE = "never began", "unreadable"
+"""Statuses of a job's folder, beside those of a run, where there is no run to be read."""
+SEED = "seed"
+IRRELEVANT = ("record", "hydra", "trainer.resume", "trainer.checkpoint_seconds")
+"""Keys, and all below them, that change nothing in the numbers of a run."""
+DEPTH = 8
+"""Folders deep that runs are looked for in a sweep's folder."""
+_OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?(?:=(.*))?", re.DOTALL)
+_JOB_NUMBER = re.compile(r"^\s+num: (\d+)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run as a sweep sees it, or the job that should have become one.
+
+    Attributes:
+      path: the run directory.
+      name: its path in the folder that was asked for: ``"3"``, with Hydra's own names.
+      status: as ``gradlab.open_run`` gives it (but never ``truncated``, which takes a look at every
+        file), ``never began`` for a job without ``run.json``, or ``unreadable``.
+      reason: in words, where there is something to say.
+      overrides: what was said on the command line for it.
+      config: the whole configuration; empty where there is no run.
+      summary: final figures, flat, with ``steps_per_second`` and ``probe_overhead``; NaN for one
+        that was not finite; empty where there are none.
+      info: all of ``run.json``.
+      number: of the job in its sweep; None if the folder does not say.
+    """
+
+    path: Path
+    name: str
+    status: str
+    reason: str = ""
+    overrides: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    number: int | None = None
+
+    def key_of(self, name: str) -> str | None:
+        """The summary's key of a figure: its name, or that of the first layer; None without."""
+        if name in self.summary:
+            return name
+        return next((key for key in self.summary if key.startswith(f"{name}/layer_")), None)
+
+    def figure(self, name: str) -> float:
+        """A figure of the summary by name, of the first layer where there are several; or NaN."""
+        key = self.key_of(name)
+        return math.nan if key is None else self.summary[key]
+
+    @property
+    def layers(self) -> int:
+        """How many layers the model has; 0 where that is not known."""
+        layers = part(self.config, "model").get("layers")
+        return layers if isinstance(layers, int) else 0
+
+
+def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
+    """The runs in folders of sweeps, and those given themselves, each folder's by job number.
+
+    Raises:
+      BadInput: if one of ``paths`` is no folder. A run that cannot be read is an entry that says
+        why.
+    """
+    entries = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            hint = "a folder under multirun/ or outputs/"
+            raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
+        found = [_entry(folder, path) for folder in _folders(path, DEPTH)]
+        entries += sorted(found, key=_order)
+    return entries
+
+
+def settings_that_differ(runs: Sequence[Entry]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs, each with its value in every run.
+
+    A setting is a dotted key of the configuration, or a group (``model``, ``experiment``) whose
+    options were taken by name; what an option brings with it is no setting of its own. Of keys
+    that nobody asked for and that always vary together there is the first alone. The seed comes
+    last. None is the value of a key that a run does not have.
+    """
+    view = _View(runs)
+    found: dict[str, list[Any]] = {}
+    for key in view.asked:
+        if view.differs(key) and not view.belongs_to_a_group(key, found):
+            found[key] = view.values(key)
+    explained = [key for key in found if key != SEED]
+    for key in view.others():
+        values = view.known(key)
+        if len(set(map(same, values))) > 1 and not view.follows(values, explained):
+            found[key] = view.values(key)
+            explained.append(key)
+    if SEED in found:
+        found[SEED] = found.pop(SEED)
+    return found
+
+
+def same(value: Any) -> Any:
+    """What two values have in common that are the same setting; can be a key of a dict."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return value if isinstance(value, str | bool | None) else json.dumps(value, sort_keys=True)
+
+
+def part(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of ``run.json``; empty where there is none that could be one."""
+    found = mapping.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+class _View:
+    """Settings of runs by key; those without a configuration are known by their overrides only."""
+
+    def __init__(self, runs: Sequence[Entry]):
+        self.runs = runs
+        self.said = [dict(_parsed(run.overrides)) for run in runs]
+        self.flat = [dict(_flat(run.config)) for run in runs]
+        sections = {
+            key for run in runs for key, node in run.config.items() if isinstance(node, Mapping)
+        }
+        said = dict.fromkeys(key for one in self.said for key in one if not _irrelevant(key))
+        self.groups = [key for key in said if key in sections or "/" in key]
+        self.groups += [key for key in ("experiment", "model") if key not in self.groups]
+        self.asked = [*self.groups, *(key for key in said if key not in self.groups)]
+
+    def values(self, key: str) -> list[Any]:
+        """The value of ``key`` in every run."""
+        return [self._value(index, key) for index in range(len(self.runs))]
+
+    def known(self, key: str) -> list[Any]:
+        """The same for runs with a configuration, which say by what they differ."""
+        return [self._value(index, key) for index, run in enumerate(self.runs) if run.config]
+
+    def differs(self, key: str) -> bool:
+        """Whether runs have different values of ``key``, or jobs that never began asked for one."""
+        asked = [
+            self._value(index, key)
+            for index, run in enumerate(self.runs)
+            if run.config or key in self.said[index]
+        ]
+        if any(isinstance(value, Mapping | list) for value in asked):
+            asked = self.known(key)  # overrides say such values in another way
+        return len(set(map(same, asked))) > 1
+
+    def others(self) -> list[str]:
+        """Keys of the configurations that nobody asked for."""
+        keys = dict.fromkeys(key for flat in self.flat for key in flat)
+        return [key for key in keys if key not in self.asked and not _irrelevant(key)]
+
+    def belongs_to_a_group(self, key: str, found: Mapping[str, Any]) -> bool:
+        """Whether ``key`` differs only since options of a group that differs have it or not.
+
+        The name of an experiment or a model that nobody asked for follows from what was asked.
+        """
+        values = self.known(key)
+        if key in self.groups:
+            return not any(key in one for one in self.said) and self.follows(values, list(found))
+        group = key.partition(".")[0]
+        if group not in found or all(value is not None for value in values):
+            return False
+        return self.follows(values, [group])
+
+    def follows(self, values: Sequence[Any], keys: Sequence[str]) -> bool:
+        """Whether the values of ``keys`` are enough to tell each of ``values``."""
+        if not keys:
+            return False
+        classes: dict[Any, set[Any]] = {}
+        for value, *told in zip(values, *map(self.known, keys), strict=True):
+            classes.setdefault(tuple(map(same, told)), set()).add(same(value))
+        return all(len(found) == 1 for found in classes.values())
+
+    def _value(self, index: int, key: str) -> Any:
+        run, said = self.runs[index], self.said[index]
+        if not run.config:
+            return _read(said[key]) if key in said else None
+        facts = part(run.info, "facts")
+        if key == "experiment":
+            return run.info.get("name")
+        if key == "model":
+            return facts.get("model", said.get(key))
+        if key in self.groups:
+            return said.get(key, facts.get(key))
+        if key in self.flat[index]:
+            return self.flat[index][key]
+        node: Any = run.config
+        for name in key.split("."):
+            node = node.get(name) if isinstance(node, Mapping) else None
+        return node
+
+
+def _folders(folder: Path, depth: int) -> Iterator[Path]:
+    """The run directories in ``folder``; what is in a run directory is not looked at."""
+    try:
+        inner = {entry.name: entry for entry in os.scandir(folder)}
+    except OSError:  # its entry will say why
+        yield folder
+        return
+    if INFO in inner or ".hydra" in inner:
+        yield folder
+    elif depth:
+        for name, entry in inner.items():
+            if entry.is_dir(follow_symlinks=False) and not name.startswith("."):
+                yield from _folders(folder / name, depth - 1)
+
+
+def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:
+    """By the job's number, then by name, with numbers in it as numbers."""
+    parts = re.split(r"(\d+)", str(entry.path))
+    names = [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+    return math.inf if entry.number is None else entry.number, names
+
+
+def _number(folder: Path) -> int | None:
+    if folder.name.isdecimal():
+        return int(folder.name)
+    try:
+        text = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = _JOB_NUMBER.search(text)
+    return int(found[1]) if found else None
+
+
+def _entry(folder: Path, root: Path) -> Entry:
+    name = str(folder.relative_to(root)) if folder != root else folder.name
+    number = _number(folder)
+    try:
+        began = (folder / INFO).exists()
+        run = glance(folder) if began else None
+    except (BadInput, OSError) as error:
+        reason = f"not {error.allowed}" if isinstance(error, BadInput) else str(error)
+        overrides = _composed_overrides(folder)
+        return Entry(folder, name, UNREADABLE, reason, overrides, number=number)
+    if run is None:
+        reason = f"it has no {INFO}: not started, or ended before it could record anything"
+        overrides = _composed_overrides(folder)
+        return Entry(folder, name, NEVER_BEGAN, reason, overrides, number=number)
+    reason = str(run.info.get("reason") or "")
+    if run.status == "killed":
+        reason = reason or "its process is gone and had no time to say why"
+    figures = {k: v for k, v in run.summary.items() if isinstance(v, int | float)}
+    said = run.info.get("overrides")
+    overrides = tuple(map(str, said)) if isinstance(said, list) else ()
+    return Entry(folder, name, run.status, reason, overrides, run.config, figures, run.info, number)
+
+
+def _composed_overrides(folder: Path) -> tuple[str, ...]:
+    """The overrides as Hydra wrote them, a yaml list of texts; none if they cannot be read."""
+    try:
+        text = (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ()
+    lines = [line[2:].strip() for line in text.splitlines() if line.startswith("- ")]
+    quoted = [len(line) > 1 and line[0] == line[-1] and line[0] in "'\"" for line in lines]
+    return tuple(line[1:-1] if q else line for line, q in zip(lines, quoted, strict=True))
+
+
+def _parsed(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for override in overrides:
+        if found := _OVERRIDE.fullmatch(override):
+            yield found[1], found[2] or ""
+
+
+def _read(text: str) -> Any:
+    """A value of the command line: numbers, true, false and null as such, the rest as text."""
+    try:
+        return float(text) if re.fullmatch(r"\.\d+", text) else json.loads(text)
+    except ValueError:
+        known = {"true": True, "false": False, "null": None}
+        return known.get(text.lower(), text.strip("'"))
+
+
+def _irrelevant(key: str) -> bool:
+    return any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in IRRELEVANT)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; a list is a value."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

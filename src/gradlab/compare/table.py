@@ -1,0 +1,225 @@
+"""One row a setting: what its runs came to, as mean ± 95 % interval over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gradlab.compare.runs import SEED, Entry, same, settings_that_differ
+from gradlab.record.shard import replace
+
+CSV = "sweep.csv"
+LEVEL = 0.95
+"""Of the intervals: Student's t, over the finished runs of a setting."""
+HEADINGS = {
+    "val/loss": "val/loss",
+    "test/loss": "test/loss",
+    "test/accuracy": "test/accuracy",
+    "adjoint_slope": "adjoint slope\n(nats/step)",
+    "memory_horizon": "horizon\n(steps)",
+    "lyapunov_exponent": "λ₁\n(nats/step)",
+    "steps_per_second": "steps/s",
+}
+"""The figures of the table, most wanted first; a test loss only where there is no accuracy."""
+MOST_ROWS = 40
+"""Most settings that are printed; the file has them all."""
+
+
+class Estimate(NamedTuple):
+    """A mean over runs.
+
+    Attributes:
+      mean: over the finite values; NaN without any.
+      half: half the width of the 95 % interval; NaN with fewer than two values.
+      n: how many values there were.
+    """
+
+    mean: float
+    half: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs that differ by their seed alone.
+
+    Attributes:
+      values: of the settings that differ in the sweep, the seed left out.
+      runs: all of them.
+      figures: estimates over those that finished, by name.
+    """
+
+    values: Mapping[str, Any]
+    runs: Sequence[Entry]
+    figures: Mapping[str, Estimate]
+
+    @property
+    def finished(self) -> int:
+        """How many finished; the figures are theirs."""
+        return sum(run.status == "finished" for run in self.runs)
+
+    @property
+    def others(self) -> dict[str, int]:
+        """How many ended, or stand, otherwise: status -> count."""
+        return dict(Counter(run.status for run in self.runs if run.status != "finished"))
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Mean and interval of values, those that are not finite left out."""
+    from scipy.special import stdtrit
+
+    array = np.array([value for value in values if math.isfinite(value)], float)
+    n = len(array)
+    if n < 2:
+        return Estimate(float(array[0]) if n else math.nan, math.nan, n)
+    spread = float(array.std(ddof=1)) / math.sqrt(n)
+    return Estimate(float(array.mean()), float(stdtrit(n - 1, (1 + LEVEL) / 2)) * spread, n)
+
+
+def settings_of(runs: Sequence[Entry]) -> list[Setting]:
+    """The runs by setting, in the order in which the settings first come."""
+    differ = settings_that_differ(runs)
+    differ.pop(SEED, None)
+    wanted = figures_of(runs)
+    rows: dict[tuple[Any, ...], list[int]] = {}
+    for index in range(len(runs)):
+        key = tuple(same(values[index]) for values in differ.values())
+        rows.setdefault(key, []).append(index)
+    found = []
+    for indices in rows.values():
+        members = [runs[index] for index in indices]
+        finished = [run for run in members if run.status == "finished"]
+        figures = {name: estimate(run.figure(name) for run in finished) for name in wanted}
+        values = {key: values[indices[0]] for key, values in differ.items()}
+        found.append(Setting(values, members, figures))
+    return found
+
+
+def figures_of(runs: Sequence[Entry]) -> list[str]:
+    """Which figures of :data:`HEADINGS` any of the finished runs has."""
+    finished = [run for run in runs if run.status == "finished"]
+    found = [name for name in HEADINGS if any(run.key_of(name) for run in finished)]
+    return [name for name in found if name != "test/loss" or "test/accuracy" not in found]
+
+
+def printed(settings: Sequence[Setting], width: int) -> tuple[Table, list[str]]:
+    """The table for a terminal of so many columns, and what it had no room for, in words."""
+    figures = list(settings[0].figures) if settings else []
+    left_out = []
+    while True:
+        table = _table(settings[:MOST_ROWS], figures)
+        if len(figures) < 2 or _width(table) <= width:
+            break
+        left_out.insert(0, figures.pop())
+    words = [" ".join(HEADINGS[name].split()) for name in left_out]
+    if len(settings) > MOST_ROWS:
+        words.append(f"{len(settings) - MOST_ROWS} more settings")
+    return table, words
+
+
+def write_csv(runs: Sequence[Entry], path: Path) -> None:
+    """One line a run: its name, how it ended, the settings that differ, and all of its summary.
+
+    Numbers are written in full; an empty cell is a figure that is not there or not finite.
+    """
+    differ = settings_that_differ(runs)
+    figures = list(dict.fromkeys(key for run in runs for key in run.summary))
+    rows = [["run", "status", "reason", *differ, *figures]]
+    for index, run in enumerate(runs):
+        settings = [values[index] for values in differ.values()]
+        numbers = [run.summary.get(key, math.nan) for key in figures]
+        row = [run.name, run.status, run.reason, *settings, *numbers]
+        rows.append([_cell(value) for value in row])
+    replace(path, as_csv(rows))
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as a file of comma-separated values."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def short(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted keys by what is enough of their ends to tell them apart."""
+    keys = list(keys)
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        unique = (end for end in ends if sum(f".{k}".endswith(f".{end}") for k in keys) == 1)
+        names[key] = next(unique, key)
+    return names
+
+
+def shown(value: Any) -> str:
+    """A setting's value in a table."""
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def with_interval(found: Estimate, n: int) -> str:
+    """``0.1234 ± 0.0012``: two digits of the interval; with its n if that is not ``n``."""
+    mean, half, _ = found
+    if not math.isfinite(mean):
+        return "–"
+    if not math.isfinite(half):
+        text = f"{mean:.4g}"
+    elif half == 0:
+        text = f"{mean:.4g} ± 0"
+    else:
+        digits = 1 - math.floor(math.log10(half))
+        sizes = (abs(mean), half)
+        if digits > 7 or max(sizes) >= 1e6:
+            text = f"{mean:.4g} ± {half:.2g}"
+        else:
+            own = 2 - math.floor(math.log10(abs(mean))) if mean else 0  # no fewer than 3 of its own
+            mean, half = round(mean, max(digits, own)), round(half, digits)
+            decimals = min(max(digits, own, 0), 7)
+            text = f"{mean:.{decimals}f} ± {half:.{max(digits, 0)}f}"
+    return text if found.n == n else f"{text} (n={found.n})"
+
+
+def _table(settings: Sequence[Setting], figures: Sequence[str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    names = short(settings[0].values if settings else ())
+    for key, name in names.items():
+        numeric = all(isinstance(one.values[key], int | float) for one in settings)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    table.add_column("runs", justify="left", no_wrap=True)
+    several = any(run.layers > 1 for one in settings for run in one.runs)
+    for name in figures:
+        layer = any("/layer_" in (run.key_of(name) or "") for one in settings for run in one.runs)
+        more = "\nlayer 0" if several and layer else ""
+        table.add_column(HEADINGS[name] + more, justify="right", no_wrap=True)
+    for one in settings:
+        cells = [with_interval(one.figures[name], one.finished) for name in figures]
+        table.add_row(*(shown(one.values[key]) for key in names), _counted(one), *cells)
+    return table
+
+
+def _counted(setting: Setting) -> str:
+    """How many runs the figures are of, and how the others ended."""
+    others = [f"{count} {status}" for status, count in setting.others.items()]
+    return ", ".join([str(setting.finished), *others])
+
+
+def _width(table: Table) -> int:
+    return Console(width=10_000).measure(table).maximum
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return repr(value) if isinstance(value, float) else value

@@ -1,0 +1,198 @@
+"""What the user sees at the end of a sweep: the table, what failed and why, and how to go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gradlab.compare.runs import Entry
+
+UNFINISHED = ("crashed", "killed", "interrupted", "never began")
+"""A run with one of these statuses can be gone on with, or begun."""
+MOST_NAMED = 20
+"""Most failures that are listed one by one."""
+PLAIN_WIDTH = 160
+"""Columns that are taken where there is no terminal to ask."""
+
+_log = logging.getLogger(__name__)
+
+
+def report(
+    folder: Path | None,
+    stream: TextIO | None = None,
+    refused: Sequence[str] = (),
+    jobs: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Print how a sweep went and write ``sweep.csv`` and the phase diagram into its folder.
+
+    Nothing is printed for a sweep of one run that finished. Trouble on the way is one line of
+    warning: the runs are safe, and a sweep does not fail because it cannot be reported.
+
+    Args:
+      folder: of the sweep; with None, or if there is none, nothing is done.
+      stream: where to print; standard output if None.
+      refused: names of the jobs whose configuration was refused, ``job NUMBER (...)``; they have
+        no folder.
+      jobs: the overrides of every job that was planned, if they are known; one that has no folder
+        and was not refused never began.
+    """
+    if folder is None or not folder.is_dir():
+        return
+    try:
+        _report(folder, stream or cast(TextIO, sys.stdout), refused, jobs or ())
+    except Exception as error:  # noqa: BLE001  (whatever it is, the sweep itself is done)
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0]}"
+        _log.warning("the sweep cannot be reported (%s); its runs are not affected", reason)
+
+
+def _report(
+    folder: Path, stream: TextIO, refused: Sequence[str], jobs: Sequence[Sequence[str]]
+) -> None:
+    from gradlab.compare.runs import runs_in
+    from gradlab.record.terminal import console_for
+
+    runs = runs_in(folder)
+    runs += _not_started(folder, runs, refused, jobs)
+    failed = [run for run in runs if run.status != "finished"]
+    console = console_for(stream, PLAIN_WIDTH)
+    written: list[Path] = []
+    if len(runs) > 1:
+        written = _numbers(runs, folder, console)
+    if failed or refused:
+        _failures(runs, refused, console)
+    unfinished = [run for run in failed if run.status in UNFINISHED]
+    if unfinished and len(runs) > 1:
+        _print(console, f"\nto go on with the {_count(len(unfinished))} unfinished:")
+        _print(console, f"  {_going_on(folder)}", style="bold")
+    if written:
+        _print(console, "")
+    for path in written:
+        _print(console, f"{_KIND[path.suffix]}: {_shown(path)}")
+
+
+def _not_started(
+    folder: Path, runs: Sequence[Entry], refused: Sequence[str], jobs: Sequence[Sequence[str]]
+) -> list[Entry]:
+    """The jobs that nobody has begun, as when a sweep was ended in its midst."""
+    from gradlab.compare.runs import NEVER_BEGAN, Entry
+
+    known = {run.number for run in runs}
+    if None in known:  # then a job without a folder cannot be told from one with it
+        return []
+    known |= {int(found[1]) for name in refused if (found := re.match(r"job (\d+)\b", name))}
+    missing = [number for number in range(len(jobs)) if number not in known]
+    return [
+        Entry(
+            folder / str(number),
+            str(number),
+            NEVER_BEGAN,
+            "the sweep ended before it",
+            tuple(jobs[number]),
+            number=number,
+        )
+        for number in missing
+    ]
+
+
+_KIND = {".csv": "numbers", ".png": "figure"}
+
+
+def _numbers(runs: Sequence[Entry], folder: Path, console: Console) -> list[Path]:
+    """The table on the console and the files; gives the files' paths."""
+    from gradlab.compare import phase_diagram, table
+
+    settings = table.settings_of(runs)
+    _print(console, f"\n{_heading(runs)}", style="bold")
+    if any(one.figures for one in settings):
+        page, left_out = table.printed(settings, console.width)
+        console.print(page, soft_wrap=True)
+        if any(one.finished > 1 for one in settings):
+            _print(
+                console, "mean ± 95 % interval (Student's t) over the finished runs of a setting"
+            )
+        if left_out:
+            _print(console, f"in {table.CSV} besides: {', '.join(left_out)}")
+    table.write_csv(runs, folder / table.CSV)
+    written = [folder / table.CSV]
+    found = phase_diagram.diagram(runs)
+    if found is not None:
+        written += phase_diagram.write(found, folder)
+    return written
+
+
+def _heading(runs: Sequence[Entry]) -> str:
+    """``sweep of 8 runs: 6 finished, 1 diverged, 1 crashed``."""
+    counts: dict[str, int] = {"finished": 0}
+    for run in runs:
+        counts[run.status] = counts.get(run.status, 0) + 1
+    words = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return f"sweep of {len(runs)} runs: {words}"
+
+
+def _failures(runs: Sequence[Entry], refused: Sequence[str], console: Console) -> None:
+    from gradlab.compare.runs import settings_that_differ
+
+    differ = settings_that_differ(runs)
+    lines = [f"{name}: refused, see above" for name in refused]
+    for index, run in enumerate(runs):
+        if run.status != "finished":
+            name = f"job {run.name}{_settings(run, differ, index)}"
+            lines.append(f"{name}: {_ending(run)}")
+    _print(console, "\nnot finished:", style="bold")
+    for line in lines[:MOST_NAMED]:
+        _print(console, f"  {line}", style="red")
+    if (more := len(lines) - MOST_NAMED) > 0:
+        _print(console, f"  and {more} more")
+
+
+def _settings(run: Entry, differ: Mapping[str, Sequence[Any]], index: int) -> str:
+    """What sets this run apart, in brackets."""
+    from gradlab.compare.table import shown
+
+    own = [f"{key}={shown(v[index])}" for key, v in differ.items() if v[index] is not None]
+    words = " ".join(own or run.overrides)
+    return f" ({words})" if words else ""
+
+
+def _ending(run: Entry) -> str:
+    """Status and reason in one line; the reason alone where it begins with the status."""
+    reason = run.reason.splitlines()[0] if run.reason else ""
+    if reason.startswith(run.status):
+        return reason
+    return f"{run.status}: {reason}" if reason else run.status
+
+
+def _going_on(folder: Path) -> str:
+    """The command that goes on with what is unfinished in a sweep."""
+    from gradlab.launch.resume import KEY
+
+    path = _shown(folder)
+    if not all(c.isalnum() or c in "/._-~:%+@" for c in path):  # Hydra's grammar wants quotes
+        path = "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"python -m gradlab -m {shlex.quote(f'{KEY}={path}')}"
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    from rich.text import Text
+
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _count(number: int) -> str:
+    return "one" if number == 1 else str(number)
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    path = path.absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,210 @@
+"""The compiled step functions of one or many members, and the states they change.
+
+:class:`Program` is what the loop (:mod:`gradlab.train`) needs of the device; it steps all of its
+members in one call. Here is the program of a single run; :mod:`gradlab.population` has that of
+many. What goes out is on the host: floats and numpy arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradlab.model import per_example_accuracy, per_example_loss
+from gradlab.step import Report, State, Steps
+from gradlab.tasks.base import Batch, Task
+
+Split = Literal["val", "test"]
+Measured = dict[str, np.ndarray]
+
+
+class Program(Protocol):
+    """Some members of one kind, stepped together.
+
+    ``due`` says for each member whether it takes part in a call; what is returned for the others
+    means nothing.
+
+    Attributes:
+      steps: the step functions of a member; what they say of names and shapes holds for all.
+      compile_seconds: how long :meth:`compile` took.
+    """
+
+    steps: Steps
+    compile_seconds: float
+
+    def compile(self) -> None:
+        """Compile what a run needs, so that nothing is compiled between steps."""
+        ...
+
+    def go_on(self, states: Sequence[State]) -> None:
+        """Put every member at a state."""
+        ...
+
+    def state(self, member: int) -> State:
+        """The state of a member."""
+        ...
+
+    def step(self, member: int) -> int:
+        """How many steps a member has made."""
+        ...
+
+    def alive(self) -> Sequence[bool]:
+        """Whether each member's numbers are finite so far."""
+        ...
+
+    def advance(self, counts: Sequence[int]) -> Sequence[Report]:
+        """So many plain steps of each member; means over them."""
+        ...
+
+    def probe(self, due: Sequence[bool]) -> Sequence[tuple[Report, Measured]]:
+        """One measured step."""
+        ...
+
+    def measure(self, due: Sequence[bool]) -> Sequence[Measured]:
+        """What the close probes see, without a step."""
+        ...
+
+    def score(
+        self, split: Split, due: Sequence[bool], params: Sequence[Any] | None = None
+    ) -> Sequence[dict[str, float]]:
+        """Mean loss, and accuracy for classification, on a split.
+
+        Args:
+          split: which.
+          due: see above.
+          params: parameters of each member; None for those of its state.
+        """
+        ...
+
+    def inspect(self, member: int) -> Any:
+        """:meth:`gradlab.step.Steps.inspect` of a member's next step, on the host."""
+        ...
+
+
+class Solo:
+    """The program of a single run; see :class:`Program`.
+
+    Args:
+      steps: its step functions.
+      key: JAX random key of the run.
+      eval_batch: examples scored at once.
+    """
+
+    def __init__(self, steps: Steps, key: jax.Array, eval_batch: int):
+        self.steps, self.data = steps, steps.task.data
+        self._state = steps.start(key)
+        self._splits = held_out(steps.task, eval_batch)
+        self._scores = jax.jit(lambda params, chunks: scores(steps, params, chunks))
+
+    def compile(self) -> None:
+        """See :meth:`Program.compile`."""
+        began = time.perf_counter()
+        self._advance, self._probe, self._measure = compiled(
+            jax.jit(self.steps.advance).lower(self._state, self.data, jnp.int32(0)),
+            jax.jit(self.steps.probe).lower(self._state, self.data),
+            jax.jit(self.steps.measure).lower(self._state, self.data),
+        )
+        self.compile_seconds = time.perf_counter() - began
+
+    def go_on(self, states: Sequence[State]) -> None:
+        """See :meth:`Program.go_on`."""
+        (self._state,) = states
+
+    def state(self, member: int = 0) -> State:
+        """See :meth:`Program.state`; on the device."""
+        return self._state
+
+    def step(self, member: int = 0) -> int:
+        """See :meth:`Program.step`."""
+        return int(self._state.step)
+
+    def alive(self) -> list[bool]:
+        """See :meth:`Program.alive`."""
+        return [bool(self._state.alive)]
+
+    def advance(self, counts: Sequence[int]) -> list[Report]:
+        """See :meth:`Program.advance`."""
+        count = jnp.int32(counts[0])
+        self._state, report = jax.block_until_ready(self._advance(self._state, self.data, count))
+        return [jax.device_get(report)]
+
+    def probe(self, due: Sequence[bool] = (True,)) -> list[tuple[Report, Measured]]:
+        """See :meth:`Program.probe`."""
+        self._state, *seen = jax.block_until_ready(self._probe(self._state, self.data))
+        report, measured = jax.device_get(seen)
+        return [(report, measured)]
+
+    def measure(self, due: Sequence[bool] = (True,)) -> list[Measured]:
+        """See :meth:`Program.measure`."""
+        return [jax.device_get(jax.block_until_ready(self._measure(self._state, self.data)))]
+
+    def score(
+        self, split: Split, due: Sequence[bool] = (True,), params: Sequence[Any] | None = None
+    ) -> list[dict[str, float]]:
+        """See :meth:`Program.score`."""
+        of = self._state.params if params is None else params[0]
+        found = self._scores(of, self._splits[split])
+        return [{name: float(value) for name, value in found.items()}]
+
+    def inspect(self, member: int = 0) -> Any:
+        """See :meth:`Program.inspect`."""
+        return jax.device_get(jax.jit(self.steps.inspect)(self._state, self.data))
+
+
+def compiled(*lowered: Any) -> list[Callable[..., Any]]:
+    """What was lowered, compiled side by side: the compiler lets go of Python's lock."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda one: one.compile(), lowered))
+
+
+def held_out(task: Task, chunk: int) -> dict[Split, tuple[Batch, jax.Array]]:
+    """The held-out splits of a task for :func:`scores`, ``chunk`` examples at a time."""
+    splits: tuple[Split, Split] = ("val", "test")
+    return {split: in_chunks(task.held_out(split), chunk) for split in splits}
+
+
+def scores(steps: Steps, params: Any, split: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
+    """Mean loss and, for classification, accuracy of a split from :func:`held_out`, () each."""
+    model, task = steps.model(params), steps.task
+    chunks, real = split
+
+    def score(chunk: Batch) -> dict[str, jax.Array]:
+        outputs = model(chunk.inputs, chunk.mask).outputs
+        answer = (outputs, chunk.targets, chunk.weights)
+        found = {"loss": per_example_loss(task.loss, *answer)}
+        if task.loss == "cross_entropy":
+            found["accuracy"] = per_example_accuracy(*answer)
+        return found
+
+    each = jax.lax.map(score, chunks)
+    return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)) / jnp.sum(real), each)
+
+
+def in_chunks(batch: Batch, chunk: int) -> tuple[Batch, jax.Array]:
+    """A split as chunks with a new leading axis, the last filled up, and which rows are real."""
+    count = batch.inputs.shape[1]
+    chunk = min(chunk, count)
+    chunks = math.ceil(count / chunk)
+    rows = np.minimum(np.arange(chunks * chunk), count - 1)
+
+    def cut(array: jax.Array, examples_axis: int) -> jax.Array:
+        picked = jnp.take(array, rows, axis=examples_axis)
+        parts = jnp.split(picked, chunks, axis=examples_axis)
+        return jnp.stack(parts)
+
+    time_major_targets = batch.weights is not None
+    cut_batch = Batch(
+        cut(batch.inputs, 1),
+        cut(batch.targets, 1 if time_major_targets else 0),
+        None if batch.weights is None else cut(batch.weights, 1),
+        None if batch.mask is None else cut(batch.mask, 1),
+    )
+    real = jnp.arange(chunks * chunk).reshape(chunks, chunk) < count
+    return cut_batch, real

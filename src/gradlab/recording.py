@@ -1,0 +1,244 @@
+"""The record of one run: its directory, its checkpoints, and the sinks that show it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradlab.checkpoint import FOLDER as CHECKPOINTS
+from gradlab.checkpoint import Checkpoints, Position
+from gradlab.errors import BadInput, CannotRecord
+from gradlab.experiment import Experiment, build_steps
+from gradlab.record.base import Description, Outcome, Row, Sink, Variable
+from gradlab.record.directory import RunDirectory
+from gradlab.record.finish import draw_figures, replay
+from gradlab.record.guarded import Guarded
+from gradlab.record.reader import Run, open_run
+from gradlab.step import Steps, by_name, parameter_names
+from gradlab.train import Member
+from gradlab.verdict import verdict
+
+SCALARS = {
+    "train/loss": "mean training loss since the last row",
+    "train/grad_norm": "global gradient norm before clipping",
+    "train/clip_rate": "share of steps since the last row whose gradient was clipped",
+    "train/penalty": "mean penalty of the regularizer since the last row, before its weight",
+    "val/loss": "validation loss",
+    "val/accuracy": "validation accuracy",
+}
+
+
+class Recording:
+    """Where one run goes. First :meth:`open`, then training with :meth:`member`, then the ends.
+
+    Args:
+      experiment: the parts of the run.
+      folder: the run directory.
+      sinks: further places for the measurements; what goes wrong there is logged and ends nothing.
+      resume: go on with the run in ``folder``, from its last checkpoint.
+
+    Attributes:
+      steps: the step functions.
+      key: JAX random key of the run.
+      description: what is known of the run before its first step; from :meth:`open` on.
+      is_open: whether the directory is being written to.
+
+    Raises:
+      BadInput: for parts that do not fit together, or a run that cannot be gone on with.
+    """
+
+    description: Description
+
+    def __init__(
+        self, experiment: Experiment, folder: Path, sinks: Sequence[Sink] = (), *, resume=False
+    ):
+        self.experiment, self.folder = experiment, folder
+        self.steps, self.left_out = build_steps(experiment)
+        self.key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
+        self.earlier = open_run(folder) if resume else None
+        if self.earlier is not None and self.earlier.damage:
+            allowed = f"a run that is whole; {self.earlier.damage[0]}"
+            raise BadInput("trainer.resume", str(folder), allowed)
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self.directory, self.last = RunDirectory(folder), _LastRow()
+        self.is_open = False
+        self.others = [Guarded(sink) for sink in sinks]
+
+    def open(self) -> None:
+        """Take the folder, and find the position to go on from.
+
+        Raises:
+          BadInput: if the folder is taken, or no checkpoint fits.
+          CannotRecord: if it cannot be written to.
+        """
+        try:
+            self.position = self.checkpoints.restore(self.steps, self.key) if self.earlier else None
+            self.description = describe(self.experiment, self.steps, self.left_out, self.earlier)
+            self.directory.open(self.description)
+            self.is_open = True
+        except BaseException:
+            self.checkpoints.close()
+            raise
+
+    def member(self, ended: Callable[[Outcome], None] | None = None) -> Member:
+        """Open the other sinks, and give the run as the loop wants it.
+
+        Args:
+          ended: called with the outcome as soon as there is one.
+        """
+        for sink in (self.last, *self.others):
+            sink.open(self.description)
+        if self.earlier is not None:
+            replay(self.earlier, [self.last, *self.others])
+        self.checkpoints.prepare()
+
+        def has_ended(member: Member) -> None:
+            if ended is not None and member.outcome is not None:
+                ended(member.outcome)
+
+        return Member(
+            [self.directory, self.last, *self.others],
+            self.position,
+            recorded=self.description.recorded,
+            last_row=self.last.row,
+            save=self._save,
+            ended=has_ended,
+        )
+
+    def _save(self, position: Position) -> None:
+        self.directory.flush()  # so that no checkpoint is ahead of the rows
+        self.checkpoints.save(position)
+
+    def close(self, outcome: Outcome) -> None:
+        """Complete the outcome with its verdict, and make everything measured safe.
+
+        Raises:
+          CannotRecord: if the directory or a checkpoint cannot be written.
+        """
+        self.is_open = False
+        if outcome.status != "crashed":
+            outcome.verdict = self._verdict() + against_baseline(outcome, self.description)
+        try:
+            self.directory.close(outcome)
+        finally:
+            self.checkpoints.close()
+
+    def finish(self, outcome: Outcome, *, figures: bool) -> None:
+        """Draw the figures, then close the other sinks.
+
+        Raises:
+          CannotRecord: if no figure can be written.
+        """
+        try:
+            if figures and outcome.status != "crashed":
+                draw_figures(self.folder)
+        finally:
+            for sink in self.others:
+                sink.close(outcome)
+
+    def _verdict(self) -> list[str]:
+        if self.last.row is None:
+            return []
+        return verdict(
+            self.last.row.arrays,
+            self.steps.names,
+            length=self.experiment.task.length,
+            every_step_has_loss=self.experiment.task.readout == "every",
+            gate=self.steps.setting.retention,
+        )
+
+
+class _LastRow:
+    """A sink that keeps the last row of a step that was made, for the verdict."""
+
+    row: Row | None = None
+
+    def open(self, description: Description) -> None:
+        """Nothing to prepare."""
+
+    def log(self, row: Row) -> None:
+        """Keep it, unless it shows the step at which the run diverged."""
+        if row.scalars:
+            self.row = row
+
+    def close(self, outcome: Outcome) -> None:
+        """Nothing to end."""
+
+
+def crashed(error: BaseException) -> Outcome:
+    """The outcome of a run that an error has ended."""
+    if isinstance(error, CannotRecord):
+        return Outcome("crashed", f"cannot record: {error.reason}")
+    return Outcome("crashed", f"{type(error).__name__}: {error}")
+
+
+def describe(
+    experiment: Experiment,
+    steps: Steps,
+    left_out: Mapping[str, str],
+    earlier: Run | None = None,
+) -> Description:
+    """What is known before the first step; ``earlier`` is the run that is gone on with."""
+    task = experiment.task
+    units = {"loss": "mean squared error" if task.loss == "mse" else "nats"}
+    units |= {"accuracy": "1", "clip_rate": "1", "penalty": "1"}
+    absent = {
+        "val/accuracy": task.loss != "cross_entropy",
+        "train/clip_rate": not experiment.optimizer.clips,
+        "train/penalty": experiment.regularizer is None,
+    }
+    variables = {
+        name: Variable((), units.get(name.partition("/")[2], "loss/parameter"), long_name)
+        for name, long_name in SCALARS.items()
+        if not absent.get(name)
+    }
+    params = by_name(steps.first_params)
+    coords: dict[str, list[Any]] = {
+        "layer": steps.names,
+        "t": list(range(task.length)),
+        "gate": list(steps.setting.gates),
+        "parameter": parameter_names(steps.first_params),
+    }
+    for probe in steps.probes.values():
+        coords |= probe.coords(steps.setting)
+    return Description(
+        name=experiment.name,
+        config=experiment.config,
+        variables=variables | steps.variables,
+        coords=coords,
+        baseline={split: task.baseline(split)._asdict() for split in ("train", "val", "test")},
+        facts={
+            "task": type(task).__name__,
+            "task_in_words": task.describe(),
+            "model": experiment.model_name,
+            "cell": steps.setting.cell,
+            "parameters": sum(int(np.prod(p.shape)) for p in params.values()),
+            "readout": task.readout,
+            "T": task.length,
+            "steps": experiment.trainer.steps,
+            "devices": [str(device) for device in jax.devices()],
+            "overrides": list(experiment.overrides),
+            "probes_left_out": dict(left_out),
+        },
+        id=earlier.info["id"] if earlier else secrets.token_hex(4),
+        resumed=earlier is not None,
+        recorded=int(max(earlier.scalars["step"].values, default=-1)) if earlier else -1,
+    )
+
+
+def against_baseline(outcome: Outcome, description: Description) -> list[str]:
+    """One line that says whether the model beat the guess without memory on the test split."""
+    baseline, summary = description.baseline["test"], outcome.summary
+    if "test/loss" not in summary:
+        return []
+    score, guess = summary["test/loss"], baseline["loss"]
+    word = "beats" if score < guess else "does not beat"
+    line = f"test loss {score:.4g} {word} the baseline {guess:.4g} ({baseline['name']})"
+    if baseline.get("accuracy") is not None and "test/accuracy" in summary:
+        line += f"; test accuracy {summary['test/accuracy']:.1%} against {baseline['accuracy']:.1%}"
+    return [line]

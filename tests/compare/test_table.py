@@ -1,0 +1,136 @@
+"""The table of a sweep, and its file."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from rich.console import Console
+
+from gradlab.compare.runs import runs_in
+from gradlab.compare.table import (
+    Estimate,
+    estimate,
+    figures_of,
+    printed,
+    settings_of,
+    short,
+    with_interval,
+    write_csv,
+)
+
+from .sweeps import make_run, make_sweep
+
+LOSSES = {"rnn": [0.3, 0.5, 0.4], "lstm": [0.1, 0.1, 0.4]}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    def summary(model, seed):
+        if (model, seed) == ("rnn", 2):
+            return {"val/loss": 99.0, "status": "diverged"}
+        slope = math.nan if (model, seed) == ("lstm", 0) else -0.1 * (seed + 1)
+        figures = {"adjoint_slope/layer_0": slope, "memory_horizon/layer_0": 12.0}
+        return {"val/loss": LOSSES[model][seed], "test/loss": 1.0, **figures}
+
+    folder = tmp_path_factory.mktemp("sweep")
+    return runs_in(make_sweep(folder, summary, model=["rnn", "lstm"], seed=[0, 1, 2]))
+
+
+def shown(settings, width=200):
+    page, left_out = printed(settings, width)
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        console.print(page)
+    return capture.get(), left_out
+
+
+@pytest.mark.parametrize("n", [2, 3, 30])
+def test_interval_is_students_t(n):
+    values = np.random.default_rng(n).normal(size=n)
+    low, high = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
+    found = estimate([*values, math.nan, math.inf])
+    assert found.n == n
+    assert found.mean - found.half == pytest.approx(low, rel=1e-9)
+    assert found.mean + found.half == pytest.approx(high, rel=1e-9)
+
+
+def test_one_value_has_no_interval_and_none_no_mean():
+    assert estimate([2.0]) == (2.0, pytest.approx(math.nan, nan_ok=True), 1)
+    assert estimate([math.nan]) == (*[pytest.approx(math.nan, nan_ok=True)] * 2, 0)
+
+
+def test_a_setting_is_what_differs_by_the_seed_alone(sweep):
+    rnn, lstm = settings_of(sweep)
+    assert (rnn.values, lstm.values) == ({"model": "rnn"}, {"model": "lstm"})
+    assert lstm.figures["val/loss"].mean == pytest.approx(0.2)
+    assert lstm.figures["adjoint_slope"].mean == pytest.approx(-0.25)  # one of three is NaN
+    assert lstm.figures["adjoint_slope"].n == 2
+    assert lstm.figures["memory_horizon"] == (12.0, 0.0, 3)
+
+
+def test_runs_that_did_not_finish_are_counted_and_not_averaged(sweep):
+    rnn, _ = settings_of(sweep)
+    assert rnn.figures["val/loss"].mean == pytest.approx(0.4)
+    assert (rnn.finished, rnn.others) == (2, {"diverged": 1})
+    text, _ = shown(settings_of(sweep))
+    assert "2, 1 diverged" in text
+    assert "-0.250 ± 0.64 (n=2)" in text
+
+
+def test_accuracy_takes_the_place_of_the_test_loss(sweep, tmp_path):
+    assert figures_of(sweep) == [
+        *("val/loss", "test/loss", "adjoint_slope", "memory_horizon", "steps_per_second")
+    ]
+    make_run(tmp_path, summary={"test/loss": 1.0, "test/accuracy": 0.5})
+    assert figures_of(runs_in(tmp_path)) == ["test/accuracy", "steps_per_second"]
+
+
+def test_columns_without_room_are_named(sweep):
+    wide, nothing = shown(settings_of(sweep), 200)
+    assert "steps/s" in wide
+    assert nothing == []
+    narrow, left_out = shown(settings_of(sweep), 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "val/loss" in narrow
+    assert left_out[-1] == "steps/s"
+    assert left_out[-1] not in narrow
+
+
+def test_file_holds_what_was_recorded(sweep, tmp_path):
+    write_csv(sweep, tmp_path / "sweep.csv")
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
+    assert list(rows[0])[:5] == ["run", "status", "reason", "model", "seed"]
+    assert len(rows) == len(sweep) == 6
+    for row, run in zip(rows, sweep, strict=True):
+        assert (row["run"], row["status"]) == (run.name, run.status)
+        assert (row["model"], int(row["seed"])) == (run.info["facts"]["model"], run.config["seed"])
+        for key in list(row)[5:]:
+            value = run.summary.get(key, math.nan)
+            assert row[key] == ("" if math.isnan(value) else repr(value))
+            assert not row[key] or float(row[key]) == value
+    assert rows[3]["adjoint_slope/layer_0"] == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (Estimate(0.16666, 0.00123, 3), "0.1667 ± 0.0012"),
+        (Estimate(1234.5, 250.0, 3), "1230 ± 250"),
+        (Estimate(0.123456, math.nan, 3), "0.1235"),
+        (Estimate(0.599, 5.8, 3), "0.599 ± 5.8"),
+        (Estimate(1e-9, 1e-10, 3), "1e-09 ± 1e-10"),
+        (Estimate(2.0, 0.0, 2), "2 ± 0 (n=2)"),
+        (Estimate(math.nan, math.nan, 0), "–"),
+    ],
+)
+def test_numbers_are_shown_to_two_digits_of_their_interval(found, text):
+    assert with_interval(found, 3) == text
+
+
+def test_keys_are_as_short_as_they_can_be_told_apart():
+    keys = ["model", "model.cell.bias", "task.bias", "task.length"]
+    assert short(keys) == dict(
+        zip(keys, ["model", "cell.bias", "task.bias", "length"], strict=True)
+    )

@@ -31,7 +31,9 @@ def missing_extra(path: str, given: str = "") -> BadInput | None:
     extra = EXTRAS.get(path)
     if extra is None:
         return None
-    group, _, name = path.rpartition("/")
+    group, _, name = path.partition("/sampler/")[0].rpartition("/")
+    if name == "sweeper":  # of which the sampler is a part
+        group, name = f"{group}/{name}", "search"
     hint = f"pip install 'gradlab[{extra}]'"
     return BadInput(group, given or name, "an option whose package is installed", hint)
 

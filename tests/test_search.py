@@ -3,12 +3,16 @@
 import json
 import math
 import os
+import re
 import signal
-import sys
 import time
 
 import optuna
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+
+from gradlab.launch.job import worth
 
 from .test_cli import QUIET, TINY
 
@@ -30,14 +34,15 @@ def loss(config):
 def search(command, monkeypatch):
     """``search("hydra.sweeper.n_trials=3", ..., killed_in=5)``, with a formula in place of runs."""
 
-    def go(*arguments, killed_in=None, figure=loss, **figures):
-        def run(cfg, folder):
-            if folder.name == str(killed_in):
+    def go(*arguments, said=SEARCH, killed_in=None, figure=loss, **figures):
+        def run(job):
+            if job.folder.name == str(killed_in):
                 raise SystemExit(137)
-            return {"status": "finished", "val/loss": figure(cfg), **figures}
+            found = {"status": "finished", "val/loss": figure(job.config), **figures}
+            return worth(job, found)
 
-        monkeypatch.setattr("gradlab.__main__._run", run)
-        return command(*SEARCH, *arguments)
+        monkeypatch.setattr("gradlab.launch.job.perform", run)
+        return command(*said, *arguments)
 
     return go
 
@@ -55,12 +60,13 @@ def test_a_search_that_was_stopped_makes_the_trials_of_one_that_was_not(search, 
     """With random trials at first, then those of TPE; and whether one or two go together."""
     settings = [f"hydra.sweeper.n_jobs={together}", "hydra.sweeper.n_trials=5"]
     settings.append("hydra.sweeper.sampler.n_startup_trials=2")
-    whole = search(*settings, "hydra.sweeper.folder=whole")
+    whole = search(*settings, "hydra.sweep.dir=whole")
     assert whole.code == 0
     for last in (1, 3):
         assert search(*settings, killed_in=last).code == 137
         assert trials()[-1][3] == "RUNNING"
-    assert search(*settings).code == 0
+    # Once by the same command, once by the folder.
+    assert search(f"trainer.resume={FOLDER}", said=["-m"]).code == 0
     assert trials() == trials("whole")
     states = [state for *_, state in trials()]
     assert {"COMPLETE", "FAIL"} == set(states)  # a run that diverged has failed, no more
@@ -86,7 +92,7 @@ def test_several_objectives(search):
     done = search(*both, "hydra.sweeper.n_trials=2", **{"test/loss": -2.0})
     assert done.code == 0
     assert {tuple(t.values)[1] for t in study().trials if t.values} == {2.0}
-    assert "val/loss" in done.out.splitlines()[-2]
+    assert re.search(r"^best: trial \d, val/loss .*, \|test/loss\| 2: ", done.out, re.MULTILINE)
 
 
 def test_a_search_without_a_result_says_so(search):
@@ -146,10 +152,9 @@ def test_another_search_of_the_same_name_is_refused(search):
 
 
 def test_without_the_package_the_extra_is_named(command, monkeypatch):
-    from hydra.core.config_store import ConfigStore
-
-    monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_optuna_sweeper", None)
-    monkeypatch.setitem(ConfigStore.instance().repo["hydra"], "sweeper", {})
+    Plugins.instance()  # which fills the store
+    for option in ("optuna.yaml", "sampler"):
+        monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["sweeper"], option)
     for option in ("search", "optuna"):
         done = command("-m", f"hydra/sweeper={option}", "seed=1")
         assert (done.code, done.out) == (2, "")
@@ -159,28 +164,30 @@ def test_without_the_package_the_extra_is_named(command, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_search_killed_in_the_middle_of_a_run_goes_on(process, tmp_path):
-    long = ["trainer.steps=4000", "trainer.checkpoint_seconds=0.2", "hydra.sweeper.n_trials=4"]
-    whole = process(*SEARCH, *long, "hydra.sweeper.folder=whole")
-    out, err = whole.communicate(timeout=240)
+def test_a_search_killed_in_the_middle_of_a_run_goes_on(process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    long = ["trainer.steps=20000", "trainer.log_every=500", "trainer.checkpoint_seconds=0.5"]
+    long += ["probe=none", "hydra.sweeper.n_trials=3"]
+    whole = process(*SEARCH, *long, "hydra.sweep.dir=whole")
+    _, err = whole.communicate(timeout=240)
     assert (whole.returncode, err) == (0, "")
     killed = process(*SEARCH, *long)
-    checkpoints = tmp_path / FOLDER / "2" / "checkpoints"
+    checkpoints = tmp_path / FOLDER / "1" / "checkpoints"
     end = time.monotonic() + 120
-    while not list(checkpoints.glob("[0-9]*")):
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
         assert time.monotonic() < end
         assert killed.poll() is None
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    os.chdir(tmp_path)
-    assert [state for *_, state in trials()] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    before = trials()
+    assert [state for *_, state in before] == ["COMPLETE", "RUNNING"]
     again = process(*SEARCH, *long)
     out, err = again.communicate(timeout=240)
-    assert (again.returncode, err) == (0, "")
+    assert again.returncode == 0, err
     made = [line for line in out.splitlines() if line.startswith("trial")]
-    assert made[0].startswith("trial 2:")
+    assert [line.split(":")[0] for line in made] == ["trial 1", "trial 2"]
     assert trials() == trials("whole")
-    resumed = json.loads((tmp_path / FOLDER / "2" / "run.json").read_text())["resumed"]
+    resumed = json.loads((tmp_path / FOLDER / "1" / "run.json").read_text())["resumed"]
     assert [one["from"] for one in resumed] == ["killed"]
-    assert "best: trial" in out
+    assert f"val/loss {min(values[0] for _, _, values, _ in trials()):.4g}: " in out

@@ -114,6 +114,8 @@ class Folders(Callback):
         HydraConfig.instance().set_config(config)
         folder = Path(str(OmegaConf.select(config, key))).absolute()
         resumed = OmegaConf.select(config, "trainer.resume") is not None or requeued()
+        # A search goes on by itself; it looks whether it is the same.
+        resumed |= OmegaConf.select(config, "hydra.sweeper.study_name") is not None
         if (folder / sign).exists() and not resumed:
             refuse(str(occupied(key, folder)))
         self.existed = {path for path in (folder, *folder.parents) if path.exists()}

@@ -33,10 +33,11 @@ from optuna.trial import Trial, TrialState
 from gradlab.check import check_keys
 from gradlab.errors import BadInput, at_least
 from gradlab.launch.build import build, plain
-from gradlab.launch.resume import FREE
+from gradlab.launch.resume import FREE, SWEEP
 from gradlab.launch.resume import KEY as RESUME
+from gradlab.launch.session import session, shown
 from gradlab.record.lock import Lock
-from gradlab.record.private import scrub
+from gradlab.record.private import scrub, scrub_file
 
 SECTION = "hydra.sweeper"
 _SEARCH = "search"
@@ -49,7 +50,7 @@ class OptunaSearch(OptunaSweeperImpl):
     """See the module.
 
     Args:
-      folder: where the runs and the data base are; ``hydra.sweep.dir`` must be the same.
+      folder: what ``hydra.sweep.dir`` is, unless that is given itself.
       sampler: a section with ``_target_`` and ``seed``.
       settings: those of the plugin: ``study_name``, ``storage``, ``direction``, ``n_trials``,
         ``n_jobs``, ``max_failure_rate``, ``params``.
@@ -69,9 +70,14 @@ class OptunaSearch(OptunaSweeperImpl):
             raise BadInput(f"{SECTION}.max_failure_rate", rate, "a number from 0 to 1")
         settings |= {"search_space": None, "custom_search_space": None}
         super().__init__(sampler=sampler, **settings)
-        self.folder, self.seed = Path(folder), sampler.get("seed")
+        self.seed = sampler.get("seed")
         check_keys(f"{SECTION}.sampler", {"seed": self.seed}, {"seed": int | None})
         optuna.logging.set_verbosity(logging.WARNING)
+
+    def setup(self, **parts: Any) -> None:
+        """See Hydra."""
+        super().setup(**parts)
+        self.folder = Path(self.sweep_dir)
 
     def sweep(self, arguments: list[str]) -> None:
         """Search until the study holds ``n_trials`` trials that have ended.
@@ -97,9 +103,11 @@ class OptunaSearch(OptunaSweeperImpl):
             lock.acquire()
         except BadInput as error:
             allowed = error.allowed.replace("a run", "a search").replace("writing to", "at")
-            raise BadInput(f"{SECTION}.folder", str(self.folder), allowed, error.hint) from None
+            raise BadInput("hydra.sweep.dir", str(self.folder), allowed, error.hint) from None
         try:
             self.study = self._open_study()
+            OmegaConf.save(self.config, self.folder / SWEEP)  # as Hydra does, to go on by it
+            scrub_file(self.folder / SWEEP)
             while trials := self._next_batch():
                 self._launch(trials)
             self._report()
@@ -154,7 +162,7 @@ class OptunaSearch(OptunaSweeperImpl):
             if any(self.folder.glob("*/run.json")):
                 allowed = f"a folder without runs, for a new study {self.study_name}"
                 hint = "another folder, or move the runs away"
-                raise BadInput(f"{SECTION}.folder", str(self.folder), allowed, hint) from None
+                raise BadInput("hydra.sweep.dir", str(self.folder), allowed, hint) from None
             study = optuna.create_study(
                 self.storage, study_name=self.study_name, directions=self.directions
             )
@@ -264,7 +272,7 @@ class OptunaSearch(OptunaSweeperImpl):
         total, done = len(self.study.get_trials(deepcopy=False)), self._completed()
         print(f"\nsearch {self.study_name}: {total} trials, {total - done} of them failed")
         if not done:
-            print("gradlab: no trial of the search has a result, see above", file=sys.stderr)
+            print("gradlab: no trial of the search has a result", file=sys.stderr)
             sys.exit(1)
         best = [self.study.best_trial] if len(self.names) == 1 else self.study.best_trials
         for trial in best:
@@ -276,7 +284,7 @@ class OptunaSearch(OptunaSweeperImpl):
         else:
             found["solutions"] = [{"params": one.params, "values": one.values} for one in best]
         OmegaConf.save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
-        print(f"search directory: {self.folder}")
+        print(f"search directory: {shown(self.folder)}")
 
 
 def _values(number: int, returned: JobReturn) -> list[float]:
@@ -288,6 +296,7 @@ def _values(number: int, returned: JobReturn) -> list[float]:
         return []
     except Exception as error:  # noqa: BLE001  (one job must not end the search)
         _log.warning("trial %d crashed", number, exc_info=error)
+        session.failed.append(f"trial {number}")
         return []
     return [float(one) for one in (value if isinstance(value, Sequence) else [value])]
 

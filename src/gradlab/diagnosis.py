@@ -22,7 +22,7 @@ def diagnose(steps: Steps, state: State, data: Any) -> str:
       state: as the last finite step left it.
       data: the task's data.
     """
-    loss, grads, adjoints, traces = jax.device_get(jax.jit(steps.inspect)(state, data))
+    loss, grads, adjoints, traces = jax.device_get(steps.mesh.jit(steps.inspect)(state, data))
     where = _in_states(steps, traces)
     if where is None and not np.isfinite(loss):
         where = f"the loss is {loss}, from finite states"

@@ -40,6 +40,7 @@ class Trainer:
       eval_batch: examples evaluated at once; bounds memory only.
       checkpoint_seconds: keep the position of the run at about every so many seconds, and at its
         end; None: never.
+      mesh: ``"data"`` splits each batch over all devices of all processes; None: one device.
 
     Raises:
       BadInput: if one of them is too small.
@@ -52,6 +53,7 @@ class Trainer:
     eval_batch: int = 250
     log_per_decade: int | None = None
     checkpoint_seconds: float | None = 30.0
+    mesh: Literal["data"] | None = None
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "eval_every", "eval_batch"):
@@ -75,11 +77,12 @@ class Evaluator:
     """
 
     def __init__(self, steps: Steps, chunk: int):
-        self.steps = steps
+        self.steps, mesh = steps, steps.mesh
         self.splits = {
-            split: _in_chunks(steps.task.held_out(split), chunk) for split in ("val", "test")
+            split: mesh.replicate(_in_chunks(steps.task.held_out(split), chunk, mesh.devices))
+            for split in ("val", "test")
         }
-        self._scores = jax.jit(self._all_scores)
+        self._scores = mesh.jit(self._all_scores)
 
     def __call__(self, params: Any, split: Literal["val", "test"]) -> dict[str, float]:
         """``{"loss": ..., "accuracy": ...}`` of a split; accuracy for classification only."""
@@ -88,24 +91,25 @@ class Evaluator:
         return {name: float(value) for name, value in scores.items()}
 
     def _all_scores(self, params: Any, chunks: Batch, real: jax.Array) -> dict[str, jax.Array]:
-        model, task = self.steps.model(params), self.steps.task
+        task = self.steps.task
 
-        def score(chunk: Batch) -> dict[str, jax.Array]:
-            outputs = model(chunk.inputs, chunk.mask).outputs
+        def score(params: Any, chunk: Batch) -> tuple[tuple[()], dict[str, jax.Array]]:
+            outputs = self.steps.model(params)(chunk.inputs, chunk.mask).outputs
             answer = (outputs, chunk.targets, chunk.weights)
             scores = {"loss": per_example_loss(task.loss, *answer)}
             if task.loss == "cross_entropy":
                 scores["accuracy"] = per_example_accuracy(*answer)
-            return scores
+            return (), scores
 
-        each = jax.lax.map(score, chunks)
+        split = self.steps.mesh.over_batch(score, rows=0)
+        each = jax.lax.map(lambda chunk: split(params, chunk)[1], chunks)
         return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)) / jnp.sum(real), each)
 
 
-def _in_chunks(batch: Batch, chunk: int) -> tuple[Batch, jax.Array]:
+def _in_chunks(batch: Batch, chunk: int, devices: int = 1) -> tuple[Batch, jax.Array]:
     """A split as chunks with a new leading axis, the last filled up, and which rows are real."""
     count = batch.inputs.shape[1]
-    chunk = min(chunk, count)
+    chunk = math.ceil(min(chunk, count) / devices) * devices
     chunks = math.ceil(count / chunk)
     rows = np.minimum(np.arange(chunks * chunk), count - 1)
 
@@ -222,14 +226,14 @@ class _Run:
         self.close_steps = close.steps(total) if steps.looks_closely else set()
         self.rows = sorted(trainer.log.steps(total) | self.close_steps)
         self.clock = Clock()
-        self.state = steps.start(key)
-        self.data = steps.task.data
+        self.state = steps.mesh.replicate(steps.start(key))
+        self.data = steps.mesh.replicate(steps.task.data)
         self.evaluate = Evaluator(steps, trainer.eval_batch)
         began = now()
         lowered = (
-            jax.jit(steps.advance).lower(self.state, self.data, jnp.int32(0)),
-            jax.jit(steps.probe).lower(self.state, self.data),
-            jax.jit(steps.measure).lower(self.state, self.data),
+            steps.mesh.jit(steps.advance).lower(self.state, self.data, np.int32(0)),
+            steps.mesh.jit(steps.probe).lower(self.state, self.data),
+            steps.mesh.jit(steps.measure).lower(self.state, self.data),
         )
         with ThreadPoolExecutor() as pool:  # the compiler lets go of Python's lock
             compiled = pool.map(lambda one: one.compile(), lowered)
@@ -239,7 +243,9 @@ class _Run:
 
     def go_on(self, position: Position) -> None:
         """Stand where ``position`` says."""
-        self.state, self.since, self.best = position.state, list(position.since), position.best
+        replicate, best = self.steps.mesh.replicate, position.best
+        self.state, self.since = replicate(position.state), list(position.since)
+        self.best = None if best is None else best._replace(params=replicate(best.params))
         self.next_validation, self.seconds = position.next_validation, position.seconds
         self.done = int(self.state.step)
 
@@ -315,7 +321,7 @@ class _Run:
     def _advance(self, count: int) -> None:
         began = self.now()
         self.state, report = jax.block_until_ready(
-            self.advance(self.state, self.data, jnp.int32(count))
+            self.advance(self.state, self.data, np.int32(count))
         )
         self.clock.plain.append((self.now() - began, count))
         self.since.append((count, jax.device_get(report)))

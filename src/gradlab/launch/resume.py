@@ -11,7 +11,10 @@ from typing import Any
 from gradlab.errors import BadInput
 
 KEY = "trainer.resume"
-FREE = ("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", KEY, "record")
+FREE = (
+    *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", "trainer.mesh"),
+    *(KEY, "record"),
+)
 """What may be changed when a run goes on; the curves before and after fit together all the same."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}

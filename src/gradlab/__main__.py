@@ -28,10 +28,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gradlab.errors import BadInput, CannotRecord
+from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.launch.build import build, plain
 from gradlab.launch.conf_files import config_folder
 from gradlab.launch.explain import check_flags, explain
+from gradlab.launch.multihost import Company, join
 from gradlab.launch.resume import earlier_run, has_ended, with_resumed
 
 
@@ -45,6 +46,7 @@ class Session:
       existed: folders that were there before the command and must outlive it.
       sweep: the folder of a sweep, or None.
       refused: names of the jobs of a sweep that were refused.
+      company: the other processes of the run, if it is spread over several.
     """
 
     process: int = field(default_factory=os.getpid)
@@ -52,6 +54,7 @@ class Session:
     existed: set[Path] = field(default_factory=set)
     sweep: Path | None = None
     refused: list[str] = field(default_factory=list)
+    company: Company = field(default_factory=Company)
 
 
 session = Session()
@@ -60,7 +63,18 @@ session = Session()
 def main() -> None:
     """Run the command line. Bad input ends with one message and exit code 2."""
     global session
-    session = Session()
+    session, code = Session(), 1
+    try:
+        _command()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+        raise
+    finally:
+        session.company.part(code)
+
+
+def _command() -> None:
     logging.basicConfig(format="gradlab: %(message)s")  # warnings, on standard error
     # Hydra would print its own short traceback; with this it hands the error to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -72,14 +86,22 @@ def main() -> None:
     try:
         check_flags(sys.argv[1:])
         sys.argv[1:] = with_resumed(sys.argv[1:])
+        session.company = join(sys.argv[1:])
+        if session.company.follows:
+            sys.exit(session.company.follow())
         entry()
     except BadInput as error:
         _refuse(str(error))
+    except LostPeer as error:
+        print(f"gradlab: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("gradlab: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if session.began:  # a fault of the program, not of what it was given
+        if (
+            session.began or session.company.follows
+        ):  # a fault of the program, not of what it was given
             raise
         _refuse(explain(error, sys.argv[1:]))
     finally:
@@ -131,7 +153,7 @@ def job(cfg: DictConfig) -> float:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         outcome = _run(cfg, folder)
-    except CannotRecord as error:
+    except (CannotRecord, LostPeer) as error:
         print(f"gradlab: {error}", file=sys.stderr)
         sys.exit(1)
     except BaseException as error:
@@ -150,7 +172,9 @@ def _run(cfg: DictConfig, folder: Path):
     """The outcome of a run; of one that had ended before, the summary that it recorded."""
     config, hydra_config = plain(cfg), HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
-    experiment = build(config, hydra_config.runtime.choices, overrides)
+    session.company.check(config)
+    choices = {str(group): option for group, option in hydra_config.runtime.choices.items()}
+    experiment = build(config, choices, overrides)
     earlier = earlier_run(config, folder)
     if earlier is None and (folder / "run.json").exists():
         raise _occupied("hydra.sweep.dir", folder)
@@ -163,7 +187,10 @@ def _run(cfg: DictConfig, folder: Path):
     record = experiment.config["record"]
     sinks, wandb = _sinks(record, folder)
     resume = earlier is not None
-    outcome = run(experiment, folder, sinks, resume=resume, figures=record["figures"])
+    company = session.company.lead(config=config, choices=choices, overrides=overrides)
+    outcome = run(
+        experiment, folder, sinks, resume=resume, figures=record["figures"], company=company
+    )
     print(f"\nrun directory: {_shown(folder)}")
     if record["figures"]:
         for picture in sorted((folder / "figures").glob("*.png")):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from gradlab.checkpoint import FOLDER as CHECKPOINTS
-from gradlab.checkpoint import Checkpoints, Position
+from gradlab.checkpoint import Checkpoints, Position, from_bytes
 from gradlab.errors import BadInput, CannotRecord, at_least
 from gradlab.interruption import Interruption
 from gradlab.mesh import mesh_of
@@ -202,6 +203,7 @@ def run(
     *,
     resume: bool = False,
     figures: bool = True,
+    company: Callable[[Position | None], AbstractContextManager[None]] = nullcontext,
 ) -> Outcome:
     """Run an experiment in ``folder`` and show it to ``sinks``.
 
@@ -213,6 +215,8 @@ def run(
       sinks: further places for the measurements; what goes wrong there is logged and ends nothing.
       resume: go on with the run in ``folder``, from its last checkpoint.
       figures: whether to draw ``figures/*.png``.
+      company: from the position where the run begins, what to hold while it trains: the other
+        processes that it is spread over do the same within it, see :func:`take_part`.
 
     Raises:
       BadInput: before anything is recorded, for parts that do not fit together, or that do not fit
@@ -220,7 +224,7 @@ def run(
       CannotRecord: if the run directory can no longer be written to. What is in it stays.
     """
     steps, left_out = build_steps(experiment)
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
+    key = _key(experiment)
     earlier = open_run(folder) if resume else None
     if earlier is not None and earlier.damage:
         raise BadInput("trainer.resume", str(folder), f"a run that is whole; {earlier.damage[0]}")
@@ -246,30 +250,58 @@ def run(
                 checkpoints.save(position)
 
             checkpoints.prepare()
-            outcome, _ = train(
-                experiment.trainer,
-                steps,
-                key,
-                [directory, last, *others],
-                close=experiment.close,
-                position=position,
-                recorded=description.recorded,
-                last_row=last.row,
-                save=save,
-                interruption=interruption,
-            )
+            with company(position):
+                outcome, _ = train(
+                    experiment.trainer,
+                    steps,
+                    key,
+                    [directory, last, *others],
+                    close=experiment.close,
+                    position=position,
+                    recorded=description.recorded,
+                    last_row=last.row,
+                    save=save,
+                    interruption=interruption,
+                )
             outcome.signal = interruption.signal
             outcome.verdict = _verdict(experiment, steps, last.row)
             outcome.verdict += against_baseline(outcome, description)
             checkpoints.close()
-        except KeyboardInterrupt:
-            outcome = Outcome("interrupted", "interrupted before the first step")
+        except KeyboardInterrupt as error:
+            outcome = Outcome("interrupted", str(error) or "interrupted before the first step")
         except BaseException as error:
             outcome = Outcome("crashed", _reason(error))
             raise
         finally:
             _end(outcome, directory, checkpoints, others, figures=figures)
     return outcome
+
+
+def take_part(experiment: Experiment, position: bytes, interruption: Interruption) -> None:
+    """Make the steps of a run that another process leads and records.
+
+    Args:
+      experiment: as there.
+      position: where it begins, from :func:`gradlab.checkpoint.to_bytes`; empty for the start.
+      interruption: asks all of them to end.
+    """
+    steps, _ = build_steps(experiment)
+    key = _key(experiment)
+    at = from_bytes(position, steps.start(key)) if position else None
+    train(
+        experiment.trainer,
+        steps,
+        key,
+        [],
+        close=experiment.close,
+        position=at,
+        interruption=interruption,
+    )
+
+
+def _key(experiment: Experiment) -> jax.Array:
+    """The random key of its training."""
+    return jax.random.fold_in(jax.random.key(experiment.seed), 1)
 
 
 def _replay(earlier: Run, sinks: Sequence[Sink]) -> None:

@@ -191,7 +191,8 @@ def train(
       last_row: the last row recorded of a step that was made.
       save: called with the position when it should be kept: at every
         ``trainer.checkpoint_seconds``, when the run is interrupted, and at its end.
-      interruption: asks the run to end after the step it is at.
+      interruption: asks the run to end after the step it is at. Over several processes they end
+        after the same one, whichever of them is asked.
       now: a clock in seconds.
 
     Returns:
@@ -205,7 +206,10 @@ def train(
     try:
         outcome = run.go()
     except KeyboardInterrupt:  # a second Ctrl-C: at once, so from the last position kept
-        outcome = Outcome("interrupted", f"interrupted at step {int(run.state.step)}")
+        reason = f"interrupted at step {int(run.state.step)}"
+        if steps.mesh.processes > 1:  # the others still train: nothing more can be computed
+            raise KeyboardInterrupt(reason) from None
+        outcome = Outcome("interrupted", reason)
     outcome.summary = run.summary()
     outcome.timings = run.clock.timings() | {
         "compile_seconds": run.compile_seconds,
@@ -282,9 +286,11 @@ class _Run:
     def _ends_here(self) -> bool:
         """Whether the run was asked to end; keeps the position when that is due."""
         every = self.trainer.checkpoint_seconds
-        if every is not None and self.now() - self.saved >= every and not self.interruption:
+        number = self.steps.mesh.agree(self.interruption.signal)
+        self.interruption.signal = number or self.interruption.signal
+        if every is not None and self.now() - self.saved >= every and not number:
             self._save()
-        return bool(self.interruption)
+        return number != 0
 
     def _save(self) -> None:
         if self.save is not None and self.trainer.checkpoint_seconds is not None:

@@ -32,11 +32,11 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
       BadInput: if PATH is not a run, or is given for a sweep or together with a folder.
     """
     own = [argument for argument in arguments if not argument.startswith("-")]
-    asked = _value(own, KEY)
+    asked = value_of(own, KEY)
     if asked in (None, "", "null"):
         return list(arguments)
     sweep = bool(_MULTIRUN & set(arguments))
-    placed = _value(own, "hydra.run.dir") is not None
+    placed = value_of(own, "hydra.run.dir") is not None
     if asked == "auto":
         found = None if sweep or placed else _left_unfinished(Path("outputs"), own)
         return list(arguments) if found is None else _resumed(arguments, found)
@@ -45,7 +45,7 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
         raise BadInput(KEY, asked, "auto, in a sweep", hint)
     if placed:
         allowed = f"nothing: the run goes on in its own folder, {asked}"
-        raise BadInput("hydra.run.dir", _value(own, "hydra.run.dir"), allowed)
+        raise BadInput("hydra.run.dir", value_of(own, "hydra.run.dir"), allowed)
     return _resumed(arguments, Path(asked).expanduser())
 
 
@@ -159,7 +159,8 @@ def _key(argument: str) -> str:
     return found[1] if found else argument
 
 
-def _value(own: Sequence[str], key: str) -> str | None:
+def value_of(own: Sequence[str], key: str) -> str | None:
+    """What the overrides ``own`` say of a key last; None if nothing."""
     values = [m[2] for one in own if (m := _OVERRIDE.fullmatch(one)) and m[1] == key]
     if not values:
         return None

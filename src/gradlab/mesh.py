@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -89,7 +90,8 @@ class DataMesh:
 
         def own_rows(params: Any, batch: Batch) -> tuple[Any, Any]:
             means, each = function(params, batch)
-            return lax.pmean(means, AXIS), each
+            flat, restore = ravel_pytree(means)  # one message, however many parameters
+            return restore(lax.pmean(flat, AXIS)), each
 
         def split(params: Any, batch: Batch) -> tuple[Any, Any]:
             # Without check_vma: with it, every use of the parameters within the scan would count

@@ -312,7 +312,7 @@ class Steps:
         own = [direction for layer in norms for direction in layer]
         shift = jnp.log2(jnp.float32(self.batch // self.mesh.devices))
         return {
-            name: (jnp.stack([one[name] for one in own]) + shift) * LOG10_2
+            name: (self.mesh.whole(jnp.stack([one[name] for one in own])) + shift) * LOG10_2
             for name in self.setting.states
         }
 

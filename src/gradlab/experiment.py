@@ -15,7 +15,7 @@ from flax import nnx
 
 from gradlab.checkpoint import FOLDER as CHECKPOINTS
 from gradlab.checkpoint import Checkpoints, Position, from_bytes
-from gradlab.errors import BadInput, CannotRecord, at_least
+from gradlab.errors import BadInput, CannotRecord, LostPeer, at_least
 from gradlab.interruption import Interruption
 from gradlab.mesh import mesh_of
 from gradlab.model import MakeCell, SequenceModel
@@ -335,6 +335,8 @@ def _end(
 def _reason(error: BaseException) -> str:
     if isinstance(error, CannotRecord):
         return f"cannot record: {error.reason}"
+    if isinstance(error, LostPeer):
+        return f"another process of the run is gone ({error.reason})"
     return f"{type(error).__name__}: {error}"
 
 

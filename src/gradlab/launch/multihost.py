@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -55,8 +56,8 @@ def place(environment: Mapping[str, str]) -> Place | None:
     given = {name: environment[name] for name in BY_HAND if environment.get(name)}
     if given:
         found = _by_hand(given)
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        tasks, index = environment["SLURM_STEP_NUM_TASKS"], environment["SLURM_PROCID"]
+    elif "SLURM_STEP_NUM_TASKS" in environment:  # started by srun, not by the script of the job
+        tasks, index = environment["SLURM_STEP_NUM_TASKS"], environment.get("SLURM_PROCID", "0")
         found = Place(int(index), int(tasks), None)
     else:
         return None
@@ -118,11 +119,23 @@ def _meet(here: Place, seconds: float) -> None:
     watch.start()
     options: dict[str, Any] = {"initialization_timeout": int(10 * seconds) + 60}
     if here.address is not None:
+        _check_free(here)
         options |= {"coordinator_address": here.address, "cluster_detection_method": "deactivate"}
         options |= {"num_processes": here.count, "process_id": here.index}
     jax.distributed.initialize(**options)
     jax.devices()  # each learns of the devices of all
     watch.cancel()
+
+
+def _check_free(here: Place) -> None:
+    """Refuse a port that is taken: jax would end in a memory fault."""
+    assert here.address is not None
+    if here.index == 0:
+        try:
+            socket.create_server(("", int(here.address.rpartition(":")[2]))).close()
+        except (OSError, OverflowError) as error:
+            allowed = f"HOST:PORT with a port that process 0 can listen at ({error})"
+            raise BadInput(BY_HAND[0], here.address, allowed, "another port") from None
 
 
 def _alone(here: Place, seconds: float) -> None:
@@ -218,6 +231,8 @@ class Company:
         """Within it the processes compute together; one that fails there cannot say so."""
         import jax
 
+        if self._in_step:
+            raise LostPeer("an earlier job of this sweep failed while they computed together")
         self._in_step = True
         try:
             yield

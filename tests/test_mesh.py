@@ -50,7 +50,7 @@ CASES = {
         "close": Schedule(20),
         "close_examples": 3,
     },
-    "penalty on all": {"make_cell": SimpleRNN, "regularizer": Omega()},
+    "penalty on all": {"make_cell": SimpleRNN, "regularizer": Omega(), "learning_rate": 0.01},
     "penalty on some": {"regularizer": Flossing(alone=0, until=30, exponents=3)},
 }
 
@@ -74,7 +74,9 @@ def compare(name: str) -> None:
     found = []
     for mesh in (None, "data"):
         trainer = Trainer(steps=50, batch=8, log_every=5, eval_every=20, eval_batch=7, mesh=mesh)
-        parts = experiment(trainer=trainer, rule=optax.sgd, learning_rate=0.1, **CASES[name])
+        parts = experiment(
+            **{"trainer": trainer, "rule": optax.sgd, "learning_rate": 0.1} | CASES[name]
+        )
         steps, _ = build_steps(parts)
         assert steps.mesh.devices == (4 if mesh else 1)
         rows = Rows()
@@ -97,10 +99,9 @@ def compare(name: str) -> None:
 def same(given, wanted):
     assert given.keys() == wanted.keys()
     for name, value in wanted.items():
-        # Of curves in log10 the absolute difference counts.
-        np.testing.assert_allclose(
-            given[name], value, rtol=TOLERANCE, atol=3 * TOLERANCE, err_msg=name
-        )
+        # The adjoint of the example that is fitted best: a small difference of large numbers.
+        limit = 10 * TOLERANCE if name.endswith("_q") else TOLERANCE
+        np.testing.assert_allclose(given[name], value, rtol=limit, atol=limit, err_msg=name)
 
 
 def child(*words, devices=4):
@@ -248,7 +249,7 @@ def processes(tmp_path, monkeypatch):
             environment |= {"PYTHONPATH": str(ROOT / "src"), "GRADLAB_JOIN_SECONDS": str(seconds)}
             together.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "gradlab", "trainer.mesh=data", *arguments],
+                    [sys.executable, "-m", "gradlab", *arguments, "trainer.mesh=data"],
                     cwd=tmp_path,
                     env=os.environ | environment,
                     stdout=subprocess.PIPE,
@@ -320,23 +321,20 @@ def test_a_signal_at_one_ends_all_and_either_number_goes_on(processes, command, 
     made = int(run.info["reason"].split()[3])
     assert 0 < made < 3000
     assert (folder / "checkpoints" / str(made)).is_dir()
-    # One goes on alone, is stopped too, and two bring it to its end.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradlab.train.Interruption.__bool__", lambda _: False)
-        done = command("trainer.resume=run", "trainer.mesh=null", "trainer.steps=3100")
+    # One goes on alone to the end, and two go on from there.
+    done = command("trainer.resume=run", "trainer.mesh=null", "record.terminal=false")
     assert done.code == 0, done.err
     assert len(open_run(folder).info["devices"]) == 1
-    done = ends(processes(2, "trainer.resume=run", "trainer.steps=3200"))
+    alone = [*line, "record.terminal=false", "hydra.run.dir=alone"]
+    assert command(*alone).code == 0
+    same_runs(open_run(tmp_path / "alone"), open_run(folder))
+    done = ends(processes(2, "trainer.resume=run", "trainer.steps=3300"))
     assert [code for code, *_ in done] == [0, 0], done
-    whole = [*SMALL, "trainer.steps=3200", "trainer.log_every=100", "record.terminal=false"]
-    assert command(*whole, "hydra.run.dir=whole").code == 0
+    assert command("trainer.resume=alone", "trainer.steps=3300").code == 0
+    same_runs(open_run(tmp_path / "alone"), open_run(folder))
     run = open_run(folder)
-    assert (run.status, len(run.info["resumed"])) == ("finished", 2)
-    assert len(run.info["devices"]) == 2
-    steps = open_run(tmp_path / "whole").scalars["step"].values
-    want = open_run(tmp_path / "whole").scalars["train/loss"].values
-    found = run.scalars["train/loss"].sel(step=steps).values
-    np.testing.assert_allclose(found, want, atol=TOLERANCE)
+    assert (run.status, len(run.info["resumed"]), len(run.info["devices"])) == ("finished", 2, 2)
+    assert int(run.scalars["step"][-1]) == 3299
 
 
 @pytest.mark.slow

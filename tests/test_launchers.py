@@ -150,7 +150,6 @@ def test_the_watcher_names_a_killed_job_once_and_tells_what_changes(tmp_path):
     said = io.StringIO()
     watcher = Watcher(tmp_path, JOBS, stream=said)
     watcher.look()
-    assert said.getvalue() == ""  # nothing has begun
     begin(tmp_path, 0, "finished")
     begin(tmp_path, 1, "running")
     begin(tmp_path, 2)
@@ -168,6 +167,7 @@ def test_the_watcher_names_a_killed_job_once_and_tells_what_changes(tmp_path):
         re.sub("about .* left", "about TIME left", line) for line in said.getvalue().split("\n")
     ]
     assert lines == [
+        "sweep: 0/4 finished, 4 waiting",
         "sweep: 1/4 finished, 1 starting, 1 killed: job 1 (seed=1), 1 waiting  about TIME left",
         "sweep: 0/4 finished, 1 diverged, 1 running, 1 killed: job 1 (seed=1), 1 waiting"
         "  about TIME left",
@@ -190,6 +190,17 @@ def test_the_watcher_looks_by_itself_until_it_is_stopped(tmp_path):
     watcher.stop()
     watcher.stop()
     assert said.getvalue().splitlines()[-1] == "sweep: 1 finished"
+
+
+def test_a_launcher_that_starts_nothing_is_one_line(tmp_path, monkeypatch, capsys):
+    home = Session(process=1, sweep=tmp_path, jobs=JOBS)
+    home.watcher = Watcher(tmp_path, JOBS, stream=io.StringIO())
+    home.watcher.start()
+    monkeypatch.setattr("gradlab.launch.elsewhere.session", home)
+    tell_losses(OSError("sbatch: invalid partition"))
+    said = "gradlab: the launcher has given up: OSError: sbatch: invalid partition\n"
+    assert capsys.readouterr().err == said
+    assert home.failed
 
 
 def test_jobs_are_found_below_any_subfolder_and_named_by_what_sets_them_apart(tmp_path):

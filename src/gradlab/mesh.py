@@ -45,7 +45,8 @@ class DataMesh:
 
     def jit(self, function: Callable[..., Any]) -> Any:
         """``jax.jit``, with results that are whole on every device."""
-        return jax.jit(function, out_shardings=self._whole())
+        sharding = self._whole()
+        return jax.jit(function) if sharding is None else jax.jit(function, out_shardings=sharding)
 
     def _whole(self) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, P())

@@ -147,6 +147,8 @@ def tell_losses(error: Exception | None = None) -> None:
         said = f"{type(error).__name__}: {' '.join(lines[:3])}"
         print(f"gradlab: the launcher has given up: {said}", file=sys.stderr)
         session.failed.append("the launcher")
+        if set(failed.values()) <= {"never began"} and not refused:  # as the launcher has said
+            failed = {}
     for name, reason in (refused | failed).items():
         print(f"gradlab: {name}: {reason}", file=sys.stderr)
     session.refused += refused

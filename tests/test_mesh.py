@@ -27,13 +27,14 @@ from gradlab.experiment import build_steps
 from gradlab.launch.multihost import BY_HAND, Place, place
 from gradlab.mesh import ONE_DEVICE, mesh_of
 from gradlab.probes import Adjoint, GateSaturation, StepJacobian
+from gradlab.program import Solo
 from gradlab.record.reader import open_run
 from gradlab.regularizers import Flossing, Omega
 from gradlab.schedule import Schedule
 from gradlab.step import Report
 from gradlab.tasks.adding import Adding
 from gradlab.tasks.copying import Copying
-from gradlab.train import Trainer, train
+from gradlab.train import Member, Trainer, train
 from tests.experiments import experiment
 
 ROOT = Path(__file__).parents[1]
@@ -80,9 +81,11 @@ def compare(name: str) -> None:
         steps, _ = build_steps(parts)
         assert steps.mesh.devices == (4 if mesh else 1)
         rows = Rows()
-        outcome, state = train(parts.trainer, steps, jax.random.key(1), [rows], close=parts.close)
-        assert outcome.status == "finished"
-        found.append((rows.rows, outcome.summary, state.params))
+        program, member = Solo(steps, jax.random.key(1), trainer.eval_batch), Member([rows])
+        program.compile()
+        train(trainer, program, [member], close=parts.close)
+        assert member.outcome.status == "finished"
+        found.append((rows.rows, member.outcome.summary, program.state().params))
     (rows, summary, params), (split_rows, split_summary, split_params) = found
     assert [row.step for row in rows] == [*range(0, 50, 5), 49]
     for one, split in zip(rows, split_rows, strict=True):

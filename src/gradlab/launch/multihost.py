@@ -117,14 +117,20 @@ def _meet(here: Place, seconds: float) -> None:
     watch = threading.Timer(seconds, _alone, (here, seconds))
     watch.daemon = True
     watch.start()
-    options: dict[str, Any] = {"initialization_timeout": int(10 * seconds) + 60}
-    if here.address is not None:
-        _check_free(here)
-        options |= {"coordinator_address": here.address, "cluster_detection_method": "deactivate"}
-        options |= {"num_processes": here.count, "process_id": here.index}
-    jax.distributed.initialize(**options)
-    jax.devices()  # each learns of the devices of all
-    watch.cancel()
+    try:
+        options: dict[str, Any] = {"initialization_timeout": int(10 * seconds) + 60}
+        if here.address is not None:
+            _check_free(here)
+            options |= {
+                "coordinator_address": here.address,
+                "cluster_detection_method": "deactivate",
+                "num_processes": here.count,
+                "process_id": here.index,
+            }
+        jax.distributed.initialize(**options)
+        jax.devices()  # each learns of the devices of all
+    finally:
+        watch.cancel()
 
 
 def _check_free(here: Place) -> None:

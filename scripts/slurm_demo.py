@@ -459,7 +459,12 @@ class ExitCode(int):
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a job has saved where it stands."""
-    return any(folder.glob("checkpoints/[0-9]*/arrays"))
+    return bool(checkpoints(folder))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a job; a kill may leave a part of another one."""
+    return [path for path in folder.glob("checkpoints/*") if path.name.isdigit()]
 
 
 def last_parameters(folder: Path) -> dict[str, bytes]:
@@ -468,7 +473,7 @@ def last_parameters(folder: Path) -> dict[str, bytes]:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    last = max(folder.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+    last = max(checkpoints(folder), key=lambda path: int(path.name))
     with ocp.StandardCheckpointer() as reader:
         arrays = reader.restore((last / "arrays").absolute())
     return {

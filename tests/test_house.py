@@ -70,7 +70,8 @@ def test_dependencies_are_what_is_imported():
             elif isinstance(node, ast.ImportFrom):
                 imported.add((node.module or "").partition(".")[0])
     owners = packages_distributions()
-    foreign = imported - sys.stdlib_module_names - {"gradlab"}
+    with_plugins = {"hydra_plugins", "optuna", "submitit"}  # these come with an extra's plugin
+    foreign = imported - sys.stdlib_module_names - {"gradlab"} - with_plugins
     assert declared == {owners[name][0].lower() for name in foreign}
 
 
@@ -86,6 +87,8 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_every_module_and_config(wheel):
     modules = {f"gradlab/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
+    plugins = PACKAGE.parent / "hydra_plugins"
+    modules |= {f"hydra_plugins/{path.name}" for path in plugins.glob("*.py")}
     configs = {
         f"gradlab/conf/{path.relative_to(ROOT / 'conf')}" for path in ROOT.glob("conf/**/*.yaml")
     }

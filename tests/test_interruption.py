@@ -49,3 +49,20 @@ def test_another_thread_changes_nothing():
     thread.start()
     thread.join()
     assert inside == [before]
+
+
+def test_the_first_of_several_signals_is_the_one_that_is_obeyed():
+    """Slurm sends SIGUSR2, and SIGTERM soon after it."""
+    heard = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _: heard.append(number))
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGUSR2)
+            signal.raise_signal(signal.SIGTERM)
+        assert interruption.signal == signal.SIGUSR2
+        assert heard == []
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

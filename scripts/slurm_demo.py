@@ -56,8 +56,7 @@ def main() -> None:
         install()
         with cluster(folder) as environment:
             say(f"a cluster of one node is up, {time.monotonic() - begun:.0f} s after the start")
-            with ExitStack() as running:
-                Show(folder, environment, running).all()
+            Show(folder, environment).all()
         say("the cluster is down")
     except Failed as error:
         print(f"failed: {error}", file=sys.stderr, flush=True)
@@ -308,11 +307,10 @@ class Show:
     Args:
       folder: where everything is kept.
       environment: for Slurm's commands.
-      running: ends what runs beside it.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], running: ExitStack):
-        self.folder, self.environment, self.running = folder, environment, running
+    def __init__(self, folder: Path, environment: Mapping[str, str]):
+        self.folder, self.environment = folder, environment
         self.sweep, self.log = folder / "sweep", folder / "sweep.log"
 
     def all(self) -> None:
@@ -369,9 +367,16 @@ class Show:
         """Ask a job to save and make room."""
         job = self.job_id(number)
         command = ["scancel", "--signal=USR2", "--full", job]
-        # It goes on trying for a while where the job makes room at once.
-        self.running.enter_context(daemon(command, self.environment, self.folder / "scancel.log"))
         say(f"preempted job {number}: {' '.join(command)}")
+        # It would try again for a while where the job makes room at once.
+        with daemon(command, self.environment, self.folder / "scancel.log"):
+            wait_for(f"job {number} to make room", lambda: self.status(number) != "running", 30)
+
+    def status(self, number: int) -> str:
+        """What a job's record says of it."""
+        from gradlab import open_run
+
+        return open_run(self.sweep / str(number)).status
 
     def kill(self, number: int) -> None:
         """Kill the process of a job."""
@@ -399,7 +404,8 @@ class Show:
         queued = run(["sacct", "-n", "-D", "-X", "--format=JobID,State", "-P"], self.environment)
         say("".join(f"    {line}\n" for line in queued.splitlines()).rstrip())
         states = [line.partition("|")[2] for line in queued.splitlines() if "_0|" in line]
-        check(states == ["REQUEUED", "COMPLETED"], "Slurm had queued it again", states)
+        again = states[-1:] == ["COMPLETED"] and set(states[:-1]) == {"REQUEUED"}
+        check(again, "Slurm had queued it again", states)
 
     def go_on(self, said: str) -> None:
         """Give the command that the sweep printed at its end; meanwhile run it undisturbed."""

@@ -67,7 +67,7 @@ TYPED = {
     "probe=adjont": ["probe: got 'adjont'", "grad_norm", "try: probe=adjoint"],
     "probe=[adjont]": ["probe: got 'adjont'", "grad_norm", "try: probe=adjoint"],
     "probe=null": ["probe: got 'null'", "none, "],
-    "modle=rnn": ["modle: got 'rnn'", "model, optimizer", "try: model=rnn"],
+    "modle=rnn": ["modle: got 'rnn'", "model, objective, optimizer", "try: model=rnn"],
     "modl.hidden=3": ["modl.hidden: got '3'", "try: model.hidden=3"],
     "trainer.stepz=3": ["trainer.stepz: got '3'", "trainer.log_every", "try: trainer.steps=3"],
     "+trainer.foo=3": ["trainer.foo: got 3", "log_every"],

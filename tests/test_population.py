@@ -341,12 +341,16 @@ class AfterSteps(Interruption):
     """A signal that comes when it has been asked for so many times."""
 
     def __init__(self, looks):
-        self.looks = looks
+        self.looks = 2 * looks  # each look reads it twice
 
-    def __bool__(self):
+    @property
+    def signal(self):
         self.looks -= 1
-        self.signal = 15 if self.looks < 0 else 0
-        return self.looks < 0
+        return 15 if self.looks < 0 else 0
+
+    @signal.setter
+    def signal(self, number):
+        assert number in (0, 15)
 
 
 def test_members_go_on_from_where_each_of_them_stands(tmp_path):

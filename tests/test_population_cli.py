@@ -109,6 +109,11 @@ def test_a_population_that_is_stopped_goes_on_with_every_member(process, tmp_pat
     sweep = [*TOGETHER, *TINY, *QUIET, "probe=adjoint", "seed=range(3)"]
     longer = ["trainer.steps=3000", "trainer.log_every=100", "trainer.checkpoint_seconds=0.2"]
     assert ended(process(*sweep, *longer, "hydra.sweep.dir=whole"))[0] == 0
+    alone = process(*TINY, *QUIET, "probe=adjoint", "seed=2", *longer, "hydra.run.dir=alone")
+    assert ended(alone)[0] == 0
+    dealt_out, solo = open_run(tmp_path / "whole" / "2"), open_run(tmp_path / "alone")
+    losses = [run.scalars["train/loss"] for run in (dealt_out, solo)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
     stopped = process(*sweep, *longer, "hydra.sweep.dir=parts")
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:

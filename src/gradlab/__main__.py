@@ -24,7 +24,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gradlab.errors import BadInput, CannotRecord
+from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.launch import sweep_end
 from gradlab.launch.agent import from_agent
 from gradlab.launch.conf_files import config_folder
@@ -32,6 +32,7 @@ from gradlab.launch.elsewhere import bring_home, tell_losses, watch
 from gradlab.launch.explain import check_flags, explain
 from gradlab.launch.extras import check_launcher
 from gradlab.launch.job import name_of_job, prepare, run_or_collect
+from gradlab.launch.multihost import join
 from gradlab.launch.objective import Worth
 from gradlab.launch.resume import requeued, with_resumed
 from gradlab.launch.session import occupied, refuse, session
@@ -41,6 +42,18 @@ from gradlab.launch.sweep_size import check_size
 def main() -> None:
     """Run the command line. Bad input ends with one message and exit code 2."""
     session.renew()
+    code = 1
+    try:
+        _command()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+        raise
+    finally:
+        session.company.part(code)
+
+
+def _command() -> None:
     logging.basicConfig(format="gradlab: %(message)s")  # warnings, on standard error
     # Hydra would print its own short traceback; with this it hands the error to us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -52,14 +65,21 @@ def main() -> None:
     try:
         check_flags(sys.argv[1:])
         sys.argv[1:] = with_resumed(from_agent(sys.argv[1:]))
+        session.company = join(sys.argv[1:])
+        if session.company.follows:
+            sys.exit(session.company.follow())
         entry()
     except BadInput as error:
         refuse(str(error))
+    except LostPeer as error:
+        print(f"gradlab: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("gradlab: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if session.began:  # a fault of the program, not of what it was given
+        # Once a job has begun it is a fault of the program, not of what it was given.
+        if session.began or session.company.follows:
             raise
         if session.watcher is None or isinstance(error, HydraException | OmegaConfBaseException):
             refuse(explain(error, sys.argv[1:]))
@@ -71,7 +91,7 @@ def main() -> None:
             session.watcher.stop()
         session.leave_nothing(session.sweep, "multirun.yaml")
         _scrub(session.sweep)
-        sweep_end.report(session.sweep, refused=session.refused)
+        sweep_end.report(session.sweep, refused=session.refused, jobs=session.jobs)
     if session.refused:
         count = len(session.refused)
         jobs = "1 job of this sweep was" if count == 1 else f"{count} jobs of this sweep were"
@@ -135,7 +155,7 @@ def job(cfg: DictConfig) -> Worth:
 def _job(cfg: DictConfig, folder: Path) -> Worth:
     try:
         return run_or_collect(prepare(cfg, folder))
-    except CannotRecord as error:
+    except (CannotRecord, LostPeer) as error:
         print(f"gradlab: {error}", file=sys.stderr)
         sys.exit(1)
     except BaseException as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
+import json
 import logging
 import os
 import shutil
@@ -88,6 +90,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         arrays, rest = _packed(position)
+        if jax.process_count() > 1:  # then orbax would wait for what the other processes write
+            arrays = jax.device_get(arrays)
         step = int(position.state.step)
         manager = self._open()
         if step in manager.all_steps():
@@ -176,8 +180,16 @@ class Checkpoints:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
+            alone: dict[str, Any] = {}
+            if jax.process_count() > 1:  # one process writes, whatever the others do
+                here = jax.process_index()
+                alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                    primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"p{here}"
+                )
+                alone["create"] = False
+                self.folder.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT, enable_async_checkpointing=True
+                max_to_keep=KEPT, enable_async_checkpointing=True, **alone
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
@@ -198,6 +210,26 @@ class Checkpoints:
             raise BadInput("trainer.resume", str(self.folder.parent), allowed)
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return read(arrays=ocp.args.StandardRestore(like))["arrays"], rest
+
+
+def to_bytes(position: Position) -> bytes:
+    """A position for another process, see :func:`from_bytes`."""
+    arrays, rest = _packed(position)
+    words = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+    file = io.BytesIO()
+    np.savez(file, words, *map(np.asarray, jax.tree.leaves(arrays)))
+    return file.getvalue()
+
+
+def from_bytes(data: bytes, start: State) -> Position:
+    """The position that :func:`to_bytes` wrote; ``start`` is the state before the first step."""
+    with np.load(io.BytesIO(data)) as file:
+        words, *leaves = (file[name] for name in file.files)
+    rest = json.loads(words.tobytes())
+    best = None if rest["best"] is None else Best(0.0, 0, start.params, {})
+    like, tree = jax.tree.flatten(_packed(Position(start, best=best))[0])
+    typed = [leaf.view(one.dtype) for leaf, one in zip(leaves, like, strict=True)]
+    return _unpacked(jax.tree.unflatten(tree, typed), rest, start)
 
 
 def _packed(position: Position) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -50,6 +50,21 @@ class CannotRecord(Exception):
         return type(self), (self.folder, self.reason)
 
 
+class LostPeer(Exception):
+    """Another process of the same run is gone. The command line prints it and ends.
+
+    Args:
+      reason: how that was noticed.
+    """
+
+    def __init__(self, reason: str):
+        self.reason = (reason.strip().splitlines() or [""])[0][:300]
+        super().__init__(
+            f"another process of this run is gone or did something else ({self.reason})\n"
+            "  its own last words say why; trainer.resume goes on from the last checkpoint"
+        )
+
+
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
     """The ``n`` names in ``known`` most like ``word``, best first; empty if none is alike."""
     return difflib.get_close_matches(word, sorted(known), n=n, cutoff=0.5)

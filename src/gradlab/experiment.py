@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from gradlab.errors import BadInput, at_least
+from gradlab.mesh import mesh_of
 from gradlab.model import MakeCell, SequenceModel
 from gradlab.optimizer import Optimizer
 from gradlab.probes.base import Probe
@@ -63,8 +64,8 @@ def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
     """The step functions of an experiment, and why some of its probes were left out.
 
     Raises:
-      BadInput: for a cell that returns a wrong carry, or a probe or regularizer that the model
-        cannot use.
+      BadInput: for a cell that returns a wrong carry, a probe or regularizer that the model
+        cannot use, or a batch that cannot be split over the devices.
     """
     task = experiment.task
     model = SequenceModel(
@@ -89,6 +90,7 @@ def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
         experiment.trainer.batch,
         examples=experiment.close_examples,
         regularizer=experiment.regularizer,
+        mesh=mesh_of(experiment.trainer.mesh, experiment.trainer.batch),
     )
     _check_regularizer(steps, experiment.regularizer)
     return steps, reasons

@@ -97,6 +97,9 @@ class Population:
         at_once: AtOnce = None,
         devices: Sequence[Any] | None = None,
     ):
+        if any(member.mesh.devices > 1 for member in members):
+            allowed = "null for a population: its members, not its batches, go to the devices"
+            raise BadInput("trainer.mesh", "data", allowed)
         self.size = len(members)
         devices = list(devices or jax.local_devices())[: self.size]
         each = -(-self.size // len(devices))

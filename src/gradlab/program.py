@@ -98,24 +98,25 @@ class Solo:
     """
 
     def __init__(self, steps: Steps, key: jax.Array, eval_batch: int):
-        self.steps, self.data = steps, steps.task.data
-        self._state = steps.start(key)
-        self._splits = held_out(steps.task, eval_batch)
-        self._scores = jax.jit(lambda params, chunks: scores(steps, params, chunks))
+        self.steps, mesh = steps, steps.mesh
+        self.data = mesh.replicate(steps.task.data)
+        self._state = mesh.replicate(steps.start(key))
+        self._splits = mesh.replicate(held_out(steps.task, eval_batch, mesh.devices))
+        self._scores = mesh.jit(lambda params, chunks: scores(steps, params, chunks))
 
     def compile(self) -> None:
         """See :meth:`Program.compile`."""
-        began = time.perf_counter()
+        began, mesh = time.perf_counter(), self.steps.mesh
         self._advance, self._probe, self._measure = compiled(
-            jax.jit(self.steps.advance).lower(self._state, self.data, jnp.int32(0)),
-            jax.jit(self.steps.probe).lower(self._state, self.data),
-            jax.jit(self.steps.measure).lower(self._state, self.data),
+            mesh.jit(self.steps.advance).lower(self._state, self.data, np.int32(0)),
+            mesh.jit(self.steps.probe).lower(self._state, self.data),
+            mesh.jit(self.steps.measure).lower(self._state, self.data),
         )
         self.compile_seconds = time.perf_counter() - began
 
     def go_on(self, states: Sequence[State]) -> None:
         """See :meth:`Program.go_on`."""
-        (self._state,) = states
+        self._state = self.steps.mesh.replicate(states[0])
 
     def state(self, member: int = 0) -> State:
         """See :meth:`Program.state`; on the device."""
@@ -131,7 +132,7 @@ class Solo:
 
     def advance(self, counts: Sequence[int]) -> list[Report]:
         """See :meth:`Program.advance`."""
-        count = jnp.int32(counts[0])
+        count = np.int32(counts[0])
         self._state, report = jax.block_until_ready(self._advance(self._state, self.data, count))
         return [jax.device_get(report)]
 
@@ -149,13 +150,14 @@ class Solo:
         self, split: Split, due: Sequence[bool] = (True,), params: Sequence[Any] | None = None
     ) -> list[dict[str, float]]:
         """See :meth:`Program.score`."""
-        of = self._state.params if params is None else params[0]
+        of = self._state.params if params is None else self.steps.mesh.replicate(params[0])
         found = self._scores(of, self._splits[split])
         return [{name: float(value) for name, value in found.items()}]
 
     def inspect(self, member: int = 0) -> Any:
         """See :meth:`Program.inspect`."""
-        return jax.device_get(jax.jit(self.steps.inspect)(self._state, self.data))
+        inspect = self.steps.mesh.jit(self.steps.inspect)
+        return jax.device_get(inspect(self._state, self.data))
 
 
 def compiled(*lowered: Any) -> list[Callable[..., Any]]:
@@ -164,33 +166,40 @@ def compiled(*lowered: Any) -> list[Callable[..., Any]]:
         return list(pool.map(lambda one: one.compile(), lowered))
 
 
-def held_out(task: Task, chunk: int) -> dict[Split, tuple[Batch, jax.Array]]:
-    """The held-out splits of a task for :func:`scores`, ``chunk`` examples at a time."""
+def held_out(task: Task, chunk: int, devices: int = 1) -> dict[Split, tuple[Batch, jax.Array]]:
+    """The held-out splits of a task for :func:`scores`, ``chunk`` examples at a time.
+
+    Args:
+      task: whose.
+      chunk: rounded up to a multiple of the devices.
+      devices: that each chunk is split over.
+    """
     splits: tuple[Split, Split] = ("val", "test")
-    return {split: in_chunks(task.held_out(split), chunk) for split in splits}
+    return {split: in_chunks(task.held_out(split), chunk, devices) for split in splits}
 
 
 def scores(steps: Steps, params: Any, split: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
     """Mean loss and, for classification, accuracy of a split from :func:`held_out`, () each."""
-    model, task = steps.model(params), steps.task
+    task = steps.task
     chunks, real = split
 
-    def score(chunk: Batch) -> dict[str, jax.Array]:
-        outputs = model(chunk.inputs, chunk.mask).outputs
+    def score(params: Any, chunk: Batch) -> tuple[tuple[()], dict[str, jax.Array]]:
+        outputs = steps.model(params)(chunk.inputs, chunk.mask).outputs
         answer = (outputs, chunk.targets, chunk.weights)
         found = {"loss": per_example_loss(task.loss, *answer)}
         if task.loss == "cross_entropy":
             found["accuracy"] = per_example_accuracy(*answer)
-        return found
+        return (), found
 
-    each = jax.lax.map(score, chunks)
+    of_chunk = steps.mesh.over_batch(score, rows=0)
+    each = jax.lax.map(lambda chunk: of_chunk(params, chunk)[1], chunks)
     return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)) / jnp.sum(real), each)
 
 
-def in_chunks(batch: Batch, chunk: int) -> tuple[Batch, jax.Array]:
+def in_chunks(batch: Batch, chunk: int, devices: int = 1) -> tuple[Batch, jax.Array]:
     """A split as chunks with a new leading axis, the last filled up, and which rows are real."""
     count = batch.inputs.shape[1]
-    chunk = min(chunk, count)
+    chunk = math.ceil(min(chunk, count) / devices) * devices
     chunks = math.ceil(count / chunk)
     rows = np.minimum(np.arange(chunks * chunk), count - 1)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradlab.checkpoint import FOLDER as CHECKPOINTS
 from gradlab.checkpoint import Checkpoints, Position
-from gradlab.errors import BadInput, CannotRecord
+from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.experiment import Experiment, build_steps
 from gradlab.record.base import Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
@@ -59,7 +59,7 @@ class Recording:
     ):
         self.experiment, self.folder = experiment, folder
         self.steps, self.left_out = build_steps(experiment)
-        self.key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
+        self.key = key_of(experiment)
         self.earlier = open_run(folder) if resume else None
         if self.earlier is not None and self.earlier.damage:
             allowed = f"a run that is whole; {self.earlier.damage[0]}"
@@ -170,10 +170,17 @@ class _LastRow:
         """Nothing to end."""
 
 
+def key_of(experiment: Experiment) -> jax.Array:
+    """The random key of its training."""
+    return jax.random.fold_in(jax.random.key(experiment.seed), 1)
+
+
 def crashed(error: BaseException) -> Outcome:
     """The outcome of a run that an error has ended."""
     if isinstance(error, CannotRecord):
         return Outcome("crashed", f"cannot record: {error.reason}")
+    if isinstance(error, LostPeer):
+        return Outcome("crashed", f"another process of the run is gone ({error.reason})")
     return Outcome("crashed", f"{type(error).__name__}: {error}")
 
 

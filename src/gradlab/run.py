@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import jax
+
+from gradlab.checkpoint import Position, from_bytes
 from gradlab.errors import BadInput, CannotRecord
-from gradlab.experiment import Experiment
+from gradlab.experiment import Experiment, build_steps
 from gradlab.interruption import Interruption
 from gradlab.population import AtOnce, Population, Untraceable, numbers_of, together
 from gradlab.program import Solo
 from gradlab.record.base import Outcome, Sink
-from gradlab.recording import Recording, crashed
+from gradlab.recording import Recording, crashed, key_of
+from gradlab.step import Steps
 from gradlab.train import Member, train
+
+Company = Callable[[Position | None], AbstractContextManager[None]]
 
 T = TypeVar("T")
 
@@ -25,6 +32,7 @@ def run(
     *,
     resume: bool = False,
     figures: bool = True,
+    company: Company = nullcontext,
 ) -> Outcome:
     """Run an experiment in ``folder`` and show it to ``sinks``.
 
@@ -36,6 +44,8 @@ def run(
       sinks: further places for the measurements; what goes wrong there is logged and ends nothing.
       resume: go on with the run in ``folder``, from its last checkpoint.
       figures: whether to draw ``figures/*.png``.
+      company: from the position where the run begins, what to hold while it trains: the other
+        processes that it is spread over do the same within it, see :func:`take_part`.
 
     Raises:
       BadInput: before anything is recorded, for parts that do not fit together, or that do not fit
@@ -48,14 +58,12 @@ def run(
         outcome, error = Outcome("crashed", "ended before the first step"), None
         try:
             member = recording.member()
-            program = Solo(recording.steps, recording.key, experiment.trainer.eval_batch)
-            program.compile()
-            trainer, close = experiment.trainer, experiment.close
-            train(trainer, program, [member], close=close, interruption=interruption)
+            with company(recording.position):
+                _train(experiment, recording.steps, recording.key, member, interruption)
             outcome, error = member.outcome or outcome, member.error
             outcome.signal = interruption.signal
-        except KeyboardInterrupt:
-            outcome = Outcome("interrupted", "interrupted before the first step")
+        except KeyboardInterrupt as asked:
+            outcome = Outcome("interrupted", str(asked) or "interrupted before the first step")
         except BaseException as fault:
             outcome = crashed(fault)
             raise
@@ -64,6 +72,34 @@ def run(
     if error is not None:
         raise error
     return outcome
+
+
+def take_part(experiment: Experiment, position: bytes, interruption: Interruption) -> None:
+    """Make the steps of a run that another process leads and records.
+
+    Args:
+      experiment: as there.
+      position: where it begins, from :func:`gradlab.checkpoint.to_bytes`; empty for the start.
+      interruption: asks all of them to end.
+    """
+    steps, _ = build_steps(experiment)
+    key = key_of(experiment)
+    at = from_bytes(position, steps.start(key)) if position else None
+    _train(experiment, steps, key, Member([], at), interruption)
+
+
+def _train(
+    experiment: Experiment,
+    steps: Steps,
+    key: jax.Array,
+    member: Member,
+    interruption: Interruption,
+) -> None:
+    """Train a single run."""
+    trainer, close = experiment.trainer, experiment.close
+    program = Solo(steps, key, trainer.eval_batch)
+    program.compile()
+    train(trainer, program, [member], close=close, interruption=interruption)
 
 
 def _end(recording: Recording, outcome: Outcome, *, figures: bool) -> None:

@@ -19,6 +19,7 @@ from jax import lax
 from gradlab.cells import stock
 from gradlab.closeup import Closeup, names_of
 from gradlab.errors import BadInput
+from gradlab.mesh import ONE_DEVICE, DataMesh
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.optimizer import Optimizer
 from gradlab.passes import state_names
@@ -86,6 +87,7 @@ class Steps:
       batch: ``B``.
       examples: how many examples of the batch the close probes look at, at most ``B``.
       regularizer: a penalty beside the task's loss, or None.
+      mesh: the devices that each batch is split over.
 
     Raises:
       Unsupported: if a probe cannot measure this model.
@@ -101,7 +103,9 @@ class Steps:
         *,
         examples: int = 4,
         regularizer: Regularizer | None = None,
+        mesh: DataMesh = ONE_DEVICE,
     ):
+        self.mesh = mesh
         self.graph, self.first_params, self.rest = nnx.split(model, nnx.Param, ...)
         self.names = model.layer_names()
         self.task, self.optimizer, self.probes, self.batch = task, optimizer, probes, batch
@@ -141,7 +145,7 @@ class Steps:
         def plain(_, carry):
             state, total = carry
             batch = self.draw(state, data)
-            loss, grads = jax.value_and_grad(lambda p: self.loss(p, batch, None)[0])(state.params)
+            loss, grads = self._gradient(state.params, batch)
             state, report, _ = self._update(state, batch, loss, grads)
             return state, jax.tree.map(jnp.add, total, report)
 
@@ -154,9 +158,7 @@ class Steps:
         batch = self.draw(state, data)
         probes = [one for one in self.probes.values() if isinstance(one, StepProbe)]
         if not probes:
-            (loss, _), grads = jax.value_and_grad(self.loss, has_aux=True)(
-                state.params, batch, None
-            )
+            loss, grads = self._gradient(state.params, batch)
             state, report, _ = self._update(state, batch, loss, grads)
             return state, report, {}
         loss, traces, grads, norms = self._measured_gradient(state.params, batch)
@@ -184,7 +186,7 @@ class Steps:
 
     def measure(self, state: State, data: Any) -> dict[str, jax.Array]:
         """The close probes' measurements of the step ``state`` is about to make."""
-        batch = self.draw(state, data)
+        batch = self.mesh.whole(self.draw(state, data))
         closeup = self.closeup(
             state.params, batch, self.examples, lambda: self._removed(state, batch)
         )
@@ -227,15 +229,31 @@ class Steps:
         loss, traces, grads, norms = self._measured_gradient(state.params, self.draw(state, data))
         return loss, by_name(grads), self._adjoints(norms), traces
 
+    def _gradient(self, params: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        """The mean loss of a batch and its gradient."""
+
+        def of(params: Any, batch: Batch) -> tuple[Any, tuple[()]]:
+            return jax.value_and_grad(lambda p: self.loss(p, batch, None)[0])(params), ()
+
+        return self.mesh.over_batch(of)(params, batch)[0]
+
     def _measured_gradient(self, params: Any, batch: Batch):
-        taps = make_taps(self.model(params).layers, self.shape)
-        grad = jax.value_and_grad(self.loss, argnums=(0, 2), has_aux=True)
-        (loss, traces), (grads, norms) = grad(params, batch, taps)
+        layers = self.model(params).layers
+
+        def of(params: Any, batch: Batch) -> tuple[Any, Any]:
+            shape = (self.shape[0], batch.inputs.shape[1], self.shape[2])
+            grad = jax.value_and_grad(self.loss, argnums=(0, 2), has_aux=True)
+            (loss, traces), (grads, norms) = grad(params, batch, make_taps(layers, shape))
+            return (loss, grads), (traces, norms)
+
+        where: Any = Trace(before=1, inputs=1, final=0)  # pyright: ignore[reportArgumentType]
+        rows = (tuple((where,) * len(layer) for layer in layers), 1)
+        (loss, grads), (traces, norms) = self.mesh.over_batch(of, rows)(params, batch)
         return loss, traces, grads, norms
 
     def _removed(self, state: State, batch: Batch) -> Mapping[str, jax.Array]:
         """What clipping takes away from the gradient of a whole batch, by name."""
-        grads = jax.grad(lambda params: self.loss(params, batch, None)[0])(state.params)
+        _, grads = self._gradient(state.params, batch)
         grads, _ = self._regularized(state, batch, grads)
         clipped, _ = self.optimizer.clip.update(grads, state.opt_state[0], state.params)
         return by_name(jax.tree.map(jnp.subtract, grads, clipped))
@@ -246,8 +264,10 @@ class Steps:
         if regularizer is None:
             return grads, jnp.float32(0)
 
+        seen = self.mesh.whole(batch)
+
         def penalty(params: Any) -> jax.Array:
-            return regularizer.penalty(self.closeup(params, batch, regularizer.examples))
+            return regularizer.penalty(self.closeup(params, seen, regularizer.examples))
 
         def both(params: Any) -> tuple[jax.Array, Any]:
             return jax.value_and_grad(penalty)(params)
@@ -288,11 +308,11 @@ class Steps:
         return after, report, (grads, clipped, updates)
 
     def _adjoints(self, norms: Any) -> dict[str, jax.Array]:
-        # The mean over the batch divides every example's own adjoint by B.
+        # The mean over the rows of a device divides every example's own adjoint by their number.
         own = [direction for layer in norms for direction in layer]
-        shift = jnp.log2(jnp.float32(self.batch))
+        shift = jnp.log2(jnp.float32(self.batch // self.mesh.devices))
         return {
-            name: (jnp.stack([one[name] for one in own]) + shift) * LOG10_2
+            name: (self.mesh.whole(jnp.stack([one[name] for one in own])) + shift) * LOG10_2
             for name in self.setting.states
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class Trainer:
       eval_batch: examples evaluated at once; bounds memory only.
       checkpoint_seconds: keep the position of the run at about every so many seconds, and at its
         end; None: never.
+      mesh: ``"data"`` splits each batch over all devices of all processes; None: one device.
 
     Raises:
       BadInput: if one of them is too small.
@@ -47,6 +48,7 @@ class Trainer:
     eval_batch: int = 250
     log_per_decade: int | None = None
     checkpoint_seconds: float | None = 30.0
+    mesh: Literal["data"] | None = None
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "eval_every", "eval_batch"):
@@ -114,7 +116,8 @@ def train(
       program: what steps the members; compiled.
       members: in the program's order.
       close: when the close probes measure, besides at the last step.
-      interruption: asks the runs to end after the step they are at.
+      interruption: asks the runs to end after the step they are at. Over several processes they
+        end after the same one, whichever of them is asked.
       now: a clock in seconds.
     """
     if interruption is None:
@@ -125,6 +128,8 @@ def train(
     except KeyboardInterrupt:  # a second Ctrl-C: at once, so from the last position kept
         for index, _ in loop.going_on():
             reason = f"interrupted at step {program.step(index)}"
+            if program.steps.mesh.processes > 1:  # the others still train: nothing can be computed
+                raise KeyboardInterrupt(reason) from None
             loop.end({index: Outcome("interrupted", reason)})
 
 
@@ -305,9 +310,11 @@ class _Loop:
     def _asked_to_end(self) -> bool:
         """Whether the runs were asked to end; keeps their positions when that is due."""
         every = self.trainer.checkpoint_seconds
-        if every is not None and self.now() - self.saved >= every and not self.interruption:
+        signal = self.steps.mesh.agree(self.interruption.signal)
+        self.interruption.signal = signal or self.interruption.signal
+        if every is not None and self.now() - self.saved >= every and not signal:
             self._save()
-        return bool(self.interruption)
+        return signal != 0
 
     def _save(self) -> None:
         if self.trainer.checkpoint_seconds is None:

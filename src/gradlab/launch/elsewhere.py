@@ -53,18 +53,18 @@ class Ended(Exception):
 
 
 def watch(config: DictConfig, sweep: Path) -> None:
-    """Keep an eye on a sweep that is about to begin, if its jobs run in other processes.
+    """Note the jobs of a sweep that is about to begin; keep an eye on those in other processes.
 
     Args:
       config: of the sweep, with its section ``hydra``.
       sweep: its folder.
     """
+    session.jobs = planned(config)
     if str(config.hydra.launcher.get("_target_")).endswith(_AT_HOME):
         return
     from gradlab.launch.watch import Watcher
 
     drop_notes(sweep)  # those of an earlier command
-    session.jobs = planned(config)
     session.watcher = Watcher(sweep, session.jobs)
     session.watcher.start()
 
@@ -147,6 +147,8 @@ def tell_losses(error: Exception | None = None) -> None:
         said = f"{type(error).__name__}: {' '.join(lines[:3])}"
         print(f"gradlab: the launcher has given up: {said}", file=sys.stderr)
         session.failed.append("the launcher")
+        if set(failed.values()) <= {"never began"} and not refused:  # as the launcher has said
+            failed = {}
     for name, reason in (refused | failed).items():
         print(f"gradlab: {name}: {reason}", file=sys.stderr)
     session.refused += refused

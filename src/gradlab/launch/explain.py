@@ -46,7 +46,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         return str(_bad_syntax(error.override, text))
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         path, options = str(error.missing_cfg_file), error.options
-        if refusal := missing_extra(path, _given(arguments, path.rpartition("/")[0])):
+        if refusal := missing_extra(path, lambda group: _given(arguments, group)):
             return str(refusal)
         return str(_bad_option(path, _located(text), arguments, options))
     if found := WRONG_KEY.search(text):

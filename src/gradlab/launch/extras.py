@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 from omegaconf import DictConfig
 
 from gradlab.errors import BadInput
 
 EXTRAS = {
-    "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/slurm": "slurm",
-    "hydra/launcher/submitit_slurm": "slurm",
-    "hydra/launcher/local": "slurm",
-    "hydra/launcher/submitit_local": "slurm",
-    "hydra/launcher/ray": "ray",
-    "hydra/sweeper/optuna": "optuna",
-    "hydra/sweeper/sampler/tpe": "optuna",  # of hydra/sweeper=search
+    "hydra/launcher/joblib": ("hydra/launcher", "joblib"),
+    "hydra/launcher/slurm": ("hydra/launcher", "slurm"),
+    "hydra/launcher/submitit_slurm": ("hydra/launcher", "slurm"),
+    "hydra/launcher/local": ("hydra/launcher", "slurm"),
+    "hydra/launcher/submitit_local": ("hydra/launcher", "slurm"),
+    "hydra/launcher/ray": ("hydra/launcher", "ray"),
+    "hydra/sweeper/optuna": ("hydra/sweeper", "optuna"),
+    "hydra/sweeper/sampler/tpe": ("hydra/sweeper", "optuna"),  # which sweeper=search asks for
 }
-"""Options of Hydra's groups that come with a package, and the extra of gradlab that has it."""
+"""What comes with a package -> the group in which it was chosen, and the extra that has it."""
 
 
-def missing_extra(path: str, given: str = "") -> BadInput | None:
+def missing_extra(path: str, given: Callable[[str], str]) -> BadInput | None:
     """The refusal of an option whose package is not installed; None if it comes with none.
 
     Args:
-      path: of the option that was not found, e.g. ``"hydra/launcher/joblib"``.
-      given: what the user asked for, if that is another option that builds on it.
+      path: of what was not found, e.g. ``"hydra/launcher/joblib"``.
+      given: what the user chose in a group; empty for nothing.
     """
-    extra = EXTRAS.get(path)
-    if extra is None:
+    if path not in EXTRAS:
         return None
-    group, _, name = path.partition("/sampler/")[0].rpartition("/")
-    if name == "sweeper":  # of which the sampler is a part
-        group, name = f"{group}/{name}", "search"
+    group, extra = EXTRAS[path]
+    option = given(group) or path.rpartition("/")[2]
     hint = f"pip install 'gradlab[{extra}]'"
-    return BadInput(group, given or name, "an option whose package is installed", hint)
+    return BadInput(group, option, "an option whose package is installed", hint)
 
 
 def check_launcher(config: DictConfig) -> None:

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gradlab.launch.build import build, plain
+from gradlab.launch.members import name_of
 from gradlab.launch.objective import Worth, lacking, objective_of
 from gradlab.launch.resume import earlier_run, has_ended, requeued
 from gradlab.launch.session import occupied, session, shown
@@ -32,7 +33,7 @@ class Job:
       name: of a job of a sweep, e.g. ``"job 3 (seed=3)"``; empty for a single run.
       folder: the run directory.
       experiment: the parts.
-      config: the configuration, as plain dicts.
+      parts: what it was built from, see :func:`gradlab.launch.build.build`.
       resume: whether the run in ``folder`` is gone on with.
       ended: of a run with nothing left to do, the summary that it recorded.
     """
@@ -40,7 +41,7 @@ class Job:
     name: str
     folder: Path
     experiment: Experiment
-    config: Mapping[str, Any]
+    parts: Mapping[str, Any]
     resume: bool
     ended: Mapping[str, Any] | None
 
@@ -55,7 +56,9 @@ def prepare(cfg: DictConfig, folder: Path) -> Job:
     if hydra_config.mode == RunMode.MULTIRUN and config["record"]["wandb"]["group"] is None:
         config["record"]["wandb"]["group"] = Path(hydra_config.sweep.dir).name
     overrides = list(hydra_config.overrides.task)
-    experiment = build(config, hydra_config.runtime.choices, overrides)
+    session.company.check(config)
+    choices = {str(group): option for group, option in hydra_config.runtime.choices.items()}
+    experiment = build(config, choices, overrides)
     again = requeued() or session.has_begun(folder)
     earlier = earlier_run(config, folder, again=again)
     if earlier is None and (folder / "run.json").exists():
@@ -65,7 +68,8 @@ def prepare(cfg: DictConfig, folder: Path) -> Job:
         print(f"{earlier.info['reason'] or earlier.status}: nothing left to do")
         print(f"run directory: {shown(folder)}")
         ended = earlier.summary
-    return Job(name_of_job(), folder, experiment, config, earlier is not None, ended)
+    parts = {"config": config, "choices": choices, "overrides": overrides}
+    return Job(name_of_job(), folder, experiment, parts, earlier is not None, ended)
 
 
 def name_of_job() -> str:
@@ -73,7 +77,7 @@ def name_of_job() -> str:
     settings = HydraConfig.get()
     if settings.mode == RunMode.RUN:
         return ""
-    return f"job {settings.job.num} ({' '.join(settings.overrides.task)})"
+    return name_of(settings.job.num, session.jobs, Path(settings.runtime.output_dir))
 
 
 def perform(job: Job) -> Worth:
@@ -83,10 +87,12 @@ def perform(job: Job) -> Worth:
     from gradlab.record.sinks import sinks_of
     from gradlab.run import run
 
-    record = job.config["record"]
+    record = job.experiment.config["record"]
     sinks, wandb = sinks_of(record, job.folder)
-    figures = record["figures"]
-    outcome = run(job.experiment, job.folder, sinks, resume=job.resume, figures=figures)
+    figures, company = record["figures"], session.company.lead(**job.parts)
+    outcome = run(
+        job.experiment, job.folder, sinks, resume=job.resume, figures=figures, company=company
+    )
     print(f"\nrun directory: {shown(job.folder)}")
     if figures:
         for picture in sorted((job.folder / "figures").glob("*.png")):
@@ -104,7 +110,7 @@ def figures_of(outcome: Outcome) -> dict[str, Any]:
 
 def worth(job: Job, figures: Mapping[str, Any]) -> Worth:
     """The objective of a run that has ended; says so if it has none of that name."""
-    wanted = job.config["objective"]
+    wanted = job.experiment.config["objective"]
     message = lacking(wanted, figures)
     if message and figures["status"] == "finished":
         print(f"gradlab: {message}", file=sys.stderr)

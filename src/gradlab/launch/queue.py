@@ -26,7 +26,8 @@ from gradlab.launch.elsewhere import Ended, Note, leave_note
 class Queue(submitit_launcher.BaseSubmititLauncher):
     """Submits the jobs of a batch and waits for all of them. Options are those of submitit's."""
 
-    system, grace = "submitit", 15.0  # seconds in which a slow file system may bring a result
+    system = ""  # whose word on a job that has died is passed on
+    grace = 15.0  # seconds in which a slow file system may bring a result
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -95,7 +96,8 @@ class Queue(submitit_launcher.BaseSubmititLauncher):
     def _failure(self, job: Any, call: tuple[Any, ...], what: str) -> JobReturn:
         overrides, _, number, *_ = call
         log = os.path.relpath(job.paths.stderr)
-        reason = f"ended with {what} ({self.system}: {job.state}); its log: {log}"
+        state = f" ({self.system}: {job.state})" if self.system else ""
+        reason = f"ended with {what}{state}; its log: {log}"
         leave_note(self.sweep, Note(number, reason))
         failed = JobReturn(status=JobStatus.FAILED, overrides=overrides)
         failed.return_value = Ended(reason)
@@ -118,7 +120,7 @@ class SlurmQueue(Queue, submitit_launcher.SlurmLauncher):
 class LocalQueue(Queue, submitit_launcher.LocalLauncher):
     """Processes of this machine, as many at once as ``cpus_per_task`` leaves room for."""
 
-    system, grace = "its process", 1.0
+    grace = 1.0
 
     def _submit(self, executor: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         at_once = max(1, (os.cpu_count() or 1) // (self.params.get("cpus_per_task") or 1))

@@ -15,7 +15,7 @@ from gradlab.errors import BadInput
 
 KEY = "trainer.resume"
 FREE = (
-    *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds"),
+    *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", "trainer.mesh"),
     *(KEY, "objective", "record"),
 )
 """What may be changed when a run goes on; the curves before and after fit together all the same."""
@@ -40,11 +40,11 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
       BadInput: if PATH is not a run, or is given for a sweep or together with a folder.
     """
     own = [argument for argument in arguments if not argument.startswith("-")]
-    asked = _value(own, KEY)
+    asked = value_of(own, KEY)
     if asked in (None, "", "null"):
         return list(arguments)
     sweep = bool(_MULTIRUN & set(arguments))
-    placed = _value(own, "hydra.run.dir") is not None
+    placed = value_of(own, "hydra.run.dir") is not None
     if asked == "auto":
         found = None if sweep or placed else _left_unfinished(Path("outputs"), own)
         return list(arguments) if found is None else _resumed(arguments, found)
@@ -56,7 +56,7 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
         raise BadInput(KEY, asked, allowed, hint)
     if placed:
         allowed = f"nothing: the run goes on in its own folder, {asked}"
-        raise BadInput("hydra.run.dir", _value(own, "hydra.run.dir"), allowed)
+        raise BadInput("hydra.run.dir", value_of(own, "hydra.run.dir"), allowed)
     return _resumed(arguments, Path(asked).expanduser())
 
 
@@ -122,7 +122,7 @@ def _resumed_sweep(arguments: Sequence[str], folder: Path) -> list[str]:
     said = {_key(argument) for argument in own}
     if "hydra.sweep.dir" in said:
         allowed = f"nothing: the sweep goes on in its own folder, {folder}"
-        raise BadInput("hydra.sweep.dir", _value(own, "hydra.sweep.dir"), allowed)
+        raise BadInput("hydra.sweep.dir", value_of(own, "hydra.sweep.dir"), allowed)
     flags = [] if _MULTIRUN & set(arguments) else ["-m"]
     overrides, config_dir = _recorded_sweep(folder)
     if config_dir and not any(a.partition("=")[0] in _CONFIG_DIR for a in arguments):
@@ -212,7 +212,8 @@ def _key(argument: str) -> str:
     return found[1] if found else argument
 
 
-def _value(own: Sequence[str], key: str) -> str | None:
+def value_of(own: Sequence[str], key: str) -> str | None:
+    """What the overrides ``own`` say of a key last; None if nothing."""
     values = [m[2] for one in own if (m := _OVERRIDE.fullmatch(one)) and m[1] == key]
     if not values:
         return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gradlab.errors import BadInput, CannotRecord
+from gradlab.launch.multihost import Company
 
 if TYPE_CHECKING:
     from gradlab.launch.watch import Watcher
@@ -26,6 +27,7 @@ class Session:
       existed: folders that were there before the command and must outlive it.
       sweep: the folder of a sweep, or None.
       refused: names of the jobs of a sweep that were refused.
+      company: the other processes of the run, if it is spread over several.
       failed: names of those that did not end by themselves, or could not be recorded to their end.
       jobs: of a sweep, the overrides of each of its jobs; None if they are not known beforehand.
       watcher: of a sweep whose jobs run in other processes, or None.
@@ -37,6 +39,7 @@ class Session:
     sweep: Path | None = None
     refused: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    company: Company = field(default_factory=Company)
     jobs: list[list[str]] | None = None
     watcher: Watcher | None = None
 

@@ -93,7 +93,8 @@ class Watcher:
         """The names of the jobs in each state."""
         states: dict[str, list[str]] = {status: [] for status in ORDER}
         for one in members:
-            status = "crashed" if one.number in notes and one.status not in ENDED else one.status
+            broken = one.number in notes and one.status in ("starting", "running")
+            status = "crashed" if broken else one.status
             states.setdefault(status, []).append(name_of(one.number, self.jobs, one.folder))
         begun = {one.number for one in members}
         for number in sorted(set(notes) - begun):  # their folders are gone again
@@ -103,7 +104,7 @@ class Watcher:
 
     def _in_words(self, states: Mapping[str, Sequence[str]]) -> str:
         known = sum(map(len, states.values()))
-        if not known:
+        if not known and not self.jobs:
             return ""
         total = f"/{len(self.jobs)}" if self.jobs else ""
         parts = [f"{len(states['finished'])}{total} finished"]

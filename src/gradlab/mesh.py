@@ -1,0 +1,163 @@
+"""One run over several devices, of one process or of several: each batch is split between them.
+
+Everything but the examples of a batch is the same on every device: parameters, optimizer, random
+key. Each device takes the gradient of its own rows, and the mean over devices is formed once a
+step, so that both the update and what is recorded are those of the whole batch. (Left to the
+compiler, the gradient would be summed over devices once a timestep, inside the backward scan.)
+
+A process can read an array that is whole on its devices; so whatever a compiled function hands
+out is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gradlab.errors import BadInput
+from gradlab.tasks.base import Batch
+
+AXIS = "data"
+_log = logging.getLogger(__name__)
+
+
+class DataMesh:
+    """The devices that a run is spread over.
+
+    Args:
+      mesh: of one axis, named ``AXIS``; None for a run on the default device, where every method
+        gives back what it is given.
+    """
+
+    def __init__(self, mesh: Mesh | None = None):
+        self.mesh = mesh
+        self.devices = 1 if mesh is None else mesh.size
+        self.processes = 1 if mesh is None else len({d.process_index for d in mesh.devices.flat})
+
+    def jit(self, function: Callable[..., Any]) -> Any:
+        """``jax.jit``, with results that are whole on every device."""
+        sharding = self._whole()
+        return jax.jit(function) if sharding is None else jax.jit(function, out_shardings=sharding)
+
+    def _whole(self) -> NamedSharding | None:
+        return None if self.mesh is None else NamedSharding(self.mesh, P())
+
+    def replicate(self, tree: Any) -> Any:
+        """Arrays that every process has, as arrays that are whole on every device."""
+        sharding = self._whole()
+        if sharding is None:
+            return tree
+
+        def everywhere(leaf: Any) -> jax.Array:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                data = everywhere(jax.random.key_data(leaf))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+            host = np.asarray(leaf)
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+        return jax.tree.map(everywhere, tree)
+
+    def whole(self, tree: Any) -> Any:
+        """Within a compiled function: what is computed from ``tree`` is computed on each device."""
+        sharding = self._whole()
+        return tree if sharding is None else lax.with_sharding_constraint(tree, sharding)
+
+    def over_batch(
+        self, function: Callable[[Any, Batch], tuple[Any, Any]], rows: Any = ()
+    ) -> Callable[[Any, Batch], tuple[Any, Any]]:
+        """The same function, with each device at its own rows of the batch.
+
+        Args:
+          function: ``(params, batch) -> (means, each)``: means over the examples of the batch, and
+            arrays with a row for each example.
+          rows: the axis of the examples in ``each``, a tree of numbers that is a prefix of it.
+
+        Returns:
+          A function of the whole batch: the means over it, and the rows of all of its examples. The
+          batch must divide by :attr:`devices`.
+        """
+        mesh = self.mesh
+        if mesh is None:
+            return function
+
+        def own_rows(params: Any, batch: Batch) -> tuple[Any, Any]:
+            means, each = function(params, batch)
+            flat, restore = ravel_pytree(means)  # one message, however many parameters
+            return restore(lax.pmean(flat, AXIS)), each
+
+        def split(params: Any, batch: Batch) -> tuple[Any, Any]:
+            # Without check_vma: with it, every use of the parameters within the scan would count
+            # as one that the devices share, and its gradient be summed there.
+            return jax.shard_map(
+                own_rows,
+                mesh=mesh,
+                in_specs=(P(), jax.tree.map(_at, _axes(batch))),
+                out_specs=(P(), jax.tree.map(_at, rows)),
+                check_vma=False,
+            )(params, batch)
+
+        return split
+
+    def agree(self, number: int) -> int:
+        """The largest of the numbers that the processes bring, the same for all of them.
+
+        Every process must call it at the same point; it waits for the others.
+        """
+        if self.processes == 1:
+            return number
+        from jax.experimental.multihost_utils import process_allgather
+
+        return int(np.max(process_allgather(np.int32(number))))
+
+
+ONE_DEVICE = DataMesh()
+
+
+def mesh_of(kind: str | None, batch: int) -> DataMesh:
+    """The mesh that ``trainer.mesh`` names.
+
+    Args:
+      kind: ``"data"``: over all devices of all processes; None: one device.
+      batch: ``B``, examples per update.
+
+    Raises:
+      BadInput: if the batch cannot be split evenly.
+    """
+    if kind is None:
+        return ONE_DEVICE
+    devices = jax.device_count()
+    if devices == 1:
+        _log.warning("trainer.mesh=%s: there is one device, so the run is as without", kind)
+        return ONE_DEVICE
+    if batch % devices:
+        below = batch // devices * devices
+        near = [size for size in (below, below + devices) if size]
+        hint = " or ".join(f"trainer.batch={size}" for size in near)
+        allowed = f"a multiple of {devices}, the devices that trainer.mesh={kind} splits it over"
+        raise BadInput("trainer.batch", batch, allowed, hint)
+    return DataMesh(jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,)))
+
+
+def _axes(batch: Batch) -> Batch:
+    """Where the examples are in each part of a batch."""
+    every_step = batch.weights is not None
+    axes: list[Any] = [
+        1,
+        1 if every_step else 0,
+        1 if every_step else None,
+        None if batch.mask is None else 1,
+    ]
+    return Batch(*axes)
+
+
+def _at(axis: int) -> P:
+    return P(*[None] * axis, AXIS)

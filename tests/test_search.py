@@ -38,7 +38,7 @@ def search(command, monkeypatch):
         def run(job):
             if job.folder.name == str(killed_in):
                 raise SystemExit(137)
-            found = {"status": "finished", "val/loss": figure(job.config), **figures}
+            found = {"status": "finished", "val/loss": figure(job.experiment.config), **figures}
             return worth(job, found)
 
         monkeypatch.setattr("gradlab.launch.job.perform", run)

@@ -79,7 +79,8 @@ def test_model_task_optimizer_and_experiment(run, model, task, optimizer, experi
 
     ratio = recorded.curves["update_ratio"].values[-1]  # of every parameter, after the first step
     assert np.isfinite(ratio).all()
-    assert (ratio > 0).all()
+    blind = model == "feedforward" and task == "digits"  # it sees the last pixel only: blank
+    assert (ratio > 0).all() or blind
 
     gated = "forget_product_log10" in recorded.curves
     assert gated == any(name in model for name in ("lstm", "gru"))
@@ -95,8 +96,12 @@ def test_experiment_is_what_its_file_says(command, experiment):
     for line in own.pop("defaults"):
         overridden |= {key.removeprefix("override /"): value for key, value in dict(line).items()}
     assert {"task", "model"} <= overridden.keys()
+    own.pop("hydra", None)  # how a sweep of it is run; not part of a run
     for group, option in overridden.items():
+        if group.startswith("hydra/"):
+            continue
         chosen = OmegaConf.load(CONF / group / f"{option}.yaml")
+        chosen.pop("defaults", None)
         merged = OmegaConf.merge(composed[group], chosen, own.get(group, {}))
         assert merged == composed[group]
     assert OmegaConf.merge(composed, own) == composed

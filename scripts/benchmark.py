@@ -206,7 +206,7 @@ def sweep(commands):
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         for command in commands:
-            whole = [sys.executable, "-m", "gradlab", *sizes, *command]
+            whole = [sys.executable, "-m", "gradlab", *command, *sizes]
             subprocess.run(whole, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
         infos = [json.loads(path.read_text()) for path in Path(folder).rglob("run.json")]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from gradlab.record.lock import is_written
@@ -45,14 +46,19 @@ def planned(config: DictConfig) -> list[list[str]] | None:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    said = swept(config)
+    return None if said is None else BasicSweeper.split_arguments(said, None)[0]
+
+
+def swept(config: DictConfig) -> list[Override] | None:
+    """What Hydra's own sweeper goes by: its parameters, then the command line; None for others."""
     if not str(config.hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
         return None
     params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
     assert isinstance(params, dict)
     written = [f"{key}={value}" for key, value in params.items()]
     written += list(config.hydra.overrides.task)
-    parsed = OverridesParser.create().parse_overrides(written)
-    return BasicSweeper.split_arguments(parsed, None)[0]
+    return OverridesParser.create().parse_overrides(written)
 
 
 def name_of(number: int, jobs: Sequence[Sequence[str]] | None, folder: Path | None = None) -> str:

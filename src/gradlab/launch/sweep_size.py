@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gradlab.errors import BadInput
+from gradlab.launch.members import swept
 
 SECONDS_EACH, MEGABYTES_EACH = 1.5, 3.0
 """What a member takes besides its training, on two CPU cores, figures and W&B's files included."""
@@ -24,9 +24,14 @@ def check_size(config: DictConfig) -> None:
     Raises:
       BadInput: with what the sweep would take.
     """
-    if not str(config.hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
+    said = swept(config)
+    if said is None:
         return
-    sizes = _sizes(config)
+    sizes = {
+        override.input_line or "": sum(1 for _ in override.sweep_string_iterator())
+        for override in said
+        if override.is_discrete_sweep()
+    }
     jobs = math.prod(sizes.values())
     if jobs == 0:
         empty = next(override for override, size in sizes.items() if size == 0)
@@ -41,17 +46,3 @@ def check_size(config: DictConfig) -> None:
         )
         hint = f"fewer values, or hydra.launcher.max_members={jobs}"
         raise BadInput("hydra.launcher.max_members", most, allowed, hint)
-
-
-def _sizes(config: DictConfig) -> dict[str, int]:
-    """How many values each override has."""
-    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
-    assert isinstance(params, dict)
-    written = [f"{key}={value}" for key, value in params.items()]
-    written += list(config.hydra.overrides.task)
-    parsed = OverridesParser.create().parse_overrides(written)
-    return {
-        override.input_line or "": sum(1 for _ in override.sweep_string_iterator())
-        for override in parsed
-        if override.is_discrete_sweep()
-    }

@@ -141,16 +141,14 @@ def test_every_ending_that_is_reported_is_known_to_the_live_view():
 
 @pytest.mark.parametrize("fails", [False, True], ids=["all end", "the launcher raises"])
 def test_the_command_line_reports_however_the_sweep_ended(command, monkeypatch, fails):
-    import gradlab.__main__ as main
-    from gradlab.record.base import Outcome
-
-    def run(cfg, folder):
-        if fails and cfg.seed == 2:
+    def perform(job):
+        seed = job.experiment.seed
+        if fails and seed == 2:
             raise RuntimeError("broken")
-        make_run(folder, [f"seed={cfg.seed}"], {"val/loss": 0.5})
-        return Outcome("finished")
+        make_run(job.folder, [f"seed={seed}"], {"val/loss": 0.5})
+        return 0.5
 
-    monkeypatch.setattr(main, "_run", run)
+    monkeypatch.setattr("gradlab.launch.job.perform", perform)
     line = ["-m", "seed=0,1,2,3", "hydra.sweep.dir=sweep"]
     if fails:
         with pytest.raises(RuntimeError, match="broken"):

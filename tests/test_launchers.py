@@ -240,6 +240,7 @@ def test_a_requeued_command_goes_on_by_itself(command, tmp_path, monkeypatch):
     assert [one["from"] for one in open_run(tmp_path / "run").info["resumed"]] == ["interrupted"]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_by_its_folder_alone(command, tmp_path, monkeypatch):
     """Also without -m; what was killed goes on, what never began begins, the rest is left."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -293,10 +294,15 @@ def test_the_launcher_of_a_sweep_is_taken_too_unless_another_is_given(tmp_path):
 
 @pytest.mark.parametrize("path", EXTRAS)
 def test_a_launcher_without_its_package_names_the_extra(path):
-    group, _, name = path.rpartition("/")
-    message = str(missing_extra(path))
-    assert message.startswith(f"{group}: got '{name}'\n")
-    assert f"try: pip install 'gradlab[{EXTRAS[path]}]'" in message
+    group, extra = EXTRAS[path]
+    asked = []
+    message = str(missing_extra(path, lambda group: asked.append(group) or "mine"))
+    assert asked == [group]
+    assert message.startswith(f"{group}: got 'mine'\n")
+    assert f"try: pip install 'gradlab[{extra}]'" in message
+    unsaid = str(missing_extra(path, lambda _: ""))
+    assert unsaid.startswith(f"{group}: got '{path.rpartition('/')[2]}'\n")
+    assert missing_extra("hydra/launcher/nothing", lambda _: "") is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")

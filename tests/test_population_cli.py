@@ -49,6 +49,7 @@ def test_a_sweep_trained_together_is_the_sweep(command, tmp_path):
     assert len({one.info["id"] for one in mine}) == 4
 
 
+@pytest.mark.slow
 def test_a_population_again_in_its_folder_is_refused_and_with_resume_is_left_as_it_is(
     command, tmp_path
 ):

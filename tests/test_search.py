@@ -55,7 +55,8 @@ def trials(folder=FOLDER):
     return [(t.number, t.params, t.values, t.state.name) for t in study(folder).trials]
 
 
-@pytest.mark.parametrize("together", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [1, 2])
 def test_a_search_that_was_stopped_makes_the_trials_of_one_that_was_not(search, together):
     """With random trials at first, then those of TPE; and whether one or two go together."""
     settings = [f"hydra.sweeper.n_jobs={together}", "hydra.sweeper.n_trials=5"]

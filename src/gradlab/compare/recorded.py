@@ -1,0 +1,178 @@
+"""What a run recorded, as arrays by training step and lag."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import xarray
+
+from gradlab.compare.runs import Entry
+from gradlab.errors import BadInput
+from gradlab.record.figures.common import spread
+from gradlab.record.reader import Run, open_run
+
+CURVES = {
+    "adj_h_log10": "adjoint ∂ℓ/∂h",
+    "adj_c_log10": "adjoint ∂ℓ/∂c",
+    "forget_product_log10": "forget product",
+    "forget_path_log10": "forget path",
+    "residual_path_log10": "residual path",
+    "whole_path_log10": "true ∂c_T/∂c_t",
+    "long_jacobian_log10": "long-term Jacobian",
+    "pascanu_bound_log10": "Pascanu's bound",
+}
+"""Variables over lag that are compared, in words; norms as log10."""
+SERIES = {
+    "adjoint_slope": "adjoint slope (nats per step)",
+    "memory_horizon": "memory horizon (steps)",
+    "lyapunov_exponent": "λ₁ (nats per step)",
+}
+"""Figures of each layer over training that are compared, in words."""
+
+
+class Curve(NamedTuple):
+    """A variable over training step and lag.
+
+    Attributes:
+      steps: training steps at which it was measured, ascending, ``(S,)``.
+      lags: timesteps back from the end, ascending, ``(T,)``.
+      values: ``(S, L, T)``, L layers, float32; -inf is an exact zero, NaN "no such value".
+    """
+
+    steps: np.ndarray
+    lags: np.ndarray
+    values: np.ndarray
+
+
+class Series(NamedTuple):
+    """A figure over training steps.
+
+    Attributes:
+      steps: training steps at which it was measured, ascending, ``(S,)``.
+      values: ``(S, L)``, L layers, or L = 1 for one of the whole model; float64.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run with its arrays, read from disk when they are asked for.
+
+    Attributes:
+      entry: the run.
+      run: None if it has no arrays that can be read.
+      damage: what of it cannot be read, and why; empty if all can.
+    """
+
+    entry: Entry
+    run: Run | None
+    damage: str = ""
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers; empty without arrays."""
+        curves = self._curves
+        return tuple(map(str, curves["layer"].values)) if "layer" in curves.coords else ()
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every variable there is."""
+        return frozenset(map(str, [*self._curves.data_vars, *self._scalars.data_vars]))
+
+    @cached_property
+    def scalars(self) -> tuple[str, ...]:
+        """The variables over training step alone, as ``train/loss``."""
+        return tuple(map(str, self._scalars.data_vars))
+
+    def curve(self, name: str, most_steps: int = 0, most_lags: int = 0) -> Curve | None:
+        """A variable of :data:`CURVES`, or None if it was never measured.
+
+        Args:
+          name: of the variable.
+          most_steps: if given, at most so many training steps, evenly spread over those at which
+            it was measured.
+          most_lags: if given, at most so many lags, evenly spread. Values are never averaged.
+        """
+        if name not in self._curves:
+            return None
+        found = self._curves[name].transpose("step", "layer", "t")
+        steps, length = found["step"].values, found.sizes["t"]
+        ends = found.isel(t=[0, -1]).values  # which tell for almost every variable
+        measured = np.flatnonzero(~np.isnan(ends).all((1, 2)))
+        if not len(measured):
+            measured = np.flatnonzero(~np.isnan(found.values).all((1, 2)))
+        if not len(measured):
+            return None
+        if most_steps:
+            measured = measured[spread(len(measured), most_steps)]
+        back = np.arange(length)[::-1]  # positions along t by ascending lag
+        if most_lags:
+            back = back[spread(length, most_lags)]
+        block = found.isel(step=measured) if len(measured) < len(steps) / 4 else found
+        values = block.values if block is not found else found.values[measured]
+        return Curve(steps[measured], length - 1 - back, values[:, :, back].astype(np.float32))
+
+    def measured(self, name: str) -> tuple[int, int, int]:
+        """How many training steps (an upper limit), layers and lags a curve has; zeros without."""
+        if name not in self._curves:
+            return 0, 0, 0
+        sizes = self._curves[name].sizes
+        return sizes["step"], sizes["layer"], sizes["t"]
+
+    def series(self, name: str) -> Series | None:
+        """A scalar, or a variable of :data:`SERIES`, or None if it was never measured."""
+        if name in self._scalars:
+            values = self._scalars[name].values[:, None]
+        elif name in self._curves:
+            found = self._curves[name]
+            if "index" in found.dims:  # exponents descend: the first is the largest
+                found = found.isel(index=0)
+            values = found.transpose("step", "layer").values
+        else:
+            return None
+        rows = np.flatnonzero(~np.isnan(values).all(1))
+        if not len(rows):
+            return None
+        return Series(self._scalars["step"].values[rows], values[rows].astype(np.float64))
+
+    def last(self, name: str, layer: int = 0) -> float:
+        """The last measured value of a series, or NaN."""
+        found = self.series(name)
+        if found is None or layer >= found.values.shape[1]:
+            return math.nan
+        known = found.values[~np.isnan(found.values[:, layer]), layer]
+        return float(known[-1]) if len(known) else math.nan
+
+    @cached_property
+    def _curves(self) -> xarray.Dataset:
+        return self.run.curves if self.run is not None else xarray.Dataset()
+
+    @cached_property
+    def _scalars(self) -> xarray.Dataset:
+        return self.run.scalars if self.run is not None else xarray.Dataset()
+
+
+def recorded(runs: Sequence[Entry]) -> list[Recorded]:
+    """The arrays of runs. What cannot be read of one is in its ``damage``; the others are whole."""
+    return [_recorded(entry) for entry in runs]
+
+
+def _recorded(entry: Entry) -> Recorded:
+    if not entry.info:
+        return Recorded(entry, None, entry.reason)
+    try:
+        run = open_run(entry.path)
+        found = Recorded(entry, run, "; ".join(run.damage))
+        _ = found.names  # opens the arrays
+    except BadInput as error:
+        return Recorded(entry, None, f"not {error.allowed}")
+    except OSError as error:
+        return Recorded(entry, None, str(error))
+    return found

@@ -1,0 +1,153 @@
+"""Made-up runs with everything that a comparison shows: arrays, settings, figures, an ending."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gradlab.record.base import Outcome, Row, Variable
+from gradlab.record.directory import RunDirectory
+from tests.record.synthetic import describe, make_row
+
+CELLS = {
+    "rnn": {"_target_": "gradlab.cells.SimpleRNN", "activation_fn": "tanh"},
+    "lstm": {"_target_": "gradlab.cells.LSTM", "forget_bias": 1.0},
+    "gru": {"_target_": "gradlab.cells.GRU"},
+}
+RATE = {"rnn": 0.20, "lstm": 0.03, "gru": 0.06}
+"""log10 per step by which the made-up adjoints fall, seed 0, before training."""
+PARAMETERS = {"rnn": 1217, "lstm": 4577, "gru": 3457}
+
+
+def record_run(
+    folder,
+    model="lstm",
+    seed=0,
+    T=32,
+    rows=5,
+    every=10,
+    status="finished",
+    reason="",
+    hidden=8,
+    task="adding",
+    close=True,
+    layers=(0,),
+    said=None,
+    name="",
+    only=None,
+    keep_open=False,
+):
+    """A run directory written by the sink itself; gives its path (or the open sink).
+
+    The adjoint of h at step ``s`` of a run of ``n`` rows falls by ``rate(model, seed) · (1 - s/2n)``
+    decades a step; everything else follows from that.
+    """
+    steps = rows * every
+    plain = describe(T=T, layers=list(layers), steps=steps, lstm=model == "lstm")
+    variables = dict(plain.variables)
+    if model == "gru":
+        variables["forget_product_log10"] = Variable(
+            ("layer", "t"), "log10", "forget product", {"gate": "z"}
+        )
+    if close:
+        variables |= {
+            "lyapunov_exponent": Variable(("layer", "index"), "nats/step", "Lyapunov exponents"),
+            "long_jacobian_log10": Variable(("layer", "t"), "log10", "largest singular value"),
+            "pascanu_bound_log10": Variable(("layer", "t"), "log10", "bound"),
+        }
+    if only is not None:
+        variables = {key: value for key, value in variables.items() if key in only}
+    config = {
+        "seed": seed,
+        "model": {"hidden": hidden, "layers": len(layers), "cell": dict(CELLS[model])},
+        "optimizer": {"learning_rate": 0.01, "clip_norm": 1.0},
+        "task": {"_target_": f"gradlab.tasks.{task}.{task.title()}", "length": T},
+        "trainer": {"steps": steps, "resume": None},
+        "record": {"figures": True},
+    }
+    overrides = said if said is not None else [f"model={model}", f"seed={seed}"]
+    parameters = int(PARAMETERS[model] * hidden / 8)
+    facts = dict(plain.facts) | {
+        "model": model,
+        "task": task.title(),
+        "parameters": parameters,
+        "overrides": overrides,
+    }
+    description = replace(
+        plain,
+        name=name or task,
+        config=config,
+        variables=variables,
+        coords=dict(plain.coords) | {"index": [0, 1]},
+        facts=facts,
+        id=f"{abs(hash((str(folder), model, seed))) % 16**8:08x}",
+    )
+    directory = RunDirectory(Path(folder))
+    directory.open(description)
+    for index in range(rows):
+        directory.log(make_measured_row(description, index, every, model, seed, close))
+    if keep_open:
+        return directory
+    horizon = min(np.log10(np.e) / rate_of(model, seed, (rows - 1) / rows), T)
+    summary = {
+        "steps": float(steps),
+        "train/loss": 0.2 * rate_of(model, seed),
+        "val/loss": 0.21 * rate_of(model, seed),
+        "test/loss": 0.22 * rate_of(model, seed),
+        "memory_horizon/layer_0": float(horizon),
+        "adjoint_slope/layer_0": -rate_of(model, seed, (rows - 1) / rows) * np.log(10),
+    }
+    timings = {"steps_per_second": 100.0 + seed, "probe_overhead": 1.1}
+    directory.close(Outcome(status, reason, summary, timings, ["Layer 0: a verdict."]))
+    path = Path(folder)
+    info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    info["overrides"] = overrides
+    (path / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    return path
+
+
+def rate_of(model, seed=0, progress=0.0):
+    """Decades a step by which the adjoints fall."""
+    return RATE[model] * (1 + 0.05 * seed) * (1 - progress / 2)
+
+
+def make_measured_row(description, index, every, model, seed, close):
+    step = index * every
+    row = make_row(description, step)
+    steps = description.facts["steps"]
+    T, layers = len(description.coords["t"]), len(description.coords["layer"])
+    lag = T - 1.0 - np.arange(T)
+    rate = rate_of(model, seed, step / steps) * np.arange(1, layers + 1)[:, None] ** -0.5
+    arrays = dict(row.arrays)
+    arrays["adj_h_log10"] = -1 - rate * lag
+    if "adj_c_log10" in arrays:
+        arrays["adj_c_log10"] = -0.5 - rate * lag
+    arrays["forget_product_log10"] = -1.35 * rate * lag
+    arrays["memory_horizon"] = np.minimum(np.log10(np.e) / rate[:, 0], T)
+    arrays["adjoint_slope"] = -rate[:, 0] * np.log(10)
+    if close and index % 2 == 0:
+        arrays["lyapunov_exponent"] = np.stack([-rate[:, 0], -2 * rate[:, 0]], 1)
+        arrays["long_jacobian_log10"] = -0.8 * rate * lag
+        arrays["pascanu_bound_log10"] = 0.01 * lag + 0 * rate
+    scalars = dict(row.scalars)
+    scalars["train/loss"] = rate_of(model, seed, step / steps)
+    known = description.variables
+    return Row(
+        step,
+        {key: value for key, value in scalars.items() if key in known},
+        {key: value for key, value in arrays.items() if key in known},
+    )
+
+
+def record_sweep(folder, models=("rnn", "lstm", "gru"), seeds=(0, 1, 2), **options):
+    """A run for each model and seed, in folders ``0``, ``1``, …; gives the sweep's path."""
+    folder = Path(folder)
+    number = 0
+    for model in models:
+        for seed in seeds:
+            record_run(folder / str(number), model, seed, **options)
+            number += 1
+    return folder

@@ -42,8 +42,8 @@ def record_run(
 ):
     """A run directory written by the sink itself; gives its path (or the open sink).
 
-    The adjoint of h at step ``s`` of a run of ``n`` rows falls by ``rate(model, seed) · (1 - s/2n)``
-    decades a step; everything else follows from that.
+    The adjoint of h falls by ``rate_of(model, seed, progress)`` decades a timestep; everything else
+    follows from that.
     """
     steps = rows * every
     plain = describe(T=T, layers=list(layers), steps=steps, lstm=model == "lstm")

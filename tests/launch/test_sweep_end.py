@@ -37,8 +37,12 @@ def test_a_sweep_that_finished_is_a_table_and_its_file(tmp_path, told):
         ["rnn", "2", "0.550", "±", "0.64"],
         ["lstm", "2", "0.550", "±", "0.64"],
     ]
-    assert lines[-1] == f"numbers: {os.path.join('s', 'sweep.csv')}"
+    assert lines[-2:] == [
+        f"numbers: {os.path.join('s', 'sweep.csv')}",
+        f"compare: {os.path.join('s', 'compare.html')}",
+    ]
     assert (folder / "sweep.csv").exists()
+    assert "<html" in (folder / "compare.html").read_text(encoding="utf-8")
     assert "not finished" not in text
     assert "trainer.resume" not in text
     assert "\x1b" not in text
@@ -97,7 +101,7 @@ def test_the_command_quotes_a_folder_that_the_shell_or_hydra_would_split(tmp_pat
 
 def test_one_run_has_no_table_but_its_failure_is_named(tmp_path, told):
     make_run(tmp_path / "ok" / "0", summary={"val/loss": 0.5})
-    assert told(tmp_path / "ok") == ""
+    assert told(tmp_path / "ok").strip() == f"compare: {os.path.join('ok', 'compare.html')}"
     assert not (tmp_path / "ok" / "sweep.csv").exists()
     make_run(tmp_path / "bad" / "0", ["seed=7"], status="crashed", reason="ValueError: no")
     assert "job 0 (seed=7): crashed: ValueError: no" in told(tmp_path / "bad")

@@ -119,6 +119,11 @@ class Recorded:
         values = block.values if block is not found else found.values[measured]
         return Curve(steps[measured], length - 1 - back, values[:, :, back].astype(np.float32))
 
+    @property
+    def rows(self) -> int:
+        """How many training steps were recorded."""
+        return self._scalars.sizes.get("step", 0)
+
     def measured(self, name: str) -> tuple[int, int, int]:
         """How many training steps (an upper limit), layers and lags a curve has; zeros without."""
         if name not in self._curves:

@@ -32,9 +32,9 @@ def report(
     refused: Sequence[str] = (),
     jobs: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Print how a sweep went and write ``sweep.csv`` and the phase diagram into its folder.
+    """Print how a sweep went; write ``sweep.csv``, the phase diagram and the page into its folder.
 
-    Nothing is printed for a sweep of one run that finished. Trouble on the way is one line of
+    Of a sweep of one run that finished only the page's path is printed. Trouble on the way is one line of
     warning: the runs are safe, and a sweep does not fail because it cannot be reported.
 
     Args:
@@ -68,6 +68,8 @@ def _report(
     written: list[Path] = []
     if len(runs) > 1:
         written = _numbers(runs, folder, console)
+    if runs:
+        written.append(_page(runs, folder))
     if failed or refused:
         _failures(runs, refused, console)
     unfinished = [run for run in failed if run.status in UNFINISHED]
@@ -104,7 +106,15 @@ def _not_started(
     ]
 
 
-_KIND = {".csv": "numbers", ".png": "figure"}
+_KIND = {".csv": "numbers", ".png": "figure", ".html": "compare"}
+
+
+def _page(runs: Sequence[Entry], folder: Path) -> Path:
+    """The page that compares the runs; gives its path."""
+    from gradlab.compare.page import NAME, write
+    from gradlab.compare.recorded import recorded
+
+    return write(recorded(runs), folder / NAME)
 
 
 def _numbers(runs: Sequence[Entry], folder: Path, console: Console) -> list[Path]:

@@ -1,0 +1,80 @@
+"""The command line: ``python -m gradlab.compare DIR… [--out FILE.html] [--serve] …``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradlab.errors import BadInput
+
+WHAT = """\
+Many runs, one page that answers: whose gradient reaches furthest, and what did it buy?
+
+DIR is a run directory, the folder of a sweep, or a folder with any mix of them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code. Bad input is one message and code 2."""
+    try:
+        return _command(_parser().parse_args(arguments))
+    except BadInput as error:
+        print(f"gradlab.compare: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"gradlab.compare: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m gradlab.compare",
+        description=WHAT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dirs", nargs="+", metavar="DIR", help="runs and sweeps to compare")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.html",
+        help="where to write the page (default: compare.html in DIR, or here if there are several)",
+    )
+    parser.add_argument(
+        "--figures", metavar="FOLDER", help="write figures for a paper, and their numbers, there"
+    )
+    parser.add_argument("--wandb", action="store_true", help="make a W&B report and a workspace")
+    parser.add_argument("--serve", action="store_true", help="show the page live while runs go")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="with --serve: the address (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, help="with --serve: the port (default: a free one)"
+    )
+    return parser
+
+
+def _command(given: argparse.Namespace) -> int:
+    from gradlab.compare.runs import runs_in
+
+    folders = [Path(path) for path in given.dirs]
+    if given.serve:
+        from gradlab.compare.serve import serve
+
+        return serve(folders, given.host, given.port)
+    runs = runs_in(*folders)
+    if not runs:
+        allowed = "folders with at least one run in them (a folder with run.json)"
+        raise BadInput("DIR", " ".join(given.dirs), allowed, "a folder under outputs/ or multirun/")
+    from gradlab.compare.page import NAME, write
+    from gradlab.compare.recorded import recorded
+
+    alone = len(folders) == 1
+    out = Path(given.out) if given.out else (folders[0] if alone else Path()) / NAME
+    if out.is_dir():
+        raise BadInput("--out", str(out), "a file", str(out / NAME))
+    print(f"page: {write(recorded(runs), out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""What the page holds: every run as plain data that JSON can carry."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from gradlab.compare import phase_diagram, table
+from gradlab.compare.headline import headline
+from gradlab.compare.matched import Matched, matched
+from gradlab.compare.page.packed import Thinning, packed, thinning
+from gradlab.compare.phase_diagram import Diagram, name_of
+from gradlab.compare.recorded import CURVES, SERIES, Recorded
+from gradlab.compare.runs import Entry, part, settings_that_differ
+from gradlab.compare.table import LEVEL, Estimate, short, with_interval
+from gradlab.record.figures.common import spread
+
+LONGEST_REASON = 300
+"""Characters of the reason for which a run ended."""
+
+
+Arrays = Mapping[str, Mapping[str, Any]]
+"""Packed arrays of a run: ``curves`` and ``series``, each by the name of its variable."""
+
+
+def arrays_of(run: Recorded, limits: Thinning) -> Arrays:
+    """The arrays of a run, packed."""
+    return {"curves": dict(_curves(run, limits)), "series": dict(_series(run, limits))}
+
+
+def contents(
+    found: Sequence[Recorded], arrays: Callable[[Recorded, Thinning], Arrays] = arrays_of
+) -> dict[str, Any]:
+    """Everything that the page shows of some runs, as JSON can carry it.
+
+    Numbers are the recorded ones, in full; what there is no room for is left out row by row, never
+    averaged, and ``notices`` says so.
+
+    Args:
+      found: the runs.
+      arrays: gives the packed arrays of one; :func:`arrays_of`, or one that remembers.
+    """
+    runs = [run.entry for run in found]
+    limits = _limits(found)
+    answer = headline(found)
+    differ = settings_that_differ(runs)
+    settings = [{key: plain(values[k]) for key, values in differ.items()} for k in range(len(runs))]
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "headline": {"title": answer.title, "lines": list(answer.lines)},
+        "notices": notices(found, limits),
+        "keys": {
+            key: {"short": name, "label": name_of(key)} for key, name in short(differ).items()
+        },
+        "curves": CURVES,
+        "series": SERIES,
+        "runs": [
+            {**one_run(run, own), **arrays(run, limits)}
+            for run, own in zip(found, settings, strict=True)
+        ],
+        "matched": [_matched(one) for one in matched(runs)],
+        "phase": _phase(phase_diagram.diagram(runs)),
+        "level": LEVEL,
+        "student": student(len(runs)),
+    }
+
+
+def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """One run without its arrays: what it is, how it ended, its figures."""
+    entry, facts = run.entry, part(run.entry.info, "facts")
+    baseline = part(entry.info, "baseline")
+    return {
+        "name": entry.name,
+        "path": str(entry.path),
+        "status": "truncated" if run.damage and run.run is not None else entry.status,
+        "reason": "; ".join(filter(None, [entry.reason, run.damage]))[:LONGEST_REASON],
+        "settings": dict(settings),
+        "model": plain(facts.get("model")),
+        "task": plain(facts.get("task")),
+        "T": plain(facts.get("T")),
+        "readout": plain(facts.get("readout")),
+        "parameters": plain(facts.get("parameters")),
+        "steps_per_second": plain(entry.info.get("steps_per_second")),
+        "probe_overhead": plain(entry.info.get("probe_overhead")),
+        "summary": {name: plain(value) for name, value in entry.summary.items()},
+        "baseline": {
+            split: {name: plain(value) for name, value in part(baseline, split).items()}
+            for split in baseline
+        },
+        "command": command_of(entry),
+        "verdict": [str(line) for line in entry.info.get("verdict") or ()],
+        "layers": list(run.layers),
+    }
+
+
+def command_of(entry: Entry) -> str:
+    """The command that makes the run again; empty where the folder does not say."""
+    if not entry.info and not entry.overrides:
+        return ""
+    return shlex.join(["python", "-m", "gradlab", *entry.overrides])
+
+
+def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
+    """What a reader must know before comparing: mixed tasks or lengths, what is not all there."""
+    facts = [part(run.entry.info, "facts") for run in runs if run.entry.info]
+    words = []
+    if len(tasks := sorted({str(one["task"]) for one in facts if one.get("task")})) > 1:
+        words.append(
+            f"The runs are of different tasks ({', '.join(tasks)}): their losses do not compare; "
+            "facet by task to keep them apart."
+        )
+    if len(lengths := sorted({one["T"] for one in facts if isinstance(one.get("T"), int)})) > 1:
+        some = ", ".join(map(str, lengths[:6])) + (", …" if len(lengths) > 6 else "")
+        words.append(
+            f"The runs are of different lengths (T = {some}): curves are aligned by lag, the "
+            "distance from the end of the sequence."
+        )
+    if unreadable := [run.entry.name for run in runs if run.run is None]:
+        words.append(
+            f"{_of(unreadable)} cannot be read or never began, see the table for the reason; "
+            "the others are shown."
+        )
+    if damaged := [run.entry.name for run in runs if run.run is not None and run.damage]:
+        words.append(f"{_of(damaged)} lost a part of the arrays; what is whole is shown.")
+    cut = _thinned(limits)
+    if cut:
+        words.append(
+            f"Thinned to keep this page small: at most {cut} are on it, evenly spread, both ends "
+            "included. Values are the recorded ones, none is averaged; the run directories hold "
+            "all."
+        )
+    return words
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can carry it; null for a number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return str(value)
+
+
+def student(most: int) -> list[float]:
+    """Student's t for the interval over 0, 1, 2, … ``most`` values; 0 where there is none."""
+    from scipy.special import stdtrit
+
+    degrees = np.arange(1, max(most, 2))
+    return [0.0, 0.0, *stdtrit(degrees, (1 + LEVEL) / 2).tolist()]
+
+
+def _limits(runs: Sequence[Recorded]) -> Thinning:
+    curves = [run.measured(name) for run in runs for name in CURVES]
+    series = [run.rows for run in runs for _ in _series_of(run)]
+    return thinning([sizes for sizes in curves if sizes[0]], series)
+
+
+def _series_of(run: Recorded) -> list[str]:
+    return [*run.scalars, *(name for name in SERIES if name in run.names)]
+
+
+def _curves(run: Recorded, limits: Thinning) -> Iterator[tuple[str, Any]]:
+    for name in CURVES:
+        found = run.curve(name, limits.steps, limits.lags)
+        if found is not None:
+            yield (
+                name,
+                {
+                    "steps": packed(found.steps.astype(np.int32)),
+                    "lags": packed(found.lags.astype(np.int32)),
+                    "values": packed(found.values),
+                },
+            )
+
+
+def _series(run: Recorded, limits: Thinning) -> Iterator[tuple[str, Any]]:
+    for name in _series_of(run):
+        found = run.series(name)
+        if found is not None:
+            rows = spread(len(found.steps), limits.rows or len(found.steps))
+            yield (
+                name,
+                {
+                    "steps": packed(found.steps[rows].astype(np.int32)),
+                    "values": packed(found.values[rows]),
+                },
+            )
+
+
+def _thinned(limits: Thinning) -> str:
+    parts = []
+    if limits.steps:
+        parts.append(f"{limits.steps} training steps")
+    if limits.lags:
+        parts.append(f"{limits.lags} lags")
+    words = f"{' and '.join(parts)} of each curve" if parts else ""
+    if limits.rows:
+        words += (
+            " and " if words else ""
+        ) + f"{limits.rows} training steps of each loss and figure"
+    return words
+
+
+def _of(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"Run {shown}" if len(names) == 1 else f"Runs {shown}"
+
+
+def _matched(found: Matched) -> dict[str, Any]:
+    return {
+        "by": found.by,
+        "note": found.note,
+        "levels": [
+            {
+                "label": level.label,
+                "rows": [
+                    {
+                        "model": row.model,
+                        "hidden": row.hidden,
+                        "parameters": row.parameters,
+                        "runs": row.runs,
+                        "figures": {name: _estimate(value) for name, value in row.figures.items()},
+                    }
+                    for row in level.rows
+                ],
+            }
+            for level in found.levels
+        ],
+        "headings": {name: " ".join(words.split()) for name, words in table.HEADINGS.items()},
+    }
+
+
+def _estimate(found: Estimate) -> dict[str, Any]:
+    words = with_interval(found, found.n)
+    return {"mean": plain(found.mean), "half": plain(found.half), "n": found.n, "words": words}
+
+
+def _phase(found: Diagram | None) -> dict[str, Any] | None:
+    if found is None or not found.panels():
+        return None
+    return {
+        "keys": list(found.keys),
+        "labels": [name_of(key) for key in found.keys],
+        "x": found.x.tolist(),
+        "y": found.y.tolist(),
+        "geometric": [bool(phase_diagram.is_geometric(values)) for values in (found.x, found.y)],
+        "when": found.when,
+        "subject": found.subject,
+        "finished": found.finished.tolist(),
+        "diverged": found.diverged.tolist(),
+        "panels": [
+            {
+                "name": panel.name,
+                "title": panel.title,
+                "label": panel.label.replace("\n", "; "),
+                "middle": panel.middle,
+                "values": [[plain(float(v)) for v in row] for row in found.figures[panel.name]],
+            }
+            for panel in found.panels()
+        ],
+    }

@@ -1,0 +1,85 @@
+"""Arrays as text that a browser unpacks, and how many values a page can hold."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MOST_VALUES = 5_000_000
+"""Most values of curves on a page; about 22 MB of text."""
+MOST_POINTS = 800_000
+"""Most values of series over training steps on a page; about 8 MB of text."""
+FEWEST_ROWS = 50
+"""Rows of a series that are always left."""
+_TYPES = {"float32": "f4", "float64": "f8", "int32": "i4"}
+_CHOICES = [
+    (0, 0),
+    (400, 0),
+    (200, 0),
+    (200, 512),
+    (200, 256),
+    (100, 256),
+    (50, 256),
+    (50, 128),
+    (25, 128),
+    (25, 64),
+    (12, 64),
+    (12, 32),
+    (6, 32),
+    (3, 16),
+]
+
+
+class Thinning(NamedTuple):
+    """The most of each curve and series that is put on a page; 0: everything.
+
+    Attributes:
+      steps: training steps of a curve.
+      lags: lags of a curve.
+      rows: training steps of a series.
+    """
+
+    steps: int = 0
+    lags: int = 0
+    rows: int = 0
+
+
+def packed(array: np.ndarray) -> dict[str, Any]:
+    """An array as ``{"type", "shape", "data"}``, losslessly.
+
+    ``data`` is base64 of a zlib stream of all first bytes of the (little-endian) values, then all
+    second bytes and so on: neighbours differ least in their upper bytes.
+    """
+    kind = _TYPES[array.dtype.name]
+    little = np.ascontiguousarray(array, dtype=f"<{kind}")
+    planes = little.reshape(-1).view(np.uint8).reshape(-1, little.itemsize).T
+    data = base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode("ascii")
+    return {"type": kind, "shape": list(array.shape), "data": data}
+
+
+def thinning(curves: Iterable[tuple[int, int, int]], series: Iterable[int]) -> Thinning:
+    """The mildest thinning with which a page stays within its limits.
+
+    Args:
+      curves: training steps, layers and lags of every curve of every run.
+      series: values of every series of every run.
+    """
+    curves, series = list(curves), list(series)
+    steps, lags = _CHOICES[-1]
+    for choice in _CHOICES:
+        if sum(_left(sizes, *choice) for sizes in curves) <= MOST_VALUES:
+            steps, lags = choice
+            break
+    rows = 0
+    if sum(series) > MOST_POINTS:
+        rows = max(FEWEST_ROWS, MOST_POINTS // len(series))
+    return Thinning(steps, lags, rows)
+
+
+def _left(sizes: tuple[int, int, int], steps: int, lags: int) -> int:
+    many, layers, length = sizes
+    return min(many, steps or many) * layers * min(length, lags or length)

@@ -1,0 +1,124 @@
+"""Runs by setting, for words and pictures: what a group is called, and what one run came to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradlab.compare.recorded import Recorded
+from gradlab.compare.runs import SEED, Entry, part, same, settings_that_differ
+from gradlab.compare.table import short, shown
+
+MODEL = "model"
+FINISHED, DIVERGED = "finished", "diverged"
+ACRONYMS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+"""Models that have a name of their own in prose."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs that differ by their seed alone.
+
+    Attributes:
+      values: of the settings that differ between groups, the seed left out; ``model`` is one.
+      runs: all of them, in the order given.
+      names: a short name of each setting.
+    """
+
+    values: Mapping[str, Any]
+    runs: tuple[Recorded, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The model, as the command line has it; empty where that is not known."""
+        return str(self.values.get(MODEL) or model_of(self.runs[0].entry))
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others, as ``LSTM, forget_bias = 1``; or the model."""
+        words = [ACRONYMS.get(self.model, self.model)] if MODEL in self.values else []
+        return ", ".join([*words, *self.settings]) or ACRONYMS.get(self.model, self.model) or "runs"
+
+    @property
+    def settings(self) -> list[str]:
+        """Its settings but the model, as ``forget_bias = 1``; not those it does not have."""
+        return [
+            f"{self.names.get(key, key)} = {shown(value)}"
+            for key, value in self.values.items()
+            if key != MODEL and value is not None
+        ]
+
+
+def groups_of(runs: Sequence[Recorded]) -> list[Group]:
+    """The runs by the settings that differ besides the seed, as they first come."""
+    entries = [run.entry for run in runs]
+    differ = settings_that_differ(entries)
+    differ.pop(SEED, None)
+    names = short(differ)
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for index in range(len(runs)):
+        key = tuple(same(values[index]) for values in differ.values())
+        members.setdefault(key, []).append(index)
+    return [
+        Group(
+            {key: values[rows[0]] for key, values in differ.items()},
+            tuple(runs[row] for row in rows),
+            names,
+        )
+        for rows in members.values()
+    ]
+
+
+def counted(runs: Sequence[Recorded]) -> list[Recorded]:
+    """The runs of a group whose numbers count: those that finished, or without any the others.
+
+    Diverged runs are not among them, nor jobs that never became a run; a seed that is there twice
+    counts once.
+    """
+    finished = [run for run in runs if run.entry.status == FINISHED]
+    others = [run for run in runs if run.run is not None and run.entry.status != DIVERGED]
+    once: dict[Any, Recorded] = {}
+    for index, run in enumerate(finished or others):
+        once.setdefault(_seed(run, index), run)
+    return list(once.values())
+
+
+def final(run: Recorded, name: str) -> float:
+    """A figure at the end of a run, of its first layer: from its summary, else as last recorded."""
+    if run.entry.key_of(name):
+        return run.entry.figure(name)
+    return run.last(name)
+
+
+def model_of(entry: Entry) -> str:
+    """The model's name, as the command line has it; empty where that is not known."""
+    return str(part(entry.info, "facts").get("model") or "")
+
+
+def length_of(entry: Entry) -> float:
+    """T in timesteps; NaN where that is not known."""
+    found = part(entry.info, "facts").get("T")
+    return float(found) if isinstance(found, int | float) else math.nan
+
+
+def task_of(entry: Entry) -> str:
+    """The task in words: ``Adding, T = 100``; empty where that is not known."""
+    facts = part(entry.info, "facts")
+    words = [str(facts["task"])] if facts.get("task") else []
+    return ", ".join(words + ([f"T = {facts['T']}"] if facts.get("T") else []))
+
+
+def problem_of(entry: Entry) -> str:
+    """What two runs have in common whose losses compare: the same data of the same length."""
+    facts = part(entry.info, "facts")
+    told = [facts.get("task"), facts.get("T"), facts.get("readout"), entry.config.get("task")]
+    return json.dumps(told, sort_keys=True, default=str)
+
+
+def _seed(run: Recorded, index: int) -> Any:
+    seed = run.entry.config.get(SEED)
+    return (index,) if seed is None else same(seed)

@@ -1,0 +1,525 @@
+"""The answer in words: whose gradient reaches furthest, by how much, and what that bought."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gradlab.compare.contenders import (
+    HORIZON,
+    SLOPE,
+    Contender,
+    Field,
+    field_of,
+    mean_over,
+)
+from gradlab.compare.groups import (
+    DIVERGED,
+    FINISHED,
+    MODEL,
+    final,
+    length_of,
+    task_of,
+)
+from gradlab.compare.phase_diagram import SUCCESS
+from gradlab.compare.recorded import Recorded
+from gradlab.compare.runs import part
+from gradlab.compare.table import shown, with_interval
+from gradlab.compare.welch import Difference, difference, rank_correlation
+
+RESULTS = {"test/accuracy": True, "test/loss": False, "val/loss": False}
+"""Results, most wanted first, and whether higher is better."""
+FEW = 5
+"""Most contenders that are all named; of more, the best two."""
+PROBE = "run them with probe=standard, or a list of probes with adjoint and memory_horizon in it"
+
+
+class Headline(NamedTuple):
+    """The answer in words.
+
+    Attributes:
+      title: one sentence: the answer.
+      lines: further sentences: what it bought, what it rests on, caveats.
+    """
+
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+def headline(runs: Sequence[Recorded]) -> Headline:
+    """Whose gradient reaches furthest, by how much, and whether that went with better results.
+
+    The reach of a run is its memory horizon at its end, in its first layer; that of a model (or
+    another setting) the geometric mean over seeds. Ratios have Welch intervals of the logarithms;
+    where one includes 1, nobody is said to be ahead. Names and values are as recorded: escape
+    them.
+    """
+    runs = _once(runs)
+    known = [run for run in runs if run.run is not None or run.entry.key_of(HORIZON)]
+    if not known:
+        return _nothing(runs)
+    if len(known) == 1:
+        return _one(known[0], len(runs) - 1)
+    field = field_of(known)
+    measured = [one for one in field.contenders if one.reach()]
+    caveats = [*_basis(field, measured), *_counts(field, measured), *_others(runs, known, field)]
+    if not measured:
+        return Headline(_unmeasured(field), tuple(caveats))
+    ranked = sorted(measured, key=lambda one: mean_over(one.reach()).mean, reverse=True)
+    if len(ranked) == 1:
+        title, lines = _alone(ranked[0]), [_result_of(ranked[0])]
+    else:
+        ranked, title = _answer(ranked)
+        lines = [*_after(ranked), _bought(field, *ranked[:2]), _together(field, ranked)]
+    return Headline(title, tuple(line for line in [*lines, *caveats] if line))
+
+
+# --- the title ------------------------------------------------------------------------------------
+
+
+def _nothing(runs: Sequence[Recorded]) -> Headline:
+    if not runs:
+        return Headline("There are no runs to compare.")
+    ended = _listed(f"{n} {status}" for status, n in Counter(r.entry.status for r in runs).items())
+    reason = next((run.damage for run in runs if run.damage), "")
+    title = f"No run has data to compare: of {_number(len(runs), 'run')}, {ended}."
+    return Headline(title, (f"The first says: {reason}.",) if reason else ())
+
+
+def _one(run: Recorded, others: int) -> Headline:
+    horizon, T = final(run, HORIZON), length_of(run.entry)
+    verdict = run.entry.info.get("verdict")
+    lines = [str(line) for line in verdict] if isinstance(verdict, list) else []
+    model = Contender(field_of([run]).contenders[0].group, {(): (run,)}).gradient
+    if run.entry.status != FINISHED:
+        lines.append(f"The run has not finished: it is {run.entry.status}.")
+    if others:
+        lines.append(f"{_number(others, 'more run')} recorded nothing.")
+    if not math.isfinite(horizon):
+        title = f"How far {model} reaches was not measured."
+        return Headline(title, (*lines, f"The run has no memory horizon: {PROBE}."))
+    series = run.series(HORIZON)
+    when = f" at training step {series.steps[-1]:,}" if series is not None else ""
+    whole = horizon >= T
+    reach = f"all of the {T:g} steps of the sequence" if whole else f"{_steps(horizon)} steps"
+    lines += _every([run])
+    return Headline(_sentence(f"{model} reaches {reach} back{when}"), tuple(lines))
+
+
+def _unmeasured(field: Field) -> str:
+    runs = [run for one in field.contenders for run in one.group.runs]
+    if all(run.entry.status == DIVERGED for run in runs):
+        return f"All {len(runs)} runs diverged: there is no reach to compare."
+    return "How far the gradient reaches was not measured."
+
+
+def _alone(one: Contender) -> str:
+    found = mean_over(one.reach())
+    low, high = (math.exp(found.mean + sign * found.half) for sign in (-1, 1))
+    if one.whole:
+        return _sentence(f"{one.gradient} reaches {_far(one)} back ({_seeds([one])})")
+    if not math.isfinite(found.half):
+        return _sentence(f"{one.gradient} reaches {_far(one)} back ({_seeds([one])})")
+    interval = f"[{_steps(low)} to {_steps(high)}]"
+    return _sentence(f"{one.gradient} reaches {_far(one)} {interval} back ({_seeds([one])})")
+
+
+def _answer(ranked: Sequence[Contender]) -> tuple[list[Contender], str]:
+    """The contenders, best first, and the sentence on the first two."""
+    if not ranked[1].whole:
+        return list(ranked), _by_horizon(ranked)
+    tied = [one for one in ranked if one.whole or one is ranked[0]]
+    if any(not one.values(SLOPE) for one in tied):
+        both = _listed(one.name for one in tied[:FEW])
+        title = f"Several gradients do not fall by e within the sequence: {both}"
+        return list(ranked), _sentence(title)
+    tied.sort(key=lambda one: mean_over(one.values(SLOPE)).mean, reverse=True)
+    order = [*tied, *(one for one in ranked if one not in tied)]
+    return order, _by_slope(order, len(tied))
+
+
+def _by_horizon(ranked: Sequence[Contender]) -> str:
+    first, second = ranked[:2]
+    found = _ratio(first, second)
+    among = f"of {_many(ranked)}, " if len(ranked) > FEW else ""
+    seeds = f"({_seeds([first, second])})"
+    if found.has_interval and not found.is_certain:
+        which = f"{first.gradient} and {second.name}"
+        which += " reach furthest and" if len(ranked) > 2 else ""
+        reaches = f"{_far(first)} and {_far(second)}, a ratio of {_as_ratio(first, found, '')}"
+        return _sentence(f"{among}{which} cannot be told apart: {reaches} {seeds}")
+    ratio = _as_ratio(first, found, " times")
+    title = f"{first.gradient} reaches furthest: {_far(first)}, {ratio} as far as {_near(second)}"
+    return _sentence(f"{among}{title} {seeds}")
+
+
+def _by_slope(ranked: Sequence[Contender], tied: int) -> str:
+    first, second = ranked[:2]
+    pairs = _pairs(first.values(SLOPE), second.values(SLOPE))
+    found = difference(pairs) if pairs else Difference(math.nan, math.nan, math.nan)
+    slopes = [mean_over(one.values(SLOPE)).mean for one in (first, second)]
+    T = _length(first)
+    among = f"of {_many(ranked)} {tied}, " if len(ranked) > FEW else ""
+    reach = f"reach the whole sequence of {T:g} steps" if math.isfinite(T) else "never fall by e"
+    if not all(one.whole == len(one.measured) for one in (first, second)):
+        reach = f"{reach} in {first.whole} and {second.whole} runs"
+    both = (
+        f"{first.name} and {second.name} among them,"
+        if among
+        else (f"{first.gradient} and {second.name}")
+    )
+    numbers = f"slopes {_slope(slopes[0])} and {_slope(slopes[1])} nats per step"
+    interval = (
+        f", a difference of {_slope(found.value)} [{_slope(found.low)} to {_slope(found.high)}]"
+        if found.has_interval
+        else ""
+    )
+    seeds = f"({_seeds([first, second])})"
+    grows = slopes[0] * (T - 1) > 1
+    if found.has_interval and not found.is_certain:
+        verdict = f"and cannot be told apart by their {numbers}"
+    elif grows:
+        verdict = f"and {first.name} grows on its way back: {numbers}"
+    else:
+        verdict = f"and {first.name} falls less: {numbers}"
+    return _sentence(f"{among}{both} {reach}, {verdict}{interval} {seeds}")
+
+
+# --- what goes with it ----------------------------------------------------------------------------
+
+
+def _after(ranked: Sequence[Contender]) -> Iterable[str]:
+    """How far the others reach, against the first."""
+    first, others = ranked[0], ranked[2:]
+    if not others:
+        return
+    if len(ranked) <= FEW:
+        for one in others:
+            found = _ratio(one, first)
+            ratio = _as_ratio(one, found, " times")
+            against = f", {ratio} as far as {first.name}" if not first.whole else ""
+            yield _sentence(f"{one.gradient} reaches {_far(one)}{against}")
+        return
+    close = [one for one in ranked[1:] if not _ratio(first, one).is_certain]
+    least = min(others, key=lambda one: mean_over(one.reach()).mean)
+    rest = f"the shortest reach is {least.name} {_far(least)}"
+    told = sum(_ratio(first, one).has_interval for one in ranked[1:])
+    if told:
+        words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it"
+        yield _sentence(f"{words}; {rest}")
+    else:
+        yield _sentence(rest)
+    yield "The first of many is picked after the fact: its lead is flattered by chance."
+
+
+def _bought(field: Field, first: Contender, second: Contender) -> str:
+    """Whether the longer reach went with better results."""
+    if not field.one_problem:
+        return "Results of different tasks or lengths are not compared; reaches are, by lag alone."
+    name = _result([first, second])
+    if name is None:
+        return "No results were recorded for both, so what the reach bought is not known."
+    higher = RESULTS[name]
+    mine, theirs = first.values(name), second.values(name)
+    pairs = _pairs(mine, theirs)
+    if not pairs:
+        return ""
+    found = difference(pairs)
+    shared = [key for key in mine if key in theirs]
+    means = [mean_over({key: cells[key] for key in shared}) for cells in (mine, theirs)]
+    n = [sum(len(cells[key]) for key in shared) for cells in (mine, theirs)]
+    texts = [with_interval(one, count) for one, count in zip(means, n, strict=True)]
+    numbers = f"{_in_words(name)} {texts[0]} against {texts[1]}"
+    numbers += _against_baseline(first, name, [one.mean for one in means])
+    better = (found.value > 0) == higher
+    if not found.has_interval:
+        word = "went with better results" if better else "did not go with better results"
+        word = word if found.value else "made no difference to the results"
+        return f"That {word}, as far as single seeds tell: {numbers}."
+    if not found.is_certain:
+        return f"Whether that went with better results cannot be told: {numbers}."
+    if _is_ahead(first, second):
+        word = "That went with better results" if better else "It did not go with better results"
+        return f"{word}: {numbers}."
+    whose = first if better else second
+    return _sentence(
+        f"in their results {whose.name.removesuffix(chr(39) + 's')} is ahead: {numbers}"
+    )
+
+
+def _together(field: Field, ranked: Sequence[Contender]) -> str:
+    """Over many contenders, whether reach and results go together."""
+    if not field.one_problem or len(ranked) <= FEW:
+        return ""
+    name = _result(ranked)
+    if name is None:
+        return ""
+    reaches = [mean_over(one.reach()).mean for one in ranked]
+    rho, low, high = rank_correlation(reaches, [mean_over(one.values(name)).mean for one in ranked])
+    if not math.isfinite(rho):
+        return ""
+    numbers = f"rank correlation {rho:.2f} [{low:.2f} to {high:.2f}] over {_many(ranked)}"
+    if low <= 0 <= high:
+        return f"Over all of them reach and {_in_words(name)} show no clear relation: {numbers}."
+    more = "higher" if rho > 0 else "lower"
+    return f"Over all of them a longer reach went with a {more} {_in_words(name)}: {numbers}."
+
+
+def _result_of(one: Contender) -> str:
+    """What a single contender came to."""
+    name = _result([one])
+    if name is None:
+        return ""
+    found = mean_over(one.values(name))
+    guess = _against_baseline(one, name, [found.mean])
+    return _sentence(f"{_in_words(name)} {with_interval(found, found.n)}{guess}")
+
+
+def _against_baseline(one: Contender, name: str, means: Sequence[float]) -> str:
+    """The baseline, and whether nobody beats it."""
+    split, _, figure = name.partition("/")
+    guess = part(part(one.runs[0].entry.info, "baseline"), split).get(figure)
+    if not isinstance(guess, int | float):
+        return ""
+    beaten = [mean > guess if RESULTS[name] else mean < SUCCESS * guess for mean in means]
+    which = "neither is" if len(means) > 1 else "it is not"
+    words = f"; {which} clearly better" if not any(beaten) else ""
+    return f" (baseline {guess:.4g}{words})"
+
+
+def _result(contenders: Sequence[Contender]) -> str | None:
+    """The result that is recorded for all of them."""
+    found = (name for name in RESULTS if all(one.values(name) for one in contenders))
+    return next(found, None)
+
+
+# --- what it rests on -----------------------------------------------------------------------------
+
+
+def _basis(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
+    runs = [run for one in measured for run in one.measured]
+    if runs:
+        layer = " of the first layer" if any(run.entry.layers > 1 for run in runs) else ""
+        several = len(runs) > len(measured)
+        means = "; means over runs are geometric" if several else ""
+        yield (
+            "The reach is the memory horizon, the lag at which the gradient has first fallen by e"
+            f"{layer}, {_when(runs)}{means}."
+        )
+        yield from _every(runs)
+    if field.shared:
+        names = measured[0].group.names if measured else {}
+        told = [
+            f"{names.get(key, key)} = {_listed(map(shown, values), most=FEW)}"
+            for key, values in field.shared.items()
+        ]
+        yield f"Averaged over {' and '.join(told)}, the same for each."
+        yield from _at_each(measured)
+    for one in measured:
+        slopes, T = one.values(SLOPE), _length(one)
+        if slopes and len(measured) <= FEW and mean_over(slopes).mean * (T - 1) > 1:
+            slope = _slope(mean_over(slopes).mean)
+            yield _sentence(
+                f"{one.gradient} explodes on its way back (slope {slope} nats per step), so that "
+                "a long reach is no merit of it"
+            )
+
+
+def _every(runs: Sequence[Recorded]) -> Iterable[str]:
+    if any(part(run.entry.info, "facts").get("readout") == "every" for run in runs):
+        yield (
+            "The task has a loss at every step, so each state receives gradient of its own, and "
+            "horizons say little about transport through time."
+        )
+
+
+def _when(runs: Sequence[Recorded]) -> str:
+    made = {run.entry.summary.get("steps", math.nan) for run in runs}
+    if made == {1.0}:
+        return "at initialisation"
+    if len(made) == 1 and math.isfinite(steps := next(iter(made))):
+        return f"at the last recorded row of {steps:,.0f} training steps"
+    return "at the last recorded row of each run"
+
+
+def _at_each(measured: Sequence[Contender]) -> Iterable[str]:
+    """Whether who reaches furthest on average does so at each shared setting."""
+    if len(measured) < 2:
+        return
+    cells = {one.name: one.reach() for one in measured}
+    first = max(measured, key=lambda one: mean_over(one.reach()).mean)
+    keys = [key for key in cells[first.name] if all(key in found for found in cells.values())]
+    ahead = sum(
+        all(
+            float(np.mean(cells[first.name][key])) >= float(np.mean(found[key]))
+            for found in cells.values()
+        )
+        for key in keys
+    )
+    yield _sentence(f"{first.gradient} reaches furthest in {ahead} of these {len(keys)} settings")
+
+
+def _counts(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
+    """Runs that diverged, have not finished, or measured nothing."""
+    runs = [run for one in field.contenders for run in one.group.runs]
+    lost = [one for one in field.contenders if one.diverged]
+    if lost:
+        few = lost[:FEW]
+        told = [f"{one.diverged} of {len(one.group.runs)} of {one.name}" for one in few]
+        more = f" and {sum(one.diverged for one in lost[FEW:])} of others" if lost[FEW:] else ""
+        yield f"Diverged runs have no reach: {_listed(told)}{more} diverged."
+    going = [run for run in runs if run.entry.status not in (FINISHED, DIVERGED)]
+    if going:
+        taken = {id(run) for one in measured for run in one.runs}
+        used = sum(id(run) in taken for run in going)
+        it, are, its = ("it", "is", "its") if len(going) == 1 else ("they", "are", "their")
+        what = {0: f"{it} {are} left out", len(going): f"{its} last recorded rows are used"}
+        words = what.get(used, f"the last recorded rows of {used} of them are used")
+        yield f"{_have(len(going), len(runs))} not finished; {words}."
+    blind = [one for one in field.contenders if one not in measured and one.runs]
+    if blind:
+        names = _listed((one.group.label for one in blind), most=FEW)
+        yield f"No memory horizon was recorded for {names}: {PROBE}."
+
+
+def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -> Iterable[str]:
+    """Runs that play no part."""
+    if field.elsewhere:
+        used = [one.group.runs[0].entry for one in field.contenders][:1]
+        yield (
+            f"Compared within {task_of(used[0])}; the {_number(field.elsewhere, 'run')} of other "
+            "tasks or lengths do not compare."
+        )
+    if field.left_out:
+        yield f"{_number(field.left_out, 'run')} at settings that not every model has are left out."
+    if gone := len(runs) - len(known):
+        yield f"{_have(gone, len(runs))} no data that can be read."
+
+
+# --- numbers and words ----------------------------------------------------------------------------
+
+
+def _ratio(one: Contender, other: Contender) -> Difference:
+    """Of the reaches, as a difference of logarithms; NaN if they share no setting."""
+    pairs = _pairs(one.reach(), other.reach())
+    return difference(pairs) if pairs else Difference(math.nan, math.nan, math.nan)
+
+
+def _pairs(mine: dict, theirs: dict) -> list[tuple[list[float], list[float]]]:
+    return [(values, theirs[key]) for key, values in mine.items() if key in theirs]
+
+
+def _is_ahead(first: Contender, second: Contender) -> bool:
+    """Whether the title says so."""
+    if second.whole and first.values(SLOPE) and second.values(SLOPE):
+        pairs = _pairs(first.values(SLOPE), second.values(SLOPE))
+        return bool(pairs) and difference(pairs).is_certain
+    return not second.whole and _ratio(first, second).is_certain
+
+
+def _far(one: Contender, *, unit: bool = True) -> str:
+    """``87 steps``, ``at least 100 steps, the whole sequence``."""
+    reach = math.exp(mean_over(one.reach()).mean)
+    text = f"{_steps(reach)} steps" if unit else _steps(reach)
+    if not one.whole:
+        return text
+    if one.whole == len(one.measured):
+        return f"at least {text}, the whole sequence"
+    return f"at least {text}, in {one.whole} of {len(one.measured)} runs the whole sequence"
+
+
+def _near(one: Contender) -> str:
+    """``the GRU's 21``, ``that with forget_bias = 2 (21 steps)``."""
+    if one.group.settings:
+        return f"{one.name} ({_far(one)})"
+    return f"{one.name} {_far(one, unit=False)}"
+
+
+def _as_ratio(one: Contender, found: Difference, unit: str) -> str:
+    """``4.1 times [2.9 to 5.6]``; a lower bound where the first reaches the whole sequence."""
+    ratio = _two(math.exp(found.value))
+    if not found.has_interval:
+        return f"at least {ratio}{unit}" if one.whole else f"{ratio}{unit}"
+    low, high = (_two(math.exp(min(end, 700.0))) for end in (found.low, found.high))
+    if one.whole:
+        return f"at least {ratio}{unit} [{low} or more]"
+    return f"{ratio}{unit} [{low} to {high}]"
+
+
+def _seeds(contenders: Sequence[Contender]) -> str:
+    """``3 seeds each, 95 % interval``."""
+    counts = [len(one.measured) for one in contenders]
+    what = "run" if any(len(one.cells) > 1 for one in contenders) else "seed"
+    each = " each" if len(counts) > 1 else ""
+    if max(counts) == 1:
+        return f"one {what}{each}, so no interval"
+    told = (
+        f"{_number(counts[0], what)}{each}"
+        if len(set(counts)) == 1
+        else f"{' and '.join(map(str, counts))} {what}s"
+    )
+    enough = all(len(v) > 1 for one in contenders for v in one.reach().values())
+    return f"{told}, 95 % interval" if enough else f"{told}, too few for an interval"
+
+
+def _steps(value: float) -> str:
+    """Timesteps: one decimal below 10."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def _two(value: float) -> str:
+    """A ratio with two digits, three near 1."""
+    if value < 0.01:
+        return "under 0.01"
+    if value > 1000:
+        return "over 1,000"
+    if value < 0.8:
+        return f"{value:#.2g}"
+    return f"{value:.{2 if value < 1.25 else 1 if value < 9.95 else 0}f}"
+
+
+def _slope(value: float) -> str:
+    return f"{value:+.2g}"
+
+
+def _length(one: Contender) -> float:
+    lengths = {length_of(run.entry) for run in one.runs}
+    return next(iter(lengths)) if len(lengths) == 1 else math.nan
+
+
+def _in_words(name: str) -> str:
+    return name.replace("/", " ").replace("val ", "validation ")
+
+
+def _many(ranked: Sequence[Contender]) -> str:
+    models = all(set(one.group.values) <= {MODEL} for one in ranked)
+    return _number(len(ranked), "model" if models else "setting")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _have(count: int, of: int) -> str:
+    return f"{count} of {_number(of, 'run')} {'has' if count == 1 else 'have'}"
+
+
+def _listed(words: Iterable[str], most: int = 0) -> str:
+    """``a, b and c``; of more than ``most`` the first, and how many others."""
+    every = list(words)
+    if most and len(every) > most:
+        every = [*every[: most - 1], f"{len(every) - most + 1} others"]
+    return " and ".join(filter(None, [", ".join(every[:-1]), every[-1]])) if every else ""
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "."
+
+
+def _once(runs: Sequence[Recorded]) -> list[Recorded]:
+    """Without a folder that was given twice."""
+    return list({run.entry.path.resolve(): run for run in runs}.values())

@@ -1,0 +1,312 @@
+"""Models side by side at equal hidden size, and at an equal number of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradlab.compare.groups import ACRONYMS, FINISHED, MODEL, model_of, problem_of, task_of
+from gradlab.compare.runs import SEED, Entry, part, same, settings_that_differ
+from gradlab.compare.table import Estimate, estimate, figures_of, short, shown
+
+HIDDEN = "model.hidden"
+TOLERANCE = 0.15
+"""By which share of the smaller one two counts of parameters may differ and still be matched."""
+TASK = ("task", "task.length")
+"""Settings that the words for a task and its length say."""
+BLOCKS = {"rnn": 1, "lstm": 4, "gru": 3}
+"""How many H×(I + H + 1) blocks a cell of gradlab has, of the models whose counts are foretold."""
+
+
+class Row(NamedTuple):
+    """The finished runs of one model of one size.
+
+    Attributes:
+      model: its name, with the settings that only this model has.
+      hidden: H.
+      parameters: how many it has; 0 where that was not recorded.
+      runs: how many there are.
+      figures: of :func:`gradlab.compare.table.figures_of`, as estimates over the runs.
+    """
+
+    model: str
+    hidden: int
+    parameters: int
+    runs: int
+    figures: Mapping[str, Estimate]
+
+
+class Level(NamedTuple):
+    """Rows that are matched, of two models at least; all else is equal.
+
+    Attributes:
+      label: what they have in common.
+      rows: by model, as these first come.
+    """
+
+    label: str
+    rows: tuple[Row, ...]
+
+
+class Matched(NamedTuple):
+    """All levels of one way to match models.
+
+    Attributes:
+      by: ``"hidden size"`` or ``"parameters"``.
+      levels: from small to large, for each task and each further setting.
+      note: where there are none, why, and what to run.
+    """
+
+    by: str
+    levels: tuple[Level, ...]
+    note: str = ""
+
+
+class _Cell(NamedTuple):
+    """A row, and what is equal in the rows that it may be compared with."""
+
+    where: tuple[Any, ...]
+    words: str
+    base: str
+    row: Row
+    runs: Sequence[Entry]
+
+
+def matched(runs: Sequence[Entry]) -> tuple[Matched, Matched]:
+    """Models at equal hidden size, and at parameter counts within :data:`TOLERANCE`.
+
+    Only finished runs count, and only runs of the same task and length with all other settings
+    equal stand in one level. Settings that only one of the models has (a forget bias) tell rows
+    apart.
+    """
+    cells = _cells([run for run in runs if run.status == FINISHED and _hidden(run)])
+    by_hidden, by_parameters = _by_hidden(cells), _by_parameters(cells)
+    return (
+        Matched("hidden size", by_hidden, "" if by_hidden else _no_hidden(cells)),
+        Matched("parameters", by_parameters, "" if by_parameters else _no_parameters(cells)),
+    )
+
+
+def _cells(runs: Sequence[Entry]) -> list[_Cell]:
+    differ = settings_that_differ(runs)
+    names = short(differ)
+    for key in (SEED, MODEL, HIDDEN):
+        differ.pop(key, None)
+    own = {key for key, values in differ.items() if any(value is None for value in values)}
+    wanted = figures_of(runs)
+    several = len({problem_of(run) for run in runs}) > 1
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for index, run in enumerate(runs):
+        told = tuple(same(values[index]) for values in differ.values())
+        found.setdefault((model_of(run), _hidden(run), problem_of(run), *told), []).append(index)
+    cells = []
+    for rows in found.values():
+        first, members = rows[0], [runs[row] for row in rows]
+        settings = {key: values[first] for key, values in differ.items()}
+        alone = [_equals(names, settings, key) for key in settings if key in own]
+        model = model_of(runs[first])
+        row = Row(
+            ", ".join([model, *(words for words in alone if words)]),
+            _hidden(runs[first]),
+            _parameters(runs[first]),
+            len(members),
+            {name: estimate(run.figure(name) for run in members) for name in wanted},
+        )
+        told = {key: same(value) for key, value in settings.items() if key not in own}
+        words = [task_of(runs[first])] if several else []
+        words += [_equals(names, settings, key) for key in told if key not in TASK]
+        where = (problem_of(runs[first]), *told.values())
+        cells.append(_Cell(where, ", ".join(words), model, row, members))
+    return cells
+
+
+def _by_hidden(cells: Sequence[_Cell]) -> tuple[Level, ...]:
+    return tuple(
+        Level(_label(f"H = {hidden}", those[0]), tuple(cell.row for cell in those))
+        for places in _places(cells)
+        for hidden in sorted({cell.row.hidden for cell in places})
+        if _models(those := [cell for cell in places if cell.row.hidden == hidden]) > 1
+    )
+
+
+def _by_parameters(cells: Sequence[_Cell]) -> tuple[Level, ...]:
+    levels = []
+    for places in _places(cells):
+        rest = [cell for cell in places if cell.row.parameters > 0]
+        taken: list[list[_Cell]] = []
+        while len(best := _best(rest)) > 1:
+            taken.append(best)
+            rest = [cell for cell in rest if cell not in best]
+        for those in sorted(taken, key=_middle):
+            order = [cell for cell in places if cell in those]
+            label = f"about {_round(_middle(those)):,} parameters"
+            levels.append(Level(_label(label, those[0]), tuple(cell.row for cell in order)))
+    return tuple(levels)
+
+
+def _best(cells: Sequence[_Cell]) -> list[_Cell]:
+    """The cells within the tolerance of each other of most models, the closest of these; or none.
+
+    Of rows of one name the one nearest to the middle stays.
+    """
+    found: list[_Cell] = []
+    rank = (1, 0.0)
+    for smallest in cells:
+        most = smallest.row.parameters * (1 + TOLERANCE)
+        window = [c for c in cells if smallest.row.parameters <= c.row.parameters <= most]
+        middle = _middle(window)
+        nearest: dict[str, _Cell] = {}
+        for cell in sorted(window, key=lambda c: abs(c.row.parameters - middle)):
+            nearest.setdefault(cell.row.model, cell)
+        those = list(nearest.values())
+        counts = [cell.row.parameters for cell in those]
+        if _models(those) > 1 and (new := (_models(those), min(counts) / max(counts))) > rank:
+            found, rank = those, new
+    return found
+
+
+def _places(cells: Sequence[_Cell]) -> list[list[_Cell]]:
+    """Cells that may be compared with each other."""
+    found: dict[tuple[Any, ...], list[_Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.where, []).append(cell)
+    return list(found.values())
+
+
+# --- what to run where nothing matches ------------------------------------------------------------
+
+
+def _no_hidden(cells: Sequence[_Cell]) -> str:
+    models = list(dict.fromkeys(cell.base for cell in cells))
+    if len(models) < 2:
+        return _one_model(models)
+    sizes = "; ".join(
+        f"{_called(model)}: H = {', '.join(map(str, _sizes(cells, model)))}" for model in models
+    )
+    return (
+        f"No two models of one size have all other settings equal ({sizes}). "
+        "A sweep over model= with one model.hidden gives them."
+    )
+
+
+def _no_parameters(cells: Sequence[_Cell]) -> str:
+    models = list(dict.fromkeys(cell.base for cell in cells))
+    if len(models) < 2:
+        return _one_model(models)
+    if not any(cell.row.parameters for cell in cells):
+        return "The runs did not record how many parameters they have."
+    counts = "; ".join(
+        f"{_called(cell.base)} {cell.row.parameters:,} at H = {cell.row.hidden}"
+        for cell in {(c.base, c.row.hidden): c for c in cells}.values()
+    )
+    within = f"within {TOLERANCE:.0%}".replace("%", " %")
+    words = f"No two models have as many parameters {within} ({counts}). "
+    return words + (_foretold(cells) or "Sweep model.hidden of one of them to match the other.")
+
+
+def _foretold(cells: Sequence[_Cell]) -> str:
+    """The hidden sizes that match the largest model, where the counts leave no doubt of them.
+
+    The input width and the number of outputs are those whole numbers that give every recorded
+    count by the cells' formula; without such numbers nothing is foretold.
+    """
+    layers = {run.layers for cell in cells for run in cell.runs}
+    known = all(_is_plain(run) for cell in cells for run in cell.runs)
+    if len({cell.where for cell in cells}) > 1 or len(layers) != 1 or not known:
+        return ""
+    (L,) = layers
+    fit = _widths([(c.base, c.row.hidden, c.row.parameters) for c in cells], L)
+    if fit is None:
+        return ""
+    goal = max(cells, key=lambda cell: cell.row.parameters)
+    told = []
+    for model in dict.fromkeys(cell.base for cell in cells):
+        if model != goal.base:
+            sizes = range(1, 8 * goal.row.hidden)
+            counts = {H: parameters_of(model, H, *fit, L) for H in sizes}
+            H = min(counts, key=lambda size: abs(counts[size] - goal.row.parameters))
+            told.append(f"model={model} model.hidden={H} ({counts[H]:,})")
+    return f"To match the {_called(goal.base)}'s {goal.row.parameters:,}, run {' and '.join(told)}."
+
+
+def parameters_of(model: str, hidden: int, features: int, outputs: int, layers: int = 1) -> int:
+    """How many parameters gradlab's own model has: its cells, each with one bias, and the readout.
+
+    Args:
+      model: one of :data:`BLOCKS`.
+      hidden: H.
+      features: I, or the number of symbols.
+      outputs: O.
+      layers: L.
+    """
+    first = hidden * (features + hidden + 1)
+    others = (layers - 1) * hidden * (2 * hidden + 1)
+    return BLOCKS[model] * (first + others) + outputs * (hidden + 1)
+
+
+def _widths(counts: Sequence[tuple[str, int, int]], layers: int) -> tuple[int, int] | None:
+    """Input width and outputs from (model, H, parameters), if whole numbers give all exactly."""
+    A = np.array([[BLOCKS[model] * H, H + 1] for model, H, _ in counts], float)
+    rest = [P - parameters_of(model, H, 0, 0, layers) for model, H, P in counts]
+    if np.linalg.matrix_rank(A) < 2:
+        return None
+    fit = np.rint(np.linalg.lstsq(A, np.array(rest, float), rcond=None)[0])
+    features, outputs = map(int, fit)
+    exact = all(parameters_of(m, H, features, outputs, layers) == P for m, H, P in counts)
+    return (features, outputs) if exact and min(features, outputs) > 0 else None
+
+
+def _is_plain(run: Entry) -> bool:
+    model = part(run.config, "model")
+    return model_of(run) in BLOCKS and not model.get("bidirectional")
+
+
+def _one_model(models: Sequence[str]) -> str:
+    if not models:
+        return "No run has finished."
+    return f"There is one model only, {_called(models[0])}; a sweep over model= gives more."
+
+
+# --- small things ---------------------------------------------------------------------------------
+
+
+def _label(words: str, cell: _Cell) -> str:
+    return ", ".join(filter(None, [words, cell.words]))
+
+
+def _equals(names: Mapping[str, str], settings: Mapping[str, Any], key: str) -> str:
+    return "" if settings[key] is None else f"{names[key]} = {shown(settings[key])}"
+
+
+def _called(model: str) -> str:
+    return ACRONYMS.get(model, model)
+
+
+def _models(cells: Sequence[_Cell]) -> int:
+    return len({cell.base for cell in cells})
+
+
+def _sizes(cells: Sequence[_Cell], model: str) -> list[int]:
+    return sorted({cell.row.hidden for cell in cells if cell.base == model})
+
+
+def _middle(cells: Sequence[_Cell]) -> float:
+    """The geometric mean of the counts."""
+    return float(np.exp(np.mean([np.log(cell.row.parameters) for cell in cells])))
+
+
+def _round(value: float) -> int:
+    """To two digits."""
+    return int(float(f"{value:.2g}"))
+
+
+def _hidden(run: Entry) -> int:
+    found = part(run.config, "model").get("hidden")
+    return found if isinstance(found, int) else 0
+
+
+def _parameters(run: Entry) -> int:
+    found = part(run.info, "facts").get("parameters")
+    return found if isinstance(found, int) else 0

@@ -53,7 +53,8 @@ def lines_of(page):
     return page.evaluate(
         """() => [...curvesPanel.facets.values()].flatMap((chart) => chart.lines.map((line, k) => ({
             id: line.id, label: line.label, name: line.name,
-            paths: line.runs.map((run) => run.path), colour: line.colour, dash: line.dash, step: line.step,
+            paths: line.runs.map((run) => run.path),
+            colour: line.colour, dash: line.dash, step: line.step,
             x: Array.from(chart.plot.data[0]),
             y: Array.from(chart.plot.data[chart.lineOf.indexOf(k)]),
         })))"""

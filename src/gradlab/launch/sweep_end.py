@@ -34,8 +34,8 @@ def report(
 ) -> None:
     """Print how a sweep went; write ``sweep.csv``, the phase diagram and the page into its folder.
 
-    Of a sweep of one run that finished only the page's path is printed. Trouble on the way is one line of
-    warning: the runs are safe, and a sweep does not fail because it cannot be reported.
+    Of a sweep of one run that finished only the page's path is printed. Trouble on the way is one
+    line of warning: the runs are safe, and a sweep does not fail because it cannot be reported.
 
     Args:
       folder: of the sweep; with None, or if there is none, nothing is done.

@@ -1,0 +1,82 @@
+"""The command line of comparisons."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gradlab.compare.__main__ import main
+from tests.compare.recordings import record_run, record_sweep
+
+
+def test_the_page_of_a_sweep_lies_in_its_folder(tmp_path, capsys):
+    folder = record_sweep(tmp_path / "sweep", models=("rnn",), seeds=(0, 1))
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out == f"page: {folder / 'compare.html'}\n"
+    assert "<html" in (folder / "compare.html").read_text(encoding="utf-8")
+
+
+def test_several_folders_and_a_run_make_one_page_here_or_where_it_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = record_sweep(tmp_path / "sweep", models=("rnn",), seeds=(0, 1))
+    run = record_run(tmp_path / "run")
+    assert main([str(sweep), str(run)]) == 0
+    text = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert text.count('"status": "finished"') == 3
+    assert main([str(run), "--out", "a/b.html"]) == 0
+    assert (tmp_path / "a" / "b.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (None, ["the folder of a sweep, or a run directory"]),
+        ("empty", ["with at least one run in them", "outputs/ or multirun/"]),
+    ],
+)
+def test_nothing_to_compare_is_one_message_and_code_2(tmp_path, capsys, make, words):
+    folder = tmp_path / "folder"
+    if make:
+        folder.mkdir()
+    assert main([str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert str(folder) in said
+    assert all(word in said for word in words)
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_a_place_that_cannot_be_written_to_is_one_message(tmp_path, capsys):
+    run = record_run(tmp_path / "run")
+    assert main([str(run), "--out", str(tmp_path)]) == 2
+    assert "--out" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([str(run), "--out", str(tmp_path / "file" / "p.html")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("gradlab.compare: ")
+    assert said.count("\n") == 1
+
+
+def test_as_a_module_it_imports_neither_jax_nor_hydra_nor_wandb(tmp_path):
+    run = record_run(tmp_path / "run")
+    code = (
+        "import sys; from gradlab.compare.__main__ import main; main([sys.argv[1]]); "
+        "print(sorted({'jax', 'flax', 'hydra', 'wandb', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    done = subprocess.run(
+        [sys.executable, "-m", "gradlab.compare", "nowhere"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ,
+    )
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

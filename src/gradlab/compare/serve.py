@@ -6,6 +6,7 @@ import ipaddress
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -194,6 +195,8 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away in mid-answer is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -203,27 +206,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a request; there is nothing but the three addresses, and no file is ever read."""
-        if not self._is_asked_for_by_name():
-            return self._answer(HTTPStatus.FORBIDDEN, "text/plain", "not asked for as localhost")
+        if self._is_asked_for_by_name():
+            self._answer(*self._found())
+        else:
+            self._answer(HTTPStatus.FORBIDDEN, "text/plain", "not asked for as localhost")
+
+    def _found(self) -> tuple[HTTPStatus, str, str]:
+        """Status, kind and text of the answer."""
         address = urlsplit(self.path)
         names = parse_qs(address.query).get("run", [])
         folders = self.server.folders
         try:
             if address.path == "/":
-                return self._answer(
-                    HTTPStatus.OK, "text/html", page(folders.data(names), live=True)
-                )
+                return HTTPStatus.OK, "text/html", page(folders.data(names), live=True)
             if address.path in ("/data", "/news"):
                 found = folders.data(names) if address.path == "/data" else folders.news(names)
-                return self._answer(HTTPStatus.OK, "application/json", as_json(found))
+                return HTTPStatus.OK, "application/json", as_json(found)
         except KeyError as error:
             words = f"no run of this name in the folders that are served: {error.args[0]}"
-            return self._answer(HTTPStatus.NOT_FOUND, "text/plain", words)
+            return HTTPStatus.NOT_FOUND, "text/plain", words
         except Exception as error:  # noqa: BLE001  (a run that changes while it is read)
             words = f"{type(error).__name__}: {error}"
             _log.warning("cannot answer %s: %s", address.path, words.splitlines()[0])
-            return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", words)
-        return self._answer(HTTPStatus.NOT_FOUND, "text/plain", "nothing here")
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", words
+        return HTTPStatus.NOT_FOUND, "text/plain", "nothing here"
 
     def _is_asked_for_by_name(self) -> bool:
         """Whether a page of somebody else, whose name leads here, is kept out."""

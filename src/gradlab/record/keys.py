@@ -25,8 +25,9 @@ _IN_THE_RUN_DIRECTORY = {"t", "unit", "log10_gate"}
 class Keys:
     """Turns the rows of one run into flat dicts of finite numbers.
 
-    Scalars keep their names. A variable over ``layer`` and ``t`` gets a key for each layer and
-    each lag that is a power of two, every other small one a key for each of its values.
+    Scalars keep their names, arrays without a dimension too. A variable over ``layer`` and ``t`` gets
+    a key for each layer and each lag that is a power of two, every other small one a key for each
+    of its values.
 
     Args:
       description: of the run whose rows are to come.
@@ -36,7 +37,6 @@ class Keys:
         self._plans = {
             name: _plan(name, variable, description.coords)
             for name, variable in description.variables.items()
-            if variable.dims
         }
 
     def __call__(self, row: Row) -> dict[str, float]:

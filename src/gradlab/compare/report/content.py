@@ -203,9 +203,13 @@ def content(runs: Sequence[Recorded], headline: Headline, project: str | None = 
 
 
 def clean(text: str) -> str:
-    """One line that any JSON can hold: no line breaks, no control characters, no lone surrogates."""
-    line = "".join(char if char.isprintable() else " " for char in text)
-    return scrub_text(" ".join(line.encode("utf-8", "replace").decode().split()))
+    """One line of printable characters, without anything private."""
+    return " ".join(_printable(text).split())
+
+
+def _printable(text: str) -> str:
+    """Line breaks, control characters and what is no whole character are spaces."""
+    return scrub_text("".join(char if char.isprintable() else " " for char in text))
 
 
 class _Seen:
@@ -213,7 +217,7 @@ class _Seen:
 
     Attributes:
       layers: the label of each that is shown, by its name.
-      lags: by variable and layer: lags that have a key in W&B, and how many runs have a value there.
+      lags: by variable and layer: lags that have a key in W&B, and how many runs have a value.
       counts: how many runs recorded each variable.
       ended: the runs that logged what comes at the end.
       pictured: by variable: layers of which any of these has a value.
@@ -244,10 +248,10 @@ class _Seen:
         if curve is None:
             return
         self.counts[name] += 1
-        there = np.isfinite(curve.values).any(0)
-        for layer, finite in zip(run.layers, there, strict=True):
-            if layer in self.layers and finite.any():
-                lags = curve.lags[finite].tolist()
+        for index, layer in enumerate(run.layers):
+            there = np.isfinite(curve.values[:, index]).any(0)
+            if layer in self.layers and there.any():
+                lags = curve.lags[there].tolist()
                 powers = (lag for lag in lags if lag and lag & (lag - 1) == 0)
                 self.lags[name][layer].update(powers)
                 if run.entry.info.get("ended"):
@@ -282,9 +286,9 @@ def _travels(seen: _Seen) -> Section:
                 title = f"{words} at lag {far}{seen.several(layer)}"
                 panels.append(Lines(title, (key,), "log10 of the norm"))
     words = (
-        "Norms as log10, at lags that are powers of two, over training. Lines of one group that lie "
-        "far apart are a gradient that vanishes or explodes on its way back; lines that lie together "
-        "one that arrives. A line is the mean of a group's runs, its band their lowest and highest."
+        "Norms as log10, at lags that are powers of two, over training. Where the lines of one group "
+        "lie far apart, the gradient vanishes or explodes on its way back; where they lie together, "
+        "it arrives. A line is the mean of a group's runs, its band their lowest and highest."
     )
     return Section("How the gradient travels back in time", words, tuple(panels))
 
@@ -295,16 +299,14 @@ def _series(seen: _Seen) -> Section:
         if not seen.counts[name]:
             continue
         last = "/index_0" if name == "lyapunov_exponent" else ""
-        there = {
-            layer for run in seen.runs if run.series(name) is not None for layer in run.layers
-        }
+        there = {layer for run in seen.runs if run.series(name) is not None for layer in run.layers}
         keys = tuple(
             f"{name}/{label}{last}" for layer, label in seen.layers.items() if layer in there
         )
         panels.append(Lines(words, keys, words))
     words = (
-        "Slope: nats per step back, below 0 the gradient vanishes. Horizon: the lag at which it has "
-        "fallen by e. λ₁: the largest Lyapunov exponent, above 0 chaos."
+        "Slope: nats per step back; below 0 the gradient vanishes. Horizon: the lag at which it "
+        "has fallen by e. λ₁: the largest Lyapunov exponent; above 0 chaos."
     )
     return Section("Slope, horizon, exponent", words, tuple(panels))
 
@@ -448,7 +450,7 @@ def _at(run: Entry, place: str) -> Any:
 def _commands(runs: Sequence[Entry]) -> tuple[str, ...]:
     lines = list(
         dict.fromkeys(
-            clean(f"python -m gradlab {shlex.join(run.overrides)}").strip() for run in runs
+            _printable(f"python -m gradlab {shlex.join(run.overrides)}").strip() for run in runs
         )
     )
     more = len(lines) - MOST_COMMANDS

@@ -207,7 +207,7 @@ def _send(found: Specification, entity: str | None) -> tuple[str, str]:
         raise _Refused("W&B knows no account here; `wandb login`, or WANDB_API_KEY=...")
     if not answers(server, _PATIENCE):
         raise _Refused(f"nothing answers at {server}")
-    owner = entity or _try("say who is asking", lambda: wandb.Api().default_entity)
+    owner = entity or _try("let us in", lambda: wandb.Api().default_entity)
     if not owner:
         raise _Refused("W&B names no default entity; set WANDB_ENTITY")
     found.report.entity = found.workspace.entity = owner
@@ -223,7 +223,7 @@ def _send(found: Specification, entity: str | None) -> tuple[str, str]:
 def _try(what: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
-    except Exception as error:  # noqa: BLE001  (W&B's private kinds, pydantic's, the network's)
+    except Exception as error:  # W&B's private kinds, pydantic's, the network's
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
         raise _Refused(f"W&B did not {what}: {said}") from error

@@ -286,9 +286,10 @@ def _travels(seen: _Seen) -> Section:
                 title = f"{words} at lag {far}{seen.several(layer)}"
                 panels.append(Lines(title, (key,), "log10 of the norm"))
     words = (
-        "Norms as log10, at lags that are powers of two, over training. Where the lines of one group "
-        "lie far apart, the gradient vanishes or explodes on its way back; where they lie together, "
-        "it arrives. A line is the mean of a group's runs, its band their lowest and highest."
+        "Norms as log10, at lags that are powers of two, over training. Where the lines of one "
+        "group lie far apart, the gradient vanishes or explodes on its way back; where they lie "
+        "together, it arrives. A line is the mean of a group's runs, its band their lowest and "
+        "highest."
     )
     return Section("How the gradient travels back in time", words, tuple(panels))
 

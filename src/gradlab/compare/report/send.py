@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,13 +106,13 @@ def publish(
     files = _write(found, folder)
     uploads = _to_upload(found.content.uploads, files)
     written = f"W&B report and workspace, as files: {files[0]}, {files[1].name}"
-    if not _may_send():
-        again = "then the same command with WANDB_API_KEY set, or after `wandb login`"
-        if os.environ.get("WANDB_MODE") in OFFLINE:
-            again += ", and without WANDB_MODE=" + os.environ["WANDB_MODE"]
-        return Published(None, None, files, (written, *uploads, f"to send them: {again}"))
     retry = "the same command sends them when that is mended"
     try:
+        if not _may_send():
+            again = "the same command with WANDB_API_KEY set, or after `wandb login`"
+            if os.environ.get("WANDB_MODE") in OFFLINE:
+                again += f", and without WANDB_MODE={os.environ['WANDB_MODE']}"
+            return Published(None, None, files, (written, *uploads, f"to send them: {again}"))
         addresses = _send(found, entity)
     except _Refused as error:
         raise NotSent(str(error), files, (written, *uploads, retry)) from error
@@ -162,15 +163,8 @@ def _to_upload(commands: Sequence[str], files: Sequence[Path]) -> list[str]:
     if not commands:
         return []
     if len(commands) == 1:
-        return [f"one run is to be uploaded first: {commands[0]}"]
-    return [f"{len(commands)} runs are to be uploaded first: sh {quote_path(files[-1])}"]
-
-
-def quote_path(path: Path) -> str:
-    """A path as a word of a shell's command."""
-    import shlex
-
-    return shlex.quote(str(path))
+        return [f"one run is not uploaded yet: {commands[0]}"]
+    return [f"{len(commands)} runs are not uploaded yet: sh {shlex.quote(str(files[-1]))}"]
 
 
 # --- to W&B ---------------------------------------------------------------------------------------
@@ -182,10 +176,12 @@ class _Refused(Exception):
 
 def _may_send() -> bool:
     mode = os.environ.get("WANDB_MODE", "")
-    return mode not in OFFLINE and (mode == "online" or _known_here())
+    if mode in OFFLINE:
+        return False
+    return mode == "online" or _try("find out who is asking", _known)
 
 
-def _known_here() -> bool:
+def _known() -> bool:
     _begin()
     return has_account()
 
@@ -202,7 +198,7 @@ def _send(found: Specification, entity: str | None) -> tuple[str, str]:
     """Send both; gives their addresses."""
     import wandb
 
-    server = str(_begin().base_url)
+    server = _try("start", lambda: str(_begin().base_url))
     if not has_account():
         raise _Refused("W&B knows no account here; `wandb login`, or WANDB_API_KEY=...")
     if not answers(server, _PATIENCE):

@@ -255,6 +255,17 @@ def test_the_workspace_arrives_with_the_same_panels_and_runs(server, sweep, tmp_
     assert published.workspace == f"{server.url}/{ENTITY}/gradlab?nw={name}"
 
 
+def test_another_owner_and_project_can_be_named(server, sweep, tmp_path, monkeypatch):
+    publish(read(sweep), HEADLINE, tmp_path, entity="a-team", project="other")
+    monkeypatch.setenv("WANDB_ENTITY", "b-team")
+    published = publish(read(sweep), HEADLINE, tmp_path)
+    owners = [(view.entity, view.project) for view in server.views]
+    assert owners == [("a-team", "other")] * 2 + [("b-team", "gradlab")] * 2
+    assert server.projects == {"a-team": ["other"], "b-team": ["gradlab"]}
+    assert "/b-team/gradlab/" in published.report
+    assert json.loads(published.files[0].read_text())["entity"] == "b-team"
+
+
 def test_no_two_panels_lie_on_each_other_or_share_a_name(sweep):
     report, workspace = specification(read(sweep), HEADLINE, ENTITY).as_json()
     for grid in blocks(report["spec"], "panel-grid"):
@@ -411,6 +422,19 @@ def test_only_what_was_recorded_has_a_panel_and_the_rest_a_note(tmp_path):
     for name in ("adjoint ∂ℓ/∂c", "forget product", "λ₁"):
         assert name in note
     assert "∂ℓ/∂h" not in note
+
+
+def test_a_run_that_goes_on_has_lines_but_no_pictures_yet(tmp_path):
+    directory = record_run(tmp_path / "0", keep_open=True)
+    try:
+        shown = content(read(tmp_path), HEADLINE)
+    finally:
+        directory.close(finished())
+    names = [section.name for section in shown.sections]
+    assert "How the gradient travels back in time" in names
+    assert not any("Heatmaps" in name for name in names)
+    assert "come at a run's end: 1 of 1." in " ".join(shown.notes)
+    assert any("Heatmaps" in one.name for one in content(read(tmp_path), HEADLINE).sections)
 
 
 def test_exact_zeros_are_no_values_and_their_lags_have_no_line(tmp_path):

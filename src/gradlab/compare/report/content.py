@@ -492,4 +492,4 @@ def _notes(
             yield clean(f"Run {run.entry.name} is damaged: {run.damage}.")
     running = len(seen.runs) - len(seen.ended)
     if running:
-        yield f"Without heatmaps, figures and tables, which come at a run's end: {running} runs."
+        yield f"Without heatmaps, figures and tables, which come at a run's end: {running} of {total}."

@@ -8,12 +8,13 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gradlab.compare.report.content import (
+from gradlab.compare.report.content import Content
+from gradlab.compare.report.library import reports, workspaces
+from gradlab.compare.report.panels import (
     Bars,
     Best,
     Chart,
     Column,
-    Content,
     Differences,
     Images,
     Lines,
@@ -22,7 +23,6 @@ from gradlab.compare.report.content import (
     Scatter,
     Table,
 )
-from gradlab.compare.report.library import reports, workspaces
 from gradlab.record.wandb_charts import VANISHING
 
 STEP = "train_step"

@@ -20,6 +20,7 @@ from gradlab.compare.recorded import recorded
 from gradlab.compare.report import NotSent, publish, specification
 from gradlab.compare.report.build import markdown
 from gradlab.compare.report.content import content
+from gradlab.compare.report.library import reports, workspaces
 from gradlab.compare.runs import runs_in
 from gradlab.errors import BadInput
 from gradlab.record.directory import RunDirectory
@@ -253,6 +254,19 @@ def test_the_workspace_arrives_with_the_same_panels_and_runs(server, sweep, tmp_
     assert HEADLINE.title in first["config"]["value"]
     name = view.name.removeprefix("nw-").removesuffix("-v")
     assert published.workspace == f"{server.url}/{ENTITY}/gradlab?nw={name}"
+
+
+def test_the_library_itself_reads_both_back_from_their_addresses(server, sweep, tmp_path):
+    published = publish(read(sweep), HEADLINE, tmp_path)
+    report = reports().Report.from_url(published.report)
+    again = workspaces().Workspace.from_url(published.workspace)
+    assert report.title == again.name == HEADLINE.title
+    grids = [block for block in report.blocks if isinstance(block, reports().PanelGrid)]
+    assert grids[0].panels[0].x == reports().Metric("train_step")
+    assert grids[0].panels[0].groupby == reports().Config("facts.model")
+    assert set(re.findall(r"'(\w+)'", grids[0].runsets[0].filters)) == ids(sweep)
+    assert grids[0].runsets[0].filters == again.runset_settings.filters
+    assert again.sections[0].name == "In words"
 
 
 def test_another_owner_and_project_can_be_named(server, sweep, tmp_path, monkeypatch):

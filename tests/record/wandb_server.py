@@ -323,12 +323,17 @@ class WandbServer:
             json.loads(asked["spec"]),
         )
         self.views.append(view)
-        project = {"id": view.project, "name": view.project, "entityName": view.entity}
-        node = {"id": view.id, "type": view.type, "name": view.name, "displayName": view.title}
-        node |= {"description": view.description, "spec": asked["spec"], "updatedAt": None}
-        return {"upsertView": {"view": {**node, "project": project}, "inserted": True}}
+        return {"upsertView": {"view": _shown(view), "inserted": True}}
 
     _on_upsert_view2 = _on_upsert_view
+
+    def _on_specific_report(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        found = [view for view in self.views if view.id == asked["reportId"]]
+        return {"view": _shown(found[0]) if found else None}
+
+    def _on_view(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        found = [view for view in self.views if view.name == asked["viewName"]]
+        return {"project": {"allViews": {"edges": [{"node": _shown(view)} for view in found]}}}
 
     def view(self, type: str) -> View:
         """The only one of this type."""
@@ -562,6 +567,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _project(entity: str, project: str) -> dict[str, Any]:
     return {"id": project, "name": project, "entity": {"id": entity, "name": entity}}
+
+
+def _shown(view: View) -> dict[str, Any]:
+    node = {"id": view.id, "type": view.type, "name": view.name, "displayName": view.title}
+    node |= {"description": view.description, "spec": json.dumps(view.spec), "updatedAt": None}
+    project = {"id": view.project, "name": view.project, "entityName": view.entity}
+    return {**node, "createdAt": None, "project": project}
 
 
 def _listed(entity: str, project: str) -> dict[str, Any]:

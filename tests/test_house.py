@@ -60,7 +60,8 @@ def test_every_public_name_is_there():
 
 def test_dependencies_are_what_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["tensorboard"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + extras["tensorboard"] + extras["reports"]
     declared = {re.split(r"[<>=\[ ]", line)[0].lower() for line in lines}
     imported = set()
     for path in PACKAGE.rglob("*.py"):

@@ -65,3 +65,9 @@ def test_values_that_are_not_finite_are_left_out():
     keys = Keys(description(bias=("window",)))
     row = Row(0, {"train/loss": math.nan, "x": 1.0}, {"bias": np.array([np.inf, 2.0])})
     assert keys(row) == {"x": 1.0, "bias/window_2": 2.0}
+
+
+def test_an_array_without_a_dimension_keeps_its_name():
+    keys = Keys(description(hessian_top=(), loss=()))
+    row = Row(0, {"loss": 0.5}, {"hessian_top": np.array(4.25)})
+    assert keys(row) == {"loss": 0.5, "hessian_top": 4.25}

@@ -1,12 +1,13 @@
 """A W&B server on the loopback interface, for tests: what arrives is kept as plain data.
 
 It answers what W&B's client asks of a server during a run, a ``wandb sync``, a ``wandb sweep`` and
-a ``wandb agent``: GraphQL, the stream of history rows, uploads of files and of artifacts. It checks
-no rights and keeps all of it in memory.
+a ``wandb agent``, and when a report or a workspace is saved: GraphQL, the stream of history rows,
+uploads of files and of artifacts. It checks no rights and keeps all of it in memory.
 """
 
 from __future__ import annotations
 
+import base64
 import gzip
 import itertools
 import json
@@ -104,6 +105,28 @@ class Artifact:
         return {name: one["size"] for name, one in self.manifest.get("contents", {}).items()}
 
 
+@dataclass
+class View:
+    """What arrived of a report or of a workspace's view.
+
+    Attributes:
+      id: as the server names it.
+      type: ``runs`` for a report, ``project-view`` for a workspace.
+      name: of its address.
+      title: that is shown.
+      spec: all that it shows, read.
+    """
+
+    id: str
+    type: str
+    entity: str
+    project: str
+    name: str
+    title: str
+    description: str
+    spec: dict[str, Any]
+
+
 class Sweep:
     """What ``wandb sweep`` sent, and the settings that its agents are given, by run."""
 
@@ -156,19 +179,25 @@ class WandbServer:
       runs: by the run's id.
       sweeps: by the sweep's id.
       artifacts: in the order in which they were made.
+      views: reports and workspaces, likewise.
+      projects: that there are, by entity.
       asked: how often each kind of request came.
       unknown: operations and paths that it could not answer; a test can check that there is none.
       delay: seconds by which every answer is late.
       refuse_key: whether every request is refused with 401.
+      forbidden: kinds of requests that are refused by name, as for want of rights.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts: list[Artifact] = []
+        self.views: list[View] = []
+        self.projects: dict[str, list[str]] = {}
         self.asked: Counter[str] = Counter()
         self.unknown: list[str] = []
         self.delay, self.refuse_key = 0.0, False
+        self.forbidden: set[str] = set()
         self.lock = threading.RLock()
         self.open_gate = threading.Event()
         self.open_gate.set()
@@ -266,6 +295,50 @@ class WandbServer:
         viewer = {"id": "viewer", "entity": ENTITY, "username": ENTITY, "name": ENTITY}
         teams = {"edges": [{"node": {"name": ENTITY}}]}
         return {"viewer": {**viewer, "email": "", "flags": "{}", "teams": teams, "admin": False}}
+
+    def _on_get_default_entity(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": "viewer", "entity": ENTITY}}
+
+    def _on_get_projects(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        nodes = [_listed(asked["entity"], name) for name in self.projects.get(asked["entity"], [])]
+        end = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"pageInfo": end, "edges": [{"node": node} for node in nodes]}}
+
+    def _on_create_project(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        given = asked["input"]
+        entity = given.get("entityName") or given["entity_name"]
+        self.projects.setdefault(entity, []).append(given["name"])
+        made = {"id": given["name"], "name": given["name"], "entityName": entity}
+        return {"result": {"project": made, "model": made, "inserted": True}}
+
+    def _on_upsert_view(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        view = View(
+            base64.b64encode(f"View:{len(self.views)}".encode()).decode(),
+            asked["type"],
+            asked["entityName"],
+            asked["projectName"],
+            asked["name"],
+            asked["displayName"],
+            asked["description"],
+            json.loads(asked["spec"]),
+        )
+        self.views.append(view)
+        return {"upsertView": {"view": _shown(view), "inserted": True}}
+
+    _on_upsert_view2 = _on_upsert_view
+
+    def _on_specific_report(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        found = [view for view in self.views if view.id == asked["reportId"]]
+        return {"view": _shown(found[0]) if found else None}
+
+    def _on_view(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        found = [view for view in self.views if view.name == asked["viewName"]]
+        return {"project": {"allViews": {"edges": [{"node": _shown(view)} for view in found]}}}
+
+    def view(self, type: str) -> View:
+        """The only one of this type."""
+        (found,) = (view for view in self.views if view.type == type)
+        return found
 
     def _on_server_features_query(self, _: Mapping[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": [], "cliVersionInfo": {"max_cli_version": "99.0.0"}}}
@@ -462,6 +535,8 @@ class _Handler(BaseHTTPRequestHandler):
         found = re.search(r"\b(?:query|mutation)\s+(\w+)", asked["query"])
         operation = asked.get("operationName") or (found[1] if found else asked["query"])
         wandb.asked[operation] += 1
+        if operation in wandb.forbidden:
+            return {"data": None, "errors": [{"message": "permission denied"}]}
         data = wandb.answer(operation, asked.get("variables") or {})
         if data is None:
             wandb.unknown.append(operation)
@@ -492,6 +567,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _project(entity: str, project: str) -> dict[str, Any]:
     return {"id": project, "name": project, "entity": {"id": entity, "name": entity}}
+
+
+def _shown(view: View) -> dict[str, Any]:
+    node = {"id": view.id, "type": view.type, "name": view.name, "displayName": view.title}
+    node |= {"description": view.description, "spec": json.dumps(view.spec), "updatedAt": None}
+    project = {"id": view.project, "name": view.project, "entityName": view.entity}
+    return {**node, "createdAt": None, "project": project}
+
+
+def _listed(entity: str, project: str) -> dict[str, Any]:
+    node = {"__typename": "Project", "id": project, "name": project, "entityName": entity}
+    return {**node, "createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}
 
 
 def _bucket(run: Run) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ _IN_THE_RUN_DIRECTORY = {"t", "unit", "log10_gate"}
 class Keys:
     """Turns the rows of one run into flat dicts of finite numbers.
 
-    Scalars keep their names. A variable over ``layer`` and ``t`` gets a key for each layer and
-    each lag that is a power of two, every other small one a key for each of its values.
+    Scalars keep their names, arrays without a dimension too. A variable over ``layer`` and ``t``
+    gets a key for each layer and each lag that is a power of two, every other small one a key for
+    each of its values.
 
     Args:
       description: of the run whose rows are to come.
@@ -36,7 +38,6 @@ class Keys:
         self._plans = {
             name: _plan(name, variable, description.coords)
             for name, variable in description.variables.items()
-            if variable.dims
         }
 
     def __call__(self, row: Row) -> dict[str, float]:
@@ -51,6 +52,11 @@ class Keys:
 def stem(name: str) -> str:
     """The variable's name as the first part of its keys: ``adj_h_log10`` is ``adj_h``."""
     return name.removesuffix("_log10")
+
+
+def key_for_wandb(key: str) -> str:
+    """W&B nests at ``.``, keeps keys that begin with ``_`` to itself, and globs at ``*``."""
+    return re.sub(r"[^\w/ -]", "_", key).lstrip("_").strip("/ ") or "unnamed"
 
 
 def labels(dim: str, values: Sequence[Any]) -> list[str]:

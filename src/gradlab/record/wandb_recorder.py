@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import queue
-import re
 import shlex
 import shutil
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 from gradlab.record.base import Description, Outcome
 from gradlab.record.directory import ARRAYS
-from gradlab.record.keys import stem
+from gradlab.record.keys import key_for_wandb, stem
 from gradlab.record.private import scrub
 from gradlab.record.wandb_charts import Charts, pictures
 from gradlab.record.wandb_file import Contents, contents, rewrite
@@ -132,7 +131,7 @@ class Recorder:
 
     def _define_metrics(self, run: Any) -> None:
         run.define_metric("train_step", hidden=True)
-        names = [_safe(stem(name)) for name in self.description.variables]
+        names = [key_for_wandb(stem(name)) for name in self.description.variables]
         globs = {f"{name.split('/')[0]}/*" for name in names}
         for name in sorted(globs | {name for name in names if "/" not in name}):
             run.define_metric(name, step_metric="train_step")
@@ -150,7 +149,7 @@ class Recorder:
             return  # the server has all of it, from the process before this one
         # Tables and arrays are artifacts. Online, W&B waits for the server at each, without end.
         patience = min(5.0, 0.1 * self.options.finish_timeout)
-        reached = self.offline or _answers(self.run.settings.base_url, patience)
+        reached = self.offline or answers(self.run.settings.base_url, patience)
         with self._staging():
             media = self.charts.media(self.options.chart, tables=reached)
             media |= pictures(self.options.directory / "figures")
@@ -175,7 +174,7 @@ class Recorder:
     def _send_summary(self, outcome: Outcome) -> None:
         figures = {**outcome.timings, **outcome.summary}
         finite = {
-            _safe(key): float(value)
+            key_for_wandb(key): float(value)
             for key, value in figures.items()
             if value is not None and math.isfinite(value)
         }
@@ -287,7 +286,7 @@ class _Names(dict[str, str]):
         self._taken = {"train_step"}
 
     def __missing__(self, key: str) -> str:
-        name = safe = _safe(key)
+        name = safe = key_for_wandb(key)
         number = 2
         while name in self._taken:
             name, number = f"{safe}_{number}", number + 1
@@ -296,12 +295,7 @@ class _Names(dict[str, str]):
         return name
 
 
-def _safe(key: str) -> str:
-    """W&B nests at ``.``, keeps keys that begin with ``_`` to itself, and globs at ``*``."""
-    return re.sub(r"[^\w/ -]", "_", key).lstrip("_").strip("/ ") or "unnamed"
-
-
-def _answers(url: str, seconds: float) -> bool:
+def answers(url: str, seconds: float) -> bool:
     """Whether a server answers anything at all."""
     try:
         urllib.request.urlopen(url, timeout=seconds).close()

@@ -78,7 +78,7 @@ def start(options: Options, description: Description, mode: Mode, suffix: str = 
 
     # Else W&B tells on the terminal where it found the key.
     wandb.setup(wandb.Settings(silent=True, quiet=True))
-    if mode == "online" and sys.stdin.isatty() and not _has_account():
+    if mode == "online" and sys.stdin.isatty() and not has_account():
         raise RuntimeError("there is no API key; `wandb login` asks for it")
     (options.directory / "wandb").mkdir(parents=True, exist_ok=True)
     facts = {"facts": description.facts, "baseline": description.baseline}
@@ -176,7 +176,8 @@ def _taken() -> set[str]:
     return set(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 
 
-def _has_account() -> bool:
+def has_account() -> bool:
+    """Whether W&B finds an API key or an identity token here; asks no server and no one."""
     import wandb
 
     return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or wandb.api.api_key)

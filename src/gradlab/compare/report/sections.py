@@ -1,0 +1,190 @@
+"""Which panels a report has, section by section: only those that have something to show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from gradlab.compare.recorded import CURVES, SERIES, Recorded
+from gradlab.compare.report.panels import (
+    Bars,
+    Best,
+    Chart,
+    Column,
+    Differences,
+    Images,
+    Lines,
+    Panel,
+    Parallel,
+    Scatter,
+    Section,
+    Table,
+)
+from gradlab.compare.report.seen import Seen
+from gradlab.compare.runs import Entry, part
+from gradlab.compare.table import HEADINGS
+from gradlab.record.heatmap import spread
+from gradlab.record.keys import key_for_wandb, stem
+
+MOST_LAGS = 5
+
+
+def sections(seen: Seen, settings: Sequence[str]) -> list[Section]:
+    """Those that are not empty.
+
+    Args:
+      seen: what there is.
+      settings: places in W&B's configuration of the settings that differ.
+    """
+    found = [
+        _travels(seen),
+        _series(seen),
+        _training(seen),
+        _final(seen),
+        _pictures(seen),
+        _apart(seen, settings),
+    ]
+    return [section for section in found if section.panels]
+
+
+def _travels(seen: Seen) -> Section:
+    panels = []
+    for name, words in CURVES.items():
+        for layer, label in seen.layers.items():
+            lags = sorted(seen.lags[name][layer])
+            if not lags:
+                continue
+            shown = [lags[index] for index in spread(len(lags), MOST_LAGS)]
+            keys = tuple(f"{stem(name)}/{label}/lag_{lag:05d}" for lag in shown)
+            title = f"{words} at lags {', '.join(map(str, shown))}{seen.several(layer)}"
+            panels.append(Lines(title, keys, "log10 of the norm"))
+            if name == "adj_h_log10":
+                counts = seen.lags[name][layer]
+                far = max(lag for lag in counts if counts[lag] == max(counts.values()))
+                key = f"{stem(name)}/{label}/lag_{far:05d}"
+                title = f"{words} at lag {far}{seen.several(layer)}"
+                panels.append(Lines(title, (key,), "log10 of the norm"))
+    words = (
+        "Norms as log10, at lags that are powers of two, over training. Where the lines of one "
+        "group lie far apart, the gradient vanishes or explodes on its way back; where they lie "
+        "together, it arrives. A line is the mean of a group's runs, its band their lowest and "
+        "highest."
+    )
+    return Section("How the gradient travels back in time", words, tuple(panels))
+
+
+def _series(seen: Seen) -> Section:
+    panels = []
+    for name, words in SERIES.items():
+        last = "/index_0" if name == "lyapunov_exponent" else ""
+        there = set[str]().union(*(_finite_layers(run, name) for run in seen.runs))
+        keys = [f"{name}/{label}{last}" for layer, label in seen.layers.items() if layer in there]
+        if keys:
+            panels.append(Lines(words, tuple(keys), words))
+    words = (
+        "Slope: nats per step back; below 0 the gradient vanishes. Horizon: the lag at which it "
+        "has fallen by e. λ₁: the largest Lyapunov exponent; above 0 chaos."
+    )
+    return Section("Slope, horizon, exponent", words, tuple(panels))
+
+
+def _finite_layers(run: Recorded, name: str) -> set[str]:
+    found = run.series(name)
+    if found is None:
+        return set()
+    each = zip(run.layers, found.values.T, strict=False)
+    return {layer for layer, values in each if np.isfinite(values).any()}
+
+
+def _training(seen: Seen) -> Section:
+    names = dict.fromkeys(name for run in seen.runs for name in run.scalars)
+    panels = [
+        Lines(name, (key_for_wandb(name),), name)
+        for ending in ("/loss", "/accuracy")
+        for name in names
+        if name.endswith(ending) and any(_finite(run, name) for run in seen.runs)
+    ]
+    words = "Means of each group's runs over training, with their lowest and highest."
+    return Section("Training", words, tuple(panels))
+
+
+def _finite(run: Recorded, name: str) -> bool:
+    found = run.series(name)
+    return found is not None and bool(np.isfinite(found.values).any())
+
+
+def _final(seen: Seen) -> Section:
+    panels: list[Panel] = [
+        Bars(_heading(name), key) for name, key in seen.figures if name != "steps_per_second"
+    ]
+    keys = dict(seen.figures)
+    best: dict[str, Literal["min", "max"]] = {"test/loss": "min", "test/accuracy": "max"}
+    for name, rule in best.items():
+        if name in keys:
+            word = "lowest" if rule == "min" else "highest"
+            panels.append(Best(f"{word} {name} of all runs", keys[name], rule))
+    loss = next((name for name in ("test/loss", "val/loss", "train/loss") if name in keys), None)
+    if loss and "memory_horizon" in keys:
+        title = f"{loss} against the memory horizon (steps)"
+        panels.append(Scatter(title, keys["memory_horizon"], keys[loss]))
+    words = (
+        "Final figures. Bars are means of a group's runs with their lowest and highest; runs that "
+        "diverged count where they have a figure. Test figures are of the parameters best in "
+        "validation."
+    )
+    return Section("Final figures", words, tuple(panels))
+
+
+def _heading(name: str) -> str:
+    return " ".join(HEADINGS[name].split())
+
+
+def _pictures(seen: Seen) -> Section:
+    panels: list[Panel] = []
+    curves = [name for name in CURVES if seen.pictured[name]]
+    for name in curves:
+        keys = tuple(
+            f"heatmap/{stem(name)}/{label}"
+            for layer, label in seen.layers.items()
+            if layer in seen.pictured[name]
+        )
+        panels.append(Images(f"{CURVES[name]}: timestep (up) over training step", keys))
+    if curves:
+        charts = dict.fromkeys(_chart_of(run.entry) for run in seen.ended)
+        panels += [Chart("vanishing_table", chart) for chart in charts if chart]
+        panels += [Table("vanishing")] if None in charts else []
+    figures = sorted({png.stem for run in seen.ended for png in _pngs(run.entry)})
+    panels += [Images(f"figures: {name}", (f"figures/{name}",)) for name in figures]
+    words = (
+        "What each run logged at its end. Heatmaps: log10 as colour, each picture with a scale of "
+        "its own in its caption. The table vanishing holds whole curves over lag, at up to 60 lags."
+    )
+    return Section("Heatmaps, curves over lag, figures", words, tuple(panels))
+
+
+def _chart_of(run: Entry) -> str | None:
+    chart = part(part(run.config, "record"), "wandb").get("chart")
+    return chart if isinstance(chart, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", chart) else None
+
+
+def _pngs(run: Entry) -> list[Path]:
+    found = (run.path / "figures").glob("*.png")
+    return [png for png in found if re.fullmatch(r"[\w-]+", png.stem)]
+
+
+def _apart(seen: Seen, settings: Sequence[str]) -> Section:
+    panels: list[Panel] = []
+    figures = [key for name, key in seen.figures if name != "steps_per_second"]
+    if settings and figures:
+        columns = [Column("config", place) for place in settings]
+        columns += [Column("summary", key) for key in figures]
+        title = "settings that differ, and what came of them"
+        panels.append(Parallel(title, tuple(columns)))
+    if len(seen.runs) > 1:
+        panels.append(Differences())
+    words = "A line through the axes is a run; below, all that differs between the runs."
+    return Section("By what the runs differ", words, tuple(panels))

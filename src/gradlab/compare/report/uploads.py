@@ -1,0 +1,77 @@
+"""Which run of W&B a run directory is, and what uploads it if its server may not have it yet."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gradlab.compare.runs import Entry, part
+
+PROJECT = "gradlab"
+"""The project of runs that do not say theirs."""
+_FOLDER = re.compile(r"(?P<offline>offline-)?run-\d{8}_\d{6}-(?P<id>.+)")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Upload(NamedTuple):
+    """A run as W&B knows it.
+
+    Attributes:
+      id: of W&B's run; empty if there is none.
+      project: that it is in.
+      command: uploads it; empty if there is nothing to upload.
+      why_not: why W&B can have no such run, in words; empty if it can.
+    """
+
+    id: str
+    project: str = PROJECT
+    command: str = ""
+    why_not: str = ""
+
+
+def upload_of(run: Entry) -> Upload:
+    """The run of W&B that ``run`` was recorded to.
+
+    W&B's folder in the run directory names it; without one it is the run's own id.
+    """
+    if not run.info:
+        return Upload("", why_not=run.reason or "there is no run to be read")
+    settings = part(part(run.config, "record"), "wandb")
+    project = settings.get("project")
+    project = project if isinstance(project, str) and project else PROJECT
+    id, folder, command = str(run.info.get("id") or ""), _last_folder(run.path), ""
+    if folder is None and settings.get("mode") == "disabled":
+        return Upload("", project, why_not="it was recorded with record.wandb.mode=disabled")
+    if folder is not None:
+        named = _FOLDER.fullmatch(folder.name)
+        assert named is not None
+        if named["id"] != f"{id}-offline":
+            id = named["id"]
+        if named["offline"] and not any(folder.glob("*.synced")):
+            command = _command(folder, f" --id {id}" if named["id"] != id else "")
+    if not _ID.fullmatch(id):
+        return Upload("", project, why_not=f"W&B has no runs with an id such as {id!r}")
+    return Upload(id, project, command)
+
+
+def _last_folder(run: Path) -> Path | None:
+    return max(_folders(run), key=lambda folder: folder.name.removeprefix("offline-"), default=None)
+
+
+def _folders(run: Path) -> Iterator[Path]:
+    for folder in (run / "wandb").glob("*run-*"):
+        found = _FOLDER.fullmatch(folder.name)
+        if found and _ID.fullmatch(found["id"]):
+            yield folder
+
+
+def _command(folder: Path, options: str) -> str:
+    """From the run directory, because the paths in W&B's file begin there."""
+    run = folder.parents[1].resolve()
+    wandb = "wandb" if shutil.which("wandb") else f"{shlex.quote(sys.executable)} -m wandb"
+    return f"cd {shlex.quote(str(run))} && {wandb} sync{options} wandb/{folder.name}"

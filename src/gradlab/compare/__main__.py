@@ -6,8 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradlab.errors import BadInput
+
+if TYPE_CHECKING:
+    from gradlab.compare.recorded import Recorded
 
 WHAT = """\
 Many runs, one page that answers: whose gradient reaches furthest, and what did it buy?
@@ -72,7 +76,31 @@ def _command(given: argparse.Namespace) -> int:
     out = Path(given.out) if given.out else (folders[0] if alone else Path()) / NAME
     if out.is_dir():
         raise BadInput("--out", str(out), "a file", str(out / NAME))
-    print(f"page: {write(recorded(runs), out)}")
+    found = recorded(runs)
+    print(f"page: {write(found, out)}")
+    if given.figures:
+        _figures(found, Path(given.figures))
+    return _report(found, out.parent) if given.wandb else 0
+
+
+def _figures(runs: Sequence[Recorded], folder: Path) -> None:
+    from gradlab.compare.figures import draw
+
+    for path in draw(runs, folder):
+        print(f"figure: {path}")
+
+
+def _report(runs: Sequence[Recorded], folder: Path) -> int:
+    """Make the W&B report; gives the exit code."""
+    from gradlab.compare.headline import headline
+    from gradlab.compare.report import NotSent, publish
+
+    try:
+        published = publish(runs, headline(runs), folder)
+    except NotSent as error:
+        print(f"gradlab.compare: {error}", file=sys.stderr)
+        return 1
+    print(*published.words, sep="\n")
     return 0
 
 

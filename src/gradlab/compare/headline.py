@@ -59,7 +59,11 @@ def headline(runs: Sequence[Recorded]) -> Headline:
     them.
     """
     runs = _once(runs)
-    known = [run for run in runs if run.run is not None or run.entry.key_of(HORIZON)]
+    known = [
+        run
+        for run in runs
+        if run.run is not None or run.entry.key_of(HORIZON) or run.entry.status == DIVERGED
+    ]
     if not known:
         return _nothing(runs)
     if len(known) == 1:
@@ -95,7 +99,9 @@ def _one(run: Recorded, others: int) -> Headline:
     verdict = run.entry.info.get("verdict")
     lines = [str(line) for line in verdict] if isinstance(verdict, list) else []
     model = Contender(field_of([run]).contenders[0].group, {(): (run,)}).gradient
-    if run.entry.status != FINISHED:
+    if run.entry.status == DIVERGED:
+        lines.append(_sentence(f"the run diverged: {run.entry.reason.rstrip('.')}"))
+    elif run.entry.status != FINISHED:
         lines.append(f"The run has not finished: it is {run.entry.status}.")
     if others:
         lines.append(f"{_number(others, 'more run')} recorded nothing.")
@@ -206,7 +212,7 @@ def _after(ranked: Sequence[Contender]) -> Iterable[str]:
         return
     close = [one for one in ranked[1:] if not _ratio(first, one).is_certain]
     least = min(others, key=lambda one: mean_over(one.reach()).mean)
-    rest = f"the shortest reach is {least.name} {_far(least)}"
+    rest = f"the shortest reach is {_near(least)}" + ("" if least.group.settings else " steps")
     told = sum(_ratio(first, one).has_interval for one in ranked[1:])
     if told:
         words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it"

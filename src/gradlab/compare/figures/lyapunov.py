@@ -1,0 +1,16 @@
+"""Order or chaos over training: the largest Lyapunov exponent."""
+
+from __future__ import annotations
+
+from gradlab.compare.figures.bands import Shown
+from gradlab.compare.figures.over_training import page_over_training
+from gradlab.compare.figures.style import Page, level
+
+
+def page(shown: Shown) -> Page | None:
+    """The largest Lyapunov exponent over training step; 0 dotted."""
+    found = page_over_training(shown, "lyapunov_exponent", "λ₁ (nats per step)")
+    for axes in found.figure.axes if found else ():
+        if axes.get_xlabel():
+            level(axes, 0)
+    return found

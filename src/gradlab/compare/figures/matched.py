@@ -1,0 +1,91 @@
+"""Models at equal hidden size, and at an equal number of parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gradlab.compare.figures.bands import Shown
+from gradlab.compare.figures.style import COLOURS, MARKERS, Page, add_legend, new_page, safe
+from gradlab.compare.groups import ACRONYMS
+from gradlab.compare.matched import Matched, matched
+
+LABELS = {
+    "memory_horizon": "memory horizon (timesteps)",
+    "test/accuracy": "test accuracy",
+    "test/loss": "test loss",
+    "val/loss": "validation loss",
+}
+"""Figures that are drawn: the first, and of the others the first that there is."""
+MOST_LEVELS = 8
+
+
+def page(shown: Shown) -> Page | None:
+    """Points with 95 % intervals: a column for each way to match, a row for each figure."""
+    found = [one for one in matched([run.entry for run in shown.runs]) if one.levels]
+    names = {
+        name for one in found for level in one.levels for row in level.rows for name in row.figures
+    }
+    results = [name for name in LABELS if name in names and name != "memory_horizon"][:1]
+    wanted = [name for name in ("memory_horizon", *results) if name in names]
+    if not found or not wanted:
+        return None
+    figure, grid = new_page(len(found), len(wanted), height=1.75, sharey="row", sharex="col")
+    header = ["matched_by", "level", "model", "hidden", "parameters", "runs"]
+    rows: list[list[Any]] = [[*header, "figure", "mean", "low", "high"]]
+    models = list(
+        dict.fromkeys(row.model for one in found for level in one.levels for row in level.rows)
+    )
+    for column, one in enumerate(found):
+        for axes, name in zip(grid[:, column], wanted, strict=True):
+            rows += _draw(axes, one, name, models)
+        grid[0, column].set_title(f"equal {one.by}")
+    for axes, name in zip(grid[:, 0], wanted, strict=True):
+        axes.set_ylabel(LABELS[name])
+    keys = {h.get_label(): h for axes in grid.ravel() for h in axes.get_legend_handles_labels()[0]}
+    add_legend(figure, list(keys.values()))
+    return Page(figure, rows)
+
+
+def _draw(axes: Any, found: Matched, name: str, models: list[str]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    levels = found.levels[:MOST_LEVELS]
+    width = 0.5 / max(len(models) - 1, 1)
+    for place, level in enumerate(levels):
+        for row in level.rows:
+            index = models.index(row.model)
+            mean, half, _ = row.figures.get(name, (math.nan, math.nan, 0))
+            at = place + (index - (len(models) - 1) / 2) * width
+            _point(axes, at, mean, half, row.model, index)
+            told = [found.by, level.label, row.model, row.hidden, row.parameters, row.runs]
+            rows.append([*told, name, mean, mean - half, mean + half])
+    axes.set_xticks(range(len(levels)), [_short(level.label) for level in levels])
+    crowded = sum(len(_short(level.label)) for level in levels) > 34
+    axes.tick_params(axis="x", length=0, labelrotation=30 if crowded else 0)
+    axes.set_xlim(-0.5, len(levels) - 0.5)
+    axes.grid(False, axis="x")
+    return rows
+
+
+def _point(axes: Any, at: float, mean: float, half: float, model: str, index: int) -> None:
+    colour = COLOURS[index % len(COLOURS)]
+    label = safe(
+        ", ".join([ACRONYMS.get(p, p) if i == 0 else p for i, p in enumerate(model.split(", "))])
+    )
+    axes.errorbar(
+        [at],
+        [mean],
+        yerr=[half] if np.isfinite(half) else None,
+        color=colour,
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle="none",
+        capsize=2,
+        elinewidth=1.0,
+        label=label,
+    )
+
+
+def _short(label: str) -> str:
+    return safe(label.replace("about ", "≈ ").replace(" parameters", ""))

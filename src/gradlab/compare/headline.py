@@ -168,31 +168,31 @@ def _by_slope(ranked: Sequence[Contender], tied: int) -> str:
     pairs = _pairs(first.values(SLOPE), second.values(SLOPE))
     found = difference(pairs) if pairs else Difference(math.nan, math.nan, math.nan)
     slopes = [mean_over(one.values(SLOPE)).mean for one in (first, second)]
-    T = _length(first)
-    among = f"of {_many(ranked)} {tied}, " if len(ranked) > FEW else ""
-    reach = f"reach the whole sequence of {T:g} steps" if math.isfinite(T) else "never fall by e"
-    if not all(one.whole == len(one.measured) for one in (first, second)):
-        reach = f"{reach} in {first.whole} and {second.whole} runs"
-    both = (
-        f"{first.name} and {second.name} among them,"
-        if among
-        else (f"{first.gradient} and {second.name}")
-    )
     numbers = f"slopes {_slope(slopes[0])} and {_slope(slopes[1])} nats per step"
-    interval = (
-        f", a difference of {_slope(found.value)} [{_slope(found.low)} to {_slope(found.high)}]"
-        if found.has_interval
-        else ""
-    )
-    seeds = f"({_seeds([first, second])})"
-    grows = slopes[0] * (T - 1) > 1
+    if found.has_interval:
+        ends = f"[{_slope(found.low)} to {_slope(found.high)}]"
+        numbers += f", a difference of {_slope(found.value)} {ends}"
     if found.has_interval and not found.is_certain:
-        verdict = f"and cannot be told apart by their {numbers}"
-    elif grows:
-        verdict = f"and {first.name} grows on its way back: {numbers}"
+        verdict = f"cannot be told apart by their {numbers}"
+    elif slopes[0] * (_length(first) - 1) > 1:
+        verdict = f"{first.name} grows on its way back: {numbers}"
     else:
-        verdict = f"and {first.name} falls less: {numbers}"
-    return _sentence(f"{among}{both} {reach}, {verdict}{interval} {seeds}")
+        verdict = f"{first.name} keeps more on its way back: {numbers}"
+    return _sentence(f"{_wholes(ranked, tied)}, and {verdict} ({_seeds([first, second])})")
+
+
+def _wholes(ranked: Sequence[Contender], tied: int) -> str:
+    """That the first two reach the whole sequence, or in how many runs they do."""
+    first, second = ranked[:2]
+    T = _length(first)
+    whole = f"the whole sequence of {T:g} steps" if math.isfinite(T) else "the whole sequence"
+    if not all(one.whole == len(one.measured) for one in (first, second)):
+        counts = [f"{one.whole} of {_number(len(one.measured), 'run')}" for one in ranked[:2]]
+        return f"{first.gradient} reaches {whole} in {counts[0]}, {second.name} in {counts[1]}"
+    if len(ranked) > FEW:
+        among = f"{first.name} and {second.name} among them, reach {whole}"
+        return f"of {_many(ranked)} {tied}, {among}"
+    return f"{first.gradient} and {second.name} reach {whole}"
 
 
 # --- what goes with it ----------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def _map(group: Group, layer: str) -> Map | None:
         for curve, values in found
         if np.array_equal(curve.steps, longest.steps) and np.array_equal(curve.lags, longest.lags)
     ]
-    return Map(longest.steps, longest.lags, np.mean(np.float64(same), axis=0), len(same))
+    return Map(longest.steps, longest.lags, np.asarray(same, float).mean(0), len(same))
 
 
 def _draw(axes: Any, found: Map, low: float, high: float) -> Any:

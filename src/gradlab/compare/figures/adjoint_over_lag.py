@@ -61,12 +61,13 @@ def _bound(shown: Shown, group: Group, layer: str) -> Band | None:
     def line(run: Any) -> tuple[np.ndarray, np.ndarray] | None:
         if layer.split()[0] != run.layers[-1].split()[0]:
             return None
-        curves = [shown.at(run, name) for name in (BOUND, ADJOINT)]
-        if curves[0] is None or curves[1] is None:
+        bounds, adjoints = shown.at(run, BOUND), shown.at(run, ADJOINT)
+        if bounds is None or adjoints is None:
             return None
-        bound, adjoint = (layer_of(run, layer, curve.values) for curve in curves)
+        bound = layer_of(run, layer, bounds.values)
+        adjoint = layer_of(run, layer, adjoints.values)
         if bound is None or adjoint is None:
             return None
-        return curves[0].lags, bound[0].astype(float) + float(adjoint[0, 0])
+        return bounds.lags, bound[0].astype(float) + float(adjoint[0, 0])
 
     return over_runs(group, line)

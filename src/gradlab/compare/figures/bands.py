@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_LAGS = 1000
 """Most points of a line over lag."""
+MARGIN = 0.3
+"""Room for intervals above and below the means, as a share of their range."""
 MOST_LAYERS = 4
 """Most layers that have a panel of their own."""
 
@@ -133,6 +135,24 @@ def draw_band(axes: Axes, found: Band, look: Any, *, shade: bool, power: bool = 
     plot(axes, found.x, mean, **style)
     if shade and np.isfinite(low).any():
         axes.fill_between(found.x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+
+
+def fit_height(
+    axes_of: Sequence[Axes], found: Sequence[Band], also: Sequence[float], *, power: bool = False
+) -> None:
+    """A height that the means and ``also`` fill; wide intervals, as of two runs, are cut off."""
+    means = np.concatenate([one.mean for one in found])
+    means = np.append(np.power(10.0, means) if power else means, also)
+    means = means[np.isfinite(means) & ((means > 0) | (not power))]
+    if not len(means):
+        return
+    ends = np.array([means.min(), means.max()])
+    now = np.array(axes_of[0].get_ylim())
+    if power:
+        ends, now = np.log10(ends), np.log10(np.maximum(now, 1e-300))
+    room = MARGIN * (ends[1] - ends[0]) or np.inf
+    low, high = max(now[0], ends[0] - room), min(now[1], ends[1] + room)
+    axes_of[0].set_ylim(*(np.power(10.0, (low, high)) if power else (low, high)))
 
 
 def over_runs(

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.compare.figures.bands import Shown, baseline_of, draw_band, rows_of, units_of
+from gradlab.compare.figures.bands import (
+    Shown,
+    baseline_of,
+    draw_band,
+    fit_height,
+    rows_of,
+    units_of,
+)
 from gradlab.compare.figures.over_training import STEP, in_full, series_band, set_log
 from gradlab.compare.figures.style import DOTTED, Page, add_keys, key_of, level, new_page
 from gradlab.record.figures.common import GREY
@@ -34,7 +41,7 @@ def page_of(shown: Shown, names: dict[str, str], figure_name: str, *, logs: bool
     if not found:
         return None
     figure, grid = new_page(len(found), sharey=True)
-    axes_of, keys = list(grid[0]), []
+    axes_of, keys, guesses = list(grid[0]), [], []
     for axes, (name, bands) in zip(axes_of, found.items(), strict=True):
         for group, look, one in zip(shown.groups, shown.looks.of, bands, strict=True):
             if one is not None:
@@ -45,11 +52,15 @@ def page_of(shown: Shown, names: dict[str, str], figure_name: str, *, logs: bool
         guess = baseline_of(shown.runs, name.partition("/")[0], figure_name)
         if math.isfinite(guess) and (guess > 0 or not logs):
             level(axes, guess)
+            guesses.append(guess)
             keys = [key_of("baseline", color=GREY, linestyle=DOTTED, linewidth=0.9)]
         if len(found) > 1:
             axes.set_title(names[name])
+    drawn = [one for bands in found.values() for one in bands if one is not None]
     if logs:
-        set_log(axes_of)
+        set_log(axes_of, drawn, guesses)
+    else:
+        fit_height(axes_of, drawn, guesses)
     axes_of[0].set_ylabel(_label(shown, list(found), names, figure_name))
     add_keys(figure, axes_of, shown.looks, keys)
     return Page(figure, rows)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from gradlab.compare.figures.bands import Shown
 from gradlab.compare.figures.over_training import page_over_training
-from gradlab.compare.figures.style import Page, level
+from gradlab.compare.figures.style import Page
 
 
 def page(shown: Shown) -> Page | None:
-    """The largest Lyapunov exponent over training step; 0 dotted."""
-    found = page_over_training(shown, "lyapunov_exponent", "λ₁ (nats per step)")
-    for axes in found.figure.axes if found else ():
-        if axes.get_xlabel():
-            level(axes, 0)
-    return found
+    """The largest Lyapunov exponent, over training step; 0 dotted."""
+    label = "λ₁ (nats per step)"
+    return page_over_training(shown, "lyapunov_exponent", label, reference=0.0)

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from gradlab.compare.figures.bands import Shown
-from gradlab.compare.figures.style import COLOURS, MARKERS, Page, add_legend, new_page, safe
+from gradlab.compare.figures.style import (
+    COLOURS,
+    MARKERS,
+    Page,
+    add_legend,
+    new_page,
+    places_of,
+    safe,
+)
 from gradlab.compare.groups import ACRONYMS
 from gradlab.compare.matched import Matched, matched
 
@@ -35,9 +43,7 @@ def page(shown: Shown) -> Page | None:
     figure, grid = new_page(len(found), len(wanted), height=1.75, sharey="row", sharex="col")
     header = ["matched_by", "level", "model", "hidden", "parameters", "runs"]
     rows: list[list[Any]] = [[*header, "figure", "mean", "low", "high"]]
-    models = list(
-        dict.fromkeys(row.model for one in found for level in one.levels for row in level.rows)
-    )
+    models = places_of([row.model for one in found for level in one.levels for row in level.rows])
     for column, one in enumerate(found):
         for axes, name in zip(grid[:, column], wanted, strict=True):
             rows += _draw(axes, one, name, models)
@@ -49,16 +55,17 @@ def page(shown: Shown) -> Page | None:
     return Page(figure, rows)
 
 
-def _draw(axes: Any, found: Matched, name: str, models: list[str]) -> list[list[Any]]:
+def _draw(axes: Any, found: Matched, name: str, models: dict[str, int]) -> list[list[Any]]:
     rows: list[list[Any]] = []
     levels = found.levels[:MOST_LEVELS]
     width = 0.5 / max(len(models) - 1, 1)
+    order = sorted(models, key=lambda model: models[model])
     for place, level in enumerate(levels):
         for row in level.rows:
-            index = models.index(row.model)
+            index = order.index(row.model)
             mean, half, _ = row.figures.get(name, (math.nan, math.nan, 0))
             at = place + (index - (len(models) - 1) / 2) * width
-            _point(axes, at, mean, half, row.model, index)
+            _point(axes, at, mean, half, row.model, models[row.model])
             told = [found.by, level.label, row.model, row.hidden, row.parameters, row.runs]
             rows.append([*told, name, mean, mean - half, mean + half])
     axes.set_xticks(range(len(levels)), [_short(level.label) for level in levels])

@@ -217,13 +217,13 @@ def _cell(value: Any) -> Any:
 
 
 def _each(groups: Sequence[Group]) -> Looks:
-    models = list(dict.fromkeys(group.model for group in groups))
+    models = places_of([group.model for group in groups])
     by_model = len(groups) > 0 and MODEL in groups[0].values and len(models) > 1
     variants: dict[str, int] = {}
     found = []
     for index, group in enumerate(groups):
         if by_model:
-            place, variant = models.index(group.model), variants.get(group.model, 0)
+            place, variant = models[group.model], variants.get(group.model, 0)
             variants[group.model] = variant + 1
             one_each = len(models) == len(groups)
             dashes = DASHES[(place if one_each else variant) % len(DASHES)]
@@ -233,6 +233,14 @@ def _each(groups: Sequence[Group]) -> Looks:
             marker = MARKERS[index % len(MARKERS)]
         found.append(Look(COLOURS[place % len(COLOURS)], dashes, marker))
     return Looks(found, [(safe(g.label), look) for g, look in zip(groups, found, strict=True)])
+
+
+def places_of(models: Sequence[str]) -> dict[str, int]:
+    """Which colour each model has; those of :data:`ACRONYMS` have theirs in every figure."""
+    places = dict(zip(ACRONYMS, range(len(ACRONYMS)), strict=True))
+    for model in models:
+        places.setdefault(model, len(places))
+    return {model: places[model] for model in models}
 
 
 def _by_number(groups: Sequence[Group], key: str) -> Looks:

@@ -11,8 +11,8 @@ from gradlab.compare.figures.style import Page, add_keys, level, new_page
 PANELS = {
     "forget_product_log10": "forget product",
     "forget_path_log10": "forget path",
-    "whole_path_log10": "true Jacobian of c",
-    "long_jacobian_log10": "true Jacobian of the state",
+    "whole_path_log10": "whole path (true)",
+    "long_jacobian_log10": "true Jacobian",
 }
 """What is drawn where it was recorded, each against its value at lag 0."""
 

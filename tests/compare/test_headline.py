@@ -276,6 +276,19 @@ def test_models_are_compared_at_settings_that_all_of_them_have(tmp_path):
     assert "2 runs at settings that not every model has are left out." in found.lines
 
 
+def test_with_one_seed_at_each_of_several_settings_the_interval_is_over_settings(tmp_path):
+    lstm, gru = [80.0, 30.0, 50.0, 60.0, 70.0, 90.0], [20.0, 10.0, 15.0, 14.0, 19.0, 25.0]
+    learning = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    rates(tmp_path, {"lstm": {r: [h] for r, h in zip(learning, lstm, strict=True)}})
+    rates(tmp_path, {"gru": {r: [h] for r, h in zip(learning, gru, strict=True)}})
+    found = said(tmp_path)
+    oracle = scipy.stats.ttest_rel(np.log(lstm), np.log(gru)).confidence_interval(0.95)
+    low, high = np.exp([oracle.low, oracle.high])
+    assert f"[{low:.1f} to {high:.1f}]" in found.title
+    assert "(6 runs each, 95 % interval over settings)" in found.title
+    assert "Averaged over learning_rate = 0.1 to 0.6 (6 values), the same for each." in found.lines
+
+
 def test_where_no_setting_is_common_each_is_a_contender(tmp_path):
     rates(tmp_path, {"lstm": {0.1: [80.0, 90.0]}, "gru": {0.01: [20.0, 22.0]}})
     found = said(tmp_path)

@@ -347,3 +347,21 @@ def test_a_hostile_name_is_drawn_as_text(tmp_path):
         svg = save(found, tmp_path, "slope")[1].read_text(encoding="utf-8")
     words = ["".join(one.itertext()) for one in ElementTree.fromstring(svg).iter()]
     assert any("<b>&" in text for text in words)
+
+
+def test_jobs_that_never_became_runs_draw_nothing(tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / "sweep" / name / ".hydra").mkdir(parents=True)
+    assert draw(recorded(runs_in(tmp_path / "sweep")), tmp_path / "out") == []
+
+
+def test_of_many_levels_some_are_drawn_and_that_is_said(tmp_path):
+    for number in range(20):
+        model, hidden = ("rnn", "lstm")[number % 2], 8 + number // 2
+        said = [f"model={model}", f"model.hidden={hidden}"]
+        options = {"hidden": hidden, "said": said, "close": False}
+        record_run(tmp_path / str(number), model, T=8, rows=1, **options)
+    found = page("matched", tmp_path)
+    titles = {axes.get_title() for axes in found.figure.axes}
+    assert "equal hidden size (8 of 10)" in titles
+    assert len({row["level"] for row in numbers(found) if row["matched_by"] == "hidden size"}) == 8

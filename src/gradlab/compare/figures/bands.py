@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_LAGS = 1000
 """Most points of a line over lag."""
+THIN = 0.8
+"""Width of lines where there are too many for a shade each, in points."""
 MARGIN = 0.3
 """Room for intervals above and below the means, as a share of their range."""
 MOST_LAYERS = 4
@@ -130,6 +132,8 @@ def draw_band(axes: Axes, found: Band, look: Any, *, shade: bool, power: bool = 
     if power:
         low, mean, high = (np.power(10.0, np.clip(v, -300, 300)) for v in (low, mean, high))
     style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes}
+    if not shade:
+        style |= {"linewidth": THIN}
     if len(found.x) == 1:
         style |= {"marker": look.marker or "o"}
     plot(axes, found.x, mean, **style)

@@ -18,7 +18,8 @@ from gradlab.compare.figures.style import (
     safe,
 )
 from gradlab.compare.groups import ACRONYMS
-from gradlab.compare.matched import Matched, matched
+from gradlab.compare.matched import Level, Matched, matched
+from gradlab.record.figures.common import spread
 
 LABELS = {
     "memory_horizon": "memory horizon (timesteps)",
@@ -40,24 +41,30 @@ def page(shown: Shown) -> Page | None:
     wanted = [name for name in ("memory_horizon", *results) if name in names]
     if not found or not wanted:
         return None
-    figure, grid = new_page(len(found), len(wanted), height=1.75, sharey="row", sharex="col")
+    crowded = any(_is_crowded(one, across=len(found)) for one in found)
+    height = 1.75 + (0.55 / len(wanted) if crowded else 0)
+    figure, grid = new_page(len(found), len(wanted), height=height, sharey="row", sharex="col")
     header = ["matched_by", "level", "model", "hidden", "parameters", "runs"]
     rows: list[list[Any]] = [[*header, "figure", "mean", "low", "high"]]
     models = places_of([row.model for one in found for level in one.levels for row in level.rows])
     for column, one in enumerate(found):
         for axes, name in zip(grid[:, column], wanted, strict=True):
             rows += _draw(axes, one, name, models)
-        grid[0, column].set_title(f"equal {one.by}")
+            _name_levels(axes, one, crowded=crowded)
+        several = len(_levels(one)) < len(one.levels)
+        more = f" ({len(_levels(one))} of {len(one.levels)})" if several else ""
+        grid[0, column].set_title(f"equal {one.by}{more}")
     for axes, name in zip(grid[:, 0], wanted, strict=True):
         axes.set_ylabel(LABELS[name])
     keys = {h.get_label(): h for axes in grid.ravel() for h in axes.get_legend_handles_labels()[0]}
+    figure.align_ylabels(grid[:, 0])
     add_legend(figure, list(keys.values()))
     return Page(figure, rows)
 
 
 def _draw(axes: Any, found: Matched, name: str, models: dict[str, int]) -> list[list[Any]]:
     rows: list[list[Any]] = []
-    levels = found.levels[:MOST_LEVELS]
+    levels = _levels(found)
     width = 0.5 / max(len(models) - 1, 1)
     order = sorted(models, key=lambda model: models[model])
     for place, level in enumerate(levels):
@@ -68,12 +75,30 @@ def _draw(axes: Any, found: Matched, name: str, models: dict[str, int]) -> list[
             _point(axes, at, mean, half, row.model, models[row.model])
             told = [found.by, level.label, row.model, row.hidden, row.parameters, row.runs]
             rows.append([*told, name, mean, mean - half, mean + half])
+    return rows
+
+
+def _name_levels(axes: Any, found: Matched, *, crowded: bool) -> None:
+    levels = _levels(found)
     axes.set_xticks(range(len(levels)), [_short(level.label) for level in levels])
-    crowded = sum(len(_short(level.label)) for level in levels) > 34
-    axes.tick_params(axis="x", length=0, labelrotation=30 if crowded else 0)
+    axes.tick_params(axis="x", length=0)
+    if crowded:
+        for text in axes.get_xticklabels():
+            text.set(rotation=30, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.5, len(levels) - 0.5)
     axes.grid(False, axis="x")
-    return rows
+
+
+def _is_crowded(found: Matched, across: int) -> bool:
+    """Whether the names of the levels need more room than there is side by side."""
+    return sum(len(_short(level.label)) + 3 for level in _levels(found)) > (
+        44 if across == 1 else 38
+    )
+
+
+def _levels(found: Matched) -> list[Level]:
+    """The levels that are drawn, evenly spread where there are many."""
+    return [found.levels[index] for index in spread(len(found.levels), MOST_LEVELS)]
 
 
 def _point(axes: Any, at: float, mean: float, half: float, model: str, index: int) -> None:

@@ -150,8 +150,8 @@ def test_two_that_reach_the_whole_sequence_are_told_apart_by_their_slopes(tmp_pa
     low, high = interval.confidence_interval(0.95)
     assert found.title == (
         "The LSTM's gradient and the GRU's reach the whole sequence of 100 steps, and the LSTM's "
-        "falls less: slopes -0.0015 and -0.0075 nats per step, a difference of +0.006 "
-        f"[{low:+.2g} to {high:+.2g}] (3 seeds each, 95 % interval)."
+        "keeps more on its way back: slopes -0.0015 and -0.0075 nats per step, a difference of "
+        f"+0.006 [{low:+.2g} to {high:+.2g}] (3 seeds each, 95 % interval)."
     )
 
 
@@ -159,6 +159,14 @@ def test_slopes_with_an_interval_around_0_name_no_winner(tmp_path):
     slopes = {"lstm": [-0.001, -0.004, -0.002], "gru": [-0.003, -0.002, -0.001]}
     found = make_all(tmp_path, with_slopes(slopes), gru=[100.0] * 3, lstm=[100.0] * 3)
     assert "cannot be told apart by their slopes" in found.title
+
+
+def test_a_tie_in_some_runs_says_in_how_many(tmp_path):
+    found = make_all(tmp_path, with_slopes(SLOPES), gru=[100.0, 90.0, 80.0], lstm=[100.0] * 3)
+    assert found.title.startswith(
+        "The LSTM's gradient reaches the whole sequence of 100 steps in 3 of 3 runs, the GRU's in "
+        "1 of 3 runs, and the LSTM's keeps more on its way back: slopes"
+    )
 
 
 def test_a_tie_without_slopes_is_said_to_be_one(tmp_path):
@@ -268,6 +276,19 @@ def test_models_are_compared_at_settings_that_all_of_them_have(tmp_path):
     assert "2 runs at settings that not every model has are left out." in found.lines
 
 
+def test_with_one_seed_at_each_of_several_settings_the_interval_is_over_settings(tmp_path):
+    lstm, gru = [80.0, 30.0, 50.0, 60.0, 70.0, 90.0], [20.0, 10.0, 15.0, 14.0, 19.0, 25.0]
+    learning = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    rates(tmp_path, {"lstm": {r: [h] for r, h in zip(learning, lstm, strict=True)}})
+    rates(tmp_path, {"gru": {r: [h] for r, h in zip(learning, gru, strict=True)}})
+    found = said(tmp_path)
+    oracle = scipy.stats.ttest_rel(np.log(lstm), np.log(gru)).confidence_interval(0.95)
+    low, high = np.exp([oracle.low, oracle.high])
+    assert f"[{low:.1f} to {high:.1f}]" in found.title
+    assert "(6 runs each, 95 % interval over settings)" in found.title
+    assert "Averaged over learning_rate = 0.1 to 0.6 (6 values), the same for each." in found.lines
+
+
 def test_where_no_setting_is_common_each_is_a_contender(tmp_path):
     rates(tmp_path, {"lstm": {0.1: [80.0, 90.0]}, "gru": {0.01: [20.0, 22.0]}})
     found = said(tmp_path)
@@ -288,6 +309,18 @@ def test_of_many_settings_the_best_and_how_many_others(tmp_path):
     assert "of the other 11 cannot be told apart from it; the shortest reach is" in text(found)
     assert "picked after the fact" in text(found)
     assert "a longer reach went with a lower test loss: rank correlation -1.00" in text(found)
+
+
+def test_what_was_measured_is_no_setting(tmp_path):
+    for name, values in (("lstm", LSTM), ("gru", GRU)):
+        for seed, horizon in enumerate(values):
+            make(tmp_path, name, horizon, seed, said=[f"model={name}"])
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        info = json.loads((path / "run.json").read_text())
+        info["config"]["probe"] = {"every": 10 * (number % 2 + 1)}
+        info["overrides"].append(f"probe.every={10 * (number % 2 + 1)}")
+        (path / "run.json").write_text(json.dumps(info))
+    assert said(tmp_path).title.startswith("The LSTM's gradient reaches furthest: 86 steps")
 
 
 # --- which runs count -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from gradlab.compare.table import estimate
-from gradlab.compare.welch import difference, mean, rank_correlation
+from gradlab.compare.welch import difference, mean, paired, rank_correlation
 
 
 def samples(seed, *sizes):
@@ -48,6 +48,13 @@ def test_a_single_value_gives_no_interval_and_equal_values_a_point():
     assert tuple(difference([([1.0, 1.0], [3.0, 3.0])])) == (-2, -2, -2)
     assert difference([([1.0, 1.0], [3.0, 3.0])]).is_certain
     assert not difference([([1.0, 1.0], [1.0, 1.0])]).is_certain
+
+
+def test_single_pairs_have_the_interval_of_their_differences():
+    a, b = samples(6, 5, 5)
+    oracle = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+    found = paired([([x], [y]) for x, y in zip(a, b, strict=True)])
+    assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high))
 
 
 def test_the_mean_over_one_stratum_is_that_of_the_table():

@@ -14,6 +14,8 @@ from gradlab.compare.table import short, shown
 
 MODEL = "model"
 FINISHED, DIVERGED = "finished", "diverged"
+MEASURING = ("probe", "trainer.log_every", "trainer.log_per_decade")
+"""Keys, and all below them, that say what is measured and when: they change no run's course."""
 ACRONYMS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 """Models that have a name of their own in prose."""
 
@@ -55,8 +57,7 @@ class Group:
 
 def groups_of(runs: Sequence[Recorded]) -> list[Group]:
     """The runs by the settings that differ besides the seed, as they first come."""
-    entries = [run.entry for run in runs]
-    differ = settings_that_differ(entries)
+    differ = settings_of_course([run.entry for run in runs])
     differ.pop(SEED, None)
     names = short(differ)
     members: dict[tuple[Any, ...], list[int]] = {}
@@ -71,6 +72,15 @@ def groups_of(runs: Sequence[Recorded]) -> list[Group]:
         )
         for rows in members.values()
     ]
+
+
+def settings_of_course(runs: Sequence[Entry]) -> dict[str, list[Any]]:
+    """The settings that differ, without those that only say what is measured; the seed last."""
+    return {
+        key: values
+        for key, values in settings_that_differ(runs).items()
+        if not any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in MEASURING)
+    }
 
 
 def counted(runs: Sequence[Recorded]) -> list[Recorded]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from gradlab.compare.phase_diagram import SUCCESS
 from gradlab.compare.recorded import Recorded
 from gradlab.compare.runs import part
 from gradlab.compare.table import shown, with_interval
-from gradlab.compare.welch import Difference, difference, rank_correlation
+from gradlab.compare.welch import Difference, difference, paired, rank_correlation
 
 RESULTS = {"test/accuracy": True, "test/loss": False, "val/loss": False}
 """Results, most wanted first, and whether higher is better."""
@@ -59,7 +59,11 @@ def headline(runs: Sequence[Recorded]) -> Headline:
     them.
     """
     runs = _once(runs)
-    known = [run for run in runs if run.run is not None or run.entry.key_of(HORIZON)]
+    known = [
+        run
+        for run in runs
+        if run.run is not None or run.entry.key_of(HORIZON) or run.entry.status == DIVERGED
+    ]
     if not known:
         return _nothing(runs)
     if len(known) == 1:
@@ -95,7 +99,9 @@ def _one(run: Recorded, others: int) -> Headline:
     verdict = run.entry.info.get("verdict")
     lines = [str(line) for line in verdict] if isinstance(verdict, list) else []
     model = Contender(field_of([run]).contenders[0].group, {(): (run,)}).gradient
-    if run.entry.status != FINISHED:
+    if run.entry.status == DIVERGED:
+        lines.append(_sentence(f"the run diverged: {run.entry.reason.rstrip('.')}"))
+    elif run.entry.status != FINISHED:
         lines.append(f"The run has not finished: it is {run.entry.status}.")
     if others:
         lines.append(f"{_number(others, 'more run')} recorded nothing.")
@@ -159,34 +165,33 @@ def _by_horizon(ranked: Sequence[Contender]) -> str:
 
 def _by_slope(ranked: Sequence[Contender], tied: int) -> str:
     first, second = ranked[:2]
-    pairs = _pairs(first.values(SLOPE), second.values(SLOPE))
-    found = difference(pairs) if pairs else Difference(math.nan, math.nan, math.nan)
+    found = _compared(first.values(SLOPE), second.values(SLOPE))
     slopes = [mean_over(one.values(SLOPE)).mean for one in (first, second)]
-    T = _length(first)
-    among = f"of {_many(ranked)} {tied}, " if len(ranked) > FEW else ""
-    reach = f"reach the whole sequence of {T:g} steps" if math.isfinite(T) else "never fall by e"
-    if not all(one.whole == len(one.measured) for one in (first, second)):
-        reach = f"{reach} in {first.whole} and {second.whole} runs"
-    both = (
-        f"{first.name} and {second.name} among them,"
-        if among
-        else (f"{first.gradient} and {second.name}")
-    )
     numbers = f"slopes {_slope(slopes[0])} and {_slope(slopes[1])} nats per step"
-    interval = (
-        f", a difference of {_slope(found.value)} [{_slope(found.low)} to {_slope(found.high)}]"
-        if found.has_interval
-        else ""
-    )
-    seeds = f"({_seeds([first, second])})"
-    grows = slopes[0] * (T - 1) > 1
+    if found.has_interval:
+        ends = f"[{_slope(found.low)} to {_slope(found.high)}]"
+        numbers += f", a difference of {_slope(found.value)} {ends}"
     if found.has_interval and not found.is_certain:
-        verdict = f"and cannot be told apart by their {numbers}"
-    elif grows:
-        verdict = f"and {first.name} grows on its way back: {numbers}"
+        verdict = f"cannot be told apart by their {numbers}"
+    elif slopes[0] * (_length(first) - 1) > 1:
+        verdict = f"{first.name} grows on its way back: {numbers}"
     else:
-        verdict = f"and {first.name} falls less: {numbers}"
-    return _sentence(f"{among}{both} {reach}, {verdict}{interval} {seeds}")
+        verdict = f"{first.name} keeps more on its way back: {numbers}"
+    return _sentence(f"{_wholes(ranked, tied)}, and {verdict} ({_seeds([first, second])})")
+
+
+def _wholes(ranked: Sequence[Contender], tied: int) -> str:
+    """That the first two reach the whole sequence, or in how many runs they do."""
+    first, second = ranked[:2]
+    T = _length(first)
+    whole = f"the whole sequence of {T:g} steps" if math.isfinite(T) else "the whole sequence"
+    if not all(one.whole == len(one.measured) for one in (first, second)):
+        counts = [f"{one.whole} of {_number(len(one.measured), 'run')}" for one in ranked[:2]]
+        return f"{first.gradient} reaches {whole} in {counts[0]}, {second.name} in {counts[1]}"
+    if len(ranked) > FEW:
+        among = f"{first.name} and {second.name} among them, reach {whole}"
+        return f"of {_many(ranked)} {tied}, {among}"
+    return f"{first.gradient} and {second.name} reach {whole}"
 
 
 # --- what goes with it ----------------------------------------------------------------------------
@@ -206,7 +211,7 @@ def _after(ranked: Sequence[Contender]) -> Iterable[str]:
         return
     close = [one for one in ranked[1:] if not _ratio(first, one).is_certain]
     least = min(others, key=lambda one: mean_over(one.reach()).mean)
-    rest = f"the shortest reach is {least.name} {_far(least)}"
+    rest = f"the shortest reach is {_near(least)}" + ("" if least.group.settings else " steps")
     told = sum(_ratio(first, one).has_interval for one in ranked[1:])
     if told:
         words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it"
@@ -225,10 +230,9 @@ def _bought(field: Field, first: Contender, second: Contender) -> str:
         return "No results were recorded for both, so what the reach bought is not known."
     higher = RESULTS[name]
     mine, theirs = first.values(name), second.values(name)
-    pairs = _pairs(mine, theirs)
-    if not pairs:
+    found = _compared(mine, theirs)
+    if math.isnan(found.value):
         return ""
-    found = difference(pairs)
     shared = [key for key in mine if key in theirs]
     means = [mean_over({key: cells[key] for key in shared}) for cells in (mine, theirs)]
     n = [sum(len(cells[key]) for key in shared) for cells in (mine, theirs)]
@@ -314,8 +318,7 @@ def _basis(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
     if field.shared:
         names = measured[0].group.names if measured else {}
         told = [
-            f"{names.get(key, key)} = {_listed(map(shown, values), most=FEW)}"
-            for key, values in field.shared.items()
+            f"{names.get(key, key)} = {_all_of(values)}" for key, values in field.shared.items()
         ]
         yield f"Averaged over {' and '.join(told)}, the same for each."
         yield from _at_each(measured)
@@ -403,21 +406,27 @@ def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -
 # --- numbers and words ----------------------------------------------------------------------------
 
 
+Cells = Mapping[tuple[Any, ...], Sequence[float]]
+
+
 def _ratio(one: Contender, other: Contender) -> Difference:
     """Of the reaches, as a difference of logarithms; NaN if they share no setting."""
-    pairs = _pairs(one.reach(), other.reach())
-    return difference(pairs) if pairs else Difference(math.nan, math.nan, math.nan)
+    return _compared(one.reach(), other.reach())
 
 
-def _pairs(mine: dict, theirs: dict) -> list[tuple[list[float], list[float]]]:
-    return [(values, theirs[key]) for key, values in mine.items() if key in theirs]
+def _compared(mine: Cells, theirs: Cells) -> Difference:
+    """At the settings that both have: over seeds, or over settings where these have one seed."""
+    pairs = [(values, theirs[key]) for key, values in mine.items() if key in theirs]
+    if not pairs:
+        return Difference(math.nan, math.nan, math.nan)
+    found = difference(pairs)
+    return found if found.has_interval or len(pairs) < 2 else paired(pairs)
 
 
 def _is_ahead(first: Contender, second: Contender) -> bool:
     """Whether the title says so."""
     if second.whole and first.values(SLOPE) and second.values(SLOPE):
-        pairs = _pairs(first.values(SLOPE), second.values(SLOPE))
-        return bool(pairs) and difference(pairs).is_certain
+        return _compared(first.values(SLOPE), second.values(SLOPE)).is_certain
     return not second.whole and _ratio(first, second).is_certain
 
 
@@ -453,7 +462,8 @@ def _as_ratio(one: Contender, found: Difference, unit: str) -> str:
 def _seeds(contenders: Sequence[Contender]) -> str:
     """``3 seeds each, 95 % interval``."""
     counts = [len(one.measured) for one in contenders]
-    what = "run" if any(len(one.cells) > 1 for one in contenders) else "seed"
+    settings = max(len(one.cells) for one in contenders)
+    what = "run" if settings > 1 else "seed"
     each = " each" if len(counts) > 1 else ""
     if max(counts) == 1:
         return f"one {what}{each}, so no interval"
@@ -462,8 +472,11 @@ def _seeds(contenders: Sequence[Contender]) -> str:
         if len(set(counts)) == 1
         else f"{' and '.join(map(str, counts))} {what}s"
     )
-    enough = all(len(v) > 1 for one in contenders for v in one.reach().values())
-    return f"{told}, 95 % interval" if enough else f"{told}, too few for an interval"
+    if all(len(v) > 1 for one in contenders for v in one.reach().values()):
+        return f"{told}, 95 % interval"
+    if len(contenders) == 2 and _ratio(*contenders).has_interval:
+        return f"{told}, 95 % interval over settings"
+    return f"{told}, too few for an interval"
 
 
 def _steps(value: float) -> str:
@@ -493,6 +506,14 @@ def _length(one: Contender) -> float:
 
 def _in_words(name: str) -> str:
     return name.replace("/", " ").replace("val ", "validation ")
+
+
+def _all_of(values: Sequence[Any]) -> str:
+    """``0.1 and 0.01``; of many numbers the range."""
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(values) > FEW and len(numbers) == len(values):
+        return f"{shown(min(numbers))} to {shown(max(numbers))} ({len(values)} values)"
+    return _listed(map(shown, values), most=FEW)
 
 
 def _many(ranked: Sequence[Contender]) -> str:

@@ -7,8 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.groups import ACRONYMS, FINISHED, MODEL, model_of, problem_of, task_of
-from gradlab.compare.runs import SEED, Entry, part, same, settings_that_differ
+from gradlab.compare.groups import (
+    ACRONYMS,
+    FINISHED,
+    MODEL,
+    model_of,
+    problem_of,
+    settings_of_course,
+    task_of,
+)
+from gradlab.compare.runs import SEED, Entry, part, same
 from gradlab.compare.table import Estimate, estimate, figures_of, short, shown
 
 HIDDEN = "model.hidden"
@@ -90,7 +98,7 @@ def matched(runs: Sequence[Entry]) -> tuple[Matched, Matched]:
 
 
 def _cells(runs: Sequence[Entry]) -> list[_Cell]:
-    differ = settings_that_differ(runs)
+    differ = settings_of_course(runs)
     names = short(differ)
     for key in (SEED, MODEL, HIDDEN):
         differ.pop(key, None)

@@ -195,7 +195,7 @@ def write(found: Diagram, folder: Path) -> list[Path]:
     Returns:
       The paths of the files, the picture's first; the table alone where nothing was measured.
     """
-    replace(folder / CSV, as_csv(_rows(found)))
+    replace(folder / CSV, as_csv(table_rows(found)))
     page = picture(found)
     if page is None:
         return [folder / CSV]
@@ -215,7 +215,7 @@ def picture(found: Diagram) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         page = new_figure(len(wanted), width=7.2)
         set_title(page, f"How the gradient travels  {found.subject}\n{found.when}")
-        places = _Places(found)
+        places = Places(found)
         for panel, axes in zip(wanted, panels(page, len(wanted), "", sharey=False), strict=True):
             _draw(axes, found, panel, places)
         handles = _keys(found)
@@ -299,7 +299,8 @@ def _subject(runs: Sequence[Entry], keys: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-def _rows(found: Diagram) -> list[list[Any]]:
+def table_rows(found: Diagram) -> list[list[Any]]:
+    """The header, and a row for each cell with a run: settings, counts, figures in full."""
     rows: list[list[Any]] = [[*found.keys, "runs", "finished", "diverged", *found.figures]]
     for row, column in np.argwhere(found.runs > 0):
         counts = [int(one[row, column]) for one in (found.runs, found.finished, found.diverged)]
@@ -312,7 +313,7 @@ def _rows(found: Diagram) -> list[list[Any]]:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-class _Places:
+class Places:
     """Where cells lie on the page: along the logarithm where values are spaced by a ratio."""
 
     def __init__(self, found: Diagram):
@@ -326,14 +327,14 @@ class _Places:
         return np.log10(values) if is_geometric(values) else values
 
 
-def _draw(axes: Axes, found: Diagram, panel: Panel, places: _Places) -> None:
+def _draw(axes: Axes, found: Diagram, panel: Panel, places: Places) -> None:
     from matplotlib.colors import LogNorm
 
     values = found.figures[panel.name]
     axes.set_title(panel.title)
     axes.grid(False)
-    _mark_missing(axes, found, values, places)
-    norm, extend = _norm(values, panel)
+    mark_missing(axes, found, values, places)
+    norm, extend = norm_of(values, panel)
     mesh = axes.pcolormesh(
         places.x_edges,
         places.y_edges,
@@ -359,11 +360,11 @@ _MEASURED: dict[str, Any] = {"colors": "black", "linestyles": "-", "linewidths":
 _THEORY: dict[str, Any] = {"colors": "#D55E00", "linestyles": "--", "linewidths": 2.2}
 
 
-def _level_line(axes: Axes, values: np.ndarray, places: _Places, style: dict[str, Any]) -> None:
+def _level_line(axes: Axes, values: np.ndarray, places: Places, style: dict[str, Any]) -> None:
     """Where ``values`` cross 0, if they do."""
     from matplotlib.patheffects import Normal, Stroke
 
-    if not _crosses(values):
+    if not crosses(values):
         return
     drawn = axes.contour(
         places.x, places.y, np.ma.masked_invalid(values), levels=[0.0], zorder=3, **style
@@ -371,12 +372,13 @@ def _level_line(axes: Axes, values: np.ndarray, places: _Places, style: dict[str
     drawn.set_path_effects([Stroke(linewidth=4.5, foreground="white"), Normal()])
 
 
-def _crosses(values: np.ndarray) -> bool:
+def crosses(values: np.ndarray) -> bool:
+    """Whether 0 lies within the finite values."""
     finite = values[np.isfinite(values)]
     return bool(finite.size and finite.min() < 0 < finite.max())
 
 
-def _mark_missing(axes: Axes, found: Diagram, values: np.ndarray, places: _Places) -> None:
+def mark_missing(axes: Axes, found: Diagram, values: np.ndarray, places: Places) -> None:
     """Hatch cells without a finished run; grey where one finished and there is no number."""
     from matplotlib.patches import Rectangle
 
@@ -392,7 +394,7 @@ _NO_RUN: dict[str, Any] = {"facecolor": "white", "edgecolor": "#999999", "hatch"
 _NO_NUMBER: dict[str, Any] = {"facecolor": "#BBBBBB", "edgecolor": "#BBBBBB"}
 
 
-def _norm(values: np.ndarray, panel: Panel) -> tuple[Normalize, str]:
+def norm_of(values: np.ndarray, panel: Panel) -> tuple[Normalize, str]:
     """What becomes which colour, a few extreme cells left beyond, and at which ends there are."""
     from matplotlib.colors import LogNorm, Normalize
 
@@ -417,7 +419,7 @@ def _end(values: np.ndarray) -> float:
     return most if values.max() > 2 * most > 0 else float(values.max())
 
 
-def _label_axes(axes: Axes, found: Diagram, places: _Places) -> None:
+def _label_axes(axes: Axes, found: Diagram, places: Places) -> None:
     from gradlab.record.figures.common import spread
 
     for axis, key, values, at in (
@@ -444,7 +446,7 @@ def _keys(found: Diagram) -> list[Any]:
         "mean_field_exponent": ("λ₁ = 0, mean-field theory", _THEORY),
     }
     for name, (label, style) in lines.items():
-        if _crosses(found.figures[name]):
+        if crosses(found.figures[name]):
             colour, dashes = style["colors"], style["linestyles"]
             line = Line2D([], [], color=colour, linestyle=dashes, linewidth=2.2, label=label)
             handles.append(line)

@@ -64,6 +64,12 @@ def difference(strata: Strata) -> Difference:
     return Difference(value, value - half, value + half)
 
 
+def paired(strata: Strata) -> Difference:
+    """The same where strata are single pairs: the t interval of their differences."""
+    found = estimate(float(np.mean(a)) - float(np.mean(b)) for a, b in strata)
+    return Difference(found.mean, found.mean - found.half, found.mean + found.half)
+
+
 def mean(strata: Sequence[Sequence[float]]) -> Estimate:
     """Mean over strata with equal weights; its interval is of the spread within them alone.
 

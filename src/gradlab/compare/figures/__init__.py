@@ -1,0 +1,80 @@
+"""Figures of many runs for a paper: vectors, one style, and the numbers beside each.
+
+Every module with a function ``page(shown)`` draws one figure, or gives None where nobody recorded
+what it shows. A new one is such a module and its place in :data:`FIGURES`; its files are called
+like the module. The words of the captions are left to the paper.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradlab.compare.figures import (
+    adjoint_heatmap,
+    adjoint_over_lag,
+    horizon,
+    loss,
+    lyapunov,
+    matched,
+    metric,
+    phase_diagram,
+    slope,
+    transport_over_lag,
+)
+from gradlab.compare.figures.bands import Shown
+from gradlab.compare.figures.style import STYLE, looks_of, save
+from gradlab.compare.groups import counted, groups_of
+from gradlab.compare.recorded import Recorded
+
+__all__ = ["FIGURES", "draw"]
+
+FIGURES = {
+    module.__name__.rpartition(".")[2]: module.page
+    for module in (
+        adjoint_over_lag,
+        transport_over_lag,
+        adjoint_heatmap,
+        loss,
+        metric,
+        horizon,
+        slope,
+        lyapunov,
+        phase_diagram,
+        matched,
+    )
+}
+"""What draws each figure, by its name."""
+
+
+def draw(
+    runs: Sequence[Recorded], folder: str | os.PathLike[str], step: int | None = None
+) -> list[Path]:
+    """Draw what the runs recorded, a group (all but the seed the same) a line.
+
+    Lines are means over the runs that finished (over what there is where none has), shades their
+    95 % intervals over seeds. Each figure comes as PDF, SVG and PNG, and with a CSV of the plotted
+    numbers in full, one row a point. The same runs give the same bytes.
+
+    Args:
+      runs: of any task, model and length; those of different lengths align by lag.
+      folder: where to write; made if missing.
+      step: training step of the figures over lag, the nearest measured one; None for the last.
+
+    Returns:
+      The files written.
+    """
+    import matplotlib
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = [group for group in groups_of(runs) if counted(group.runs)] if runs else []
+    written: list[Path] = []
+    with matplotlib.rc_context(STYLE):
+        shown = Shown(runs, groups, looks_of(groups), step)
+        for name, page in FIGURES.items():
+            found = page(shown)
+            if found is not None:
+                written += save(found, folder, name)
+    return written

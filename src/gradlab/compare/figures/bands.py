@@ -1,0 +1,202 @@
+"""What is drawn of a group: the mean over its runs, and its 95 % interval, along one axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gradlab.compare.figures.style import Looks
+from gradlab.compare.groups import Group, counted
+from gradlab.compare.recorded import Curve, Recorded
+from gradlab.compare.runs import part
+from gradlab.compare.table import LEVEL
+from gradlab.record.figures.common import finite, plot, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LAGS = 1000
+"""Most points of a line over lag."""
+THIN = 0.8
+"""Width of lines where there are too many for a shade each, in points."""
+MARGIN = 0.3
+"""Room for intervals above and below the means, as a share of their range."""
+MOST_LAYERS = 4
+"""Most layers that have a panel of their own."""
+
+
+class Band(NamedTuple):
+    """Runs of a group along an axis.
+
+    Attributes:
+      x: ascending, ``(N,)``.
+      mean: over the runs that have a value there, ``(N,)``; -inf where one of them is.
+      low, high: of the 95 % interval (Student's t); NaN with fewer than two runs.
+      n: how many runs there are.
+    """
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shown:
+    """All that the panels draw from.
+
+    Attributes:
+      runs: all of them.
+      groups: those with a run whose numbers count.
+      looks: one for each group.
+      step: training step that is asked for; None for the last of each run.
+    """
+
+    runs: Sequence[Recorded]
+    groups: Sequence[Group]
+    looks: Looks
+    step: int | None = None
+    _kept: dict[Any, Curve | None] = field(default_factory=dict)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """The layers that are drawn, of all runs."""
+        every = list(
+            dict.fromkeys(n for g in self.groups for r in counted(g.runs) for n in r.layers)
+        )
+        return [every[index] for index in spread(len(every), MOST_LAYERS)] if every else []
+
+    def header(self, *columns: str) -> list[str]:
+        """The first row of a file: what a group is, then the columns."""
+        return ["group", *(self.groups[0].values if self.groups else ()), *columns]
+
+    def told(self, group: Group) -> list[Any]:
+        """The first cells of each row of a group."""
+        return [group.label, *group.values.values()]
+
+    def at(self, run: Recorded, name: str) -> Curve | None:
+        """A curve at the training step that is drawn: the measured one nearest to ``step``."""
+        key = (run.entry.path, name)
+        if key not in self._kept:
+            self._kept[key] = self._read(run, name)
+        return self._kept[key]
+
+    def _read(self, run: Recorded, name: str) -> Curve | None:
+        curve = run.curve(name, most_lags=MOST_LAGS)
+        if curve is None:
+            return None
+        row = -1 if self.step is None else int(np.abs(curve.steps - self.step).argmin())
+        return Curve(curve.steps[[row]], curve.lags, curve.values[[row]])
+
+
+def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
+    """Lines ``(x, y)`` of a group's runs, aligned by ``x``.
+
+    NaN is no value. Points that fewer than half of the runs have are left out, so that a line does
+    not jump where runs end. None without any value.
+    """
+    from scipy.special import stdtrit
+
+    known = [(x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in lines]
+    known = [(x, y) for x, y in known if len(x)]
+    if not known:
+        return None
+    x = np.unique(np.concatenate([x for x, _ in known]))
+    table = np.full((len(known), len(x)), np.nan)
+    for row, (places, y) in zip(table, known, strict=True):
+        row[np.searchsorted(x, places)] = y
+    n = (~np.isnan(table)).sum(0)
+    enough = n >= len(known) / 2
+    x, table, n = x[enough], table[:, enough], n[enough]
+    zero = np.isinf(table).any(0)
+    whole = np.where(zero, np.nan, table)
+    total = np.where(zero, 0, np.nansum(whole, 0))
+    mean = np.where(zero, -np.inf, total / n)
+    squares = np.nansum(np.square(whole - np.where(zero, 0, mean)), 0)
+    several = (n > 1) & ~zero
+    freedom = np.maximum(n - 1, 1)
+    half = stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(squares / freedom / n)
+    half = np.where(several, half, np.nan)
+    return Band(x, mean, mean - half, mean + half, n)
+
+
+def draw_band(axes: Axes, found: Band, look: Any, *, shade: bool, power: bool = False) -> None:
+    """The mean as a line, the interval as a shade; ``power`` shows ten to the power of both."""
+    low, mean, high = finite(found.low), finite(found.mean), finite(found.high)
+    if power:
+        low, mean, high = (np.power(10.0, np.clip(v, -300, 300)) for v in (low, mean, high))
+    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes}
+    if not shade:
+        style |= {"linewidth": THIN}
+    if len(found.x) == 1:
+        style |= {"marker": look.marker or "o"}
+    plot(axes, found.x, mean, **style)
+    if shade and np.isfinite(low).any():
+        axes.fill_between(found.x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+
+
+def fit_height(
+    axes_of: Sequence[Axes], found: Sequence[Band], also: Sequence[float], *, power: bool = False
+) -> None:
+    """A height that the means and ``also`` fill; wide intervals, as of two runs, are cut off."""
+    means = np.concatenate([one.mean for one in found])
+    means = np.append(np.power(10.0, means) if power else means, also)
+    means = means[np.isfinite(means) & ((means > 0) | (not power))]
+    if not len(means):
+        return
+    ends = np.array([means.min(), means.max()])
+    now = np.array(axes_of[0].get_ylim())
+    if power:
+        ends, now = np.log10(ends), np.log10(np.maximum(now, 1e-300))
+    room = MARGIN * (ends[1] - ends[0]) or np.inf
+    low, high = max(now[0], ends[0] - room), min(now[1], ends[1] + room)
+    axes_of[0].set_ylim(*(np.power(10.0, (low, high)) if power else (low, high)))
+
+
+def over_runs(
+    group: Group, line: Callable[[Recorded], tuple[np.ndarray, np.ndarray] | None]
+) -> Band | None:
+    """The band of what ``line`` gives for each run that counts."""
+    lines = [found for run in counted(group.runs) if (found := line(run)) is not None]
+    return band(lines)
+
+
+def layer_of(run: Recorded, layer: str, values: np.ndarray) -> np.ndarray | None:
+    """The values ``(S, L, …)`` of a layer by its name; None if the run does not have it."""
+    if layer not in run.layers:
+        return None
+    place = run.layers.index(layer)
+    return values[:, place] if place < values.shape[1] else None
+
+
+def baseline_of(runs: Sequence[Recorded], split: str, figure: str) -> float:
+    """The baseline's figure if it is the same for all runs; NaN else."""
+    found = {
+        value
+        for run in runs
+        if isinstance(
+            value := part(part(run.entry.info, "baseline"), split).get(figure), int | float
+        )
+    }
+    return float(found.pop()) if len(found) == 1 else math.nan
+
+
+def rows_of(told: Sequence[Any], found: Band, *more: Any) -> list[list[Any]]:
+    """A row for each point: what it is of, where it is, mean, low, high, n."""
+    return [[*told, *more, *point] for point in zip(*found, strict=True)]
+
+
+def units_of(runs: Sequence[Recorded], name: str) -> str:
+    """The units that the runs recorded for a scalar; empty without, or where they disagree."""
+    found = set()
+    for run in runs:
+        if run.run is not None and name in run.run.scalars:
+            attributes: Mapping[str, Any] = run.run.scalars[name].attrs
+            found.add(str(attributes.get("units", "")))
+    return found.pop() if len(found) == 1 else ""

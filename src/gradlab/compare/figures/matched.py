@@ -1,0 +1,123 @@
+"""Models at equal hidden size, and at an equal number of parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gradlab.compare.figures.bands import Shown
+from gradlab.compare.figures.style import (
+    COLOURS,
+    MARKERS,
+    Page,
+    add_legend,
+    new_page,
+    places_of,
+    safe,
+)
+from gradlab.compare.groups import ACRONYMS
+from gradlab.compare.matched import Level, Matched, matched
+from gradlab.record.figures.common import spread
+
+LABELS = {
+    "memory_horizon": "memory horizon (timesteps)",
+    "test/accuracy": "test accuracy",
+    "test/loss": "test loss",
+    "val/loss": "validation loss",
+}
+"""Figures that are drawn: the first, and of the others the first that there is."""
+MOST_LEVELS = 8
+
+
+def page(shown: Shown) -> Page | None:
+    """Points with 95 % intervals: a column for each way to match, a row for each figure."""
+    found = [one for one in matched([run.entry for run in shown.runs]) if one.levels]
+    names = {
+        name for one in found for level in one.levels for row in level.rows for name in row.figures
+    }
+    results = [name for name in LABELS if name in names and name != "memory_horizon"][:1]
+    wanted = [name for name in ("memory_horizon", *results) if name in names]
+    if not found or not wanted:
+        return None
+    crowded = any(_is_crowded(one, across=len(found)) for one in found)
+    height = 1.75 + (0.55 / len(wanted) if crowded else 0)
+    figure, grid = new_page(len(found), len(wanted), height=height, sharey="row", sharex="col")
+    header = ["matched_by", "level", "model", "hidden", "parameters", "runs"]
+    rows: list[list[Any]] = [[*header, "figure", "mean", "low", "high"]]
+    models = places_of([row.model for one in found for level in one.levels for row in level.rows])
+    for column, one in enumerate(found):
+        for axes, name in zip(grid[:, column], wanted, strict=True):
+            rows += _draw(axes, one, name, models)
+            _name_levels(axes, one, crowded=crowded)
+        several = len(_levels(one)) < len(one.levels)
+        more = f" ({len(_levels(one))} of {len(one.levels)})" if several else ""
+        grid[0, column].set_title(f"equal {one.by}{more}")
+    for axes, name in zip(grid[:, 0], wanted, strict=True):
+        axes.set_ylabel(LABELS[name])
+    keys = {h.get_label(): h for axes in grid.ravel() for h in axes.get_legend_handles_labels()[0]}
+    figure.align_ylabels(grid[:, 0])
+    add_legend(figure, list(keys.values()))
+    return Page(figure, rows)
+
+
+def _draw(axes: Any, found: Matched, name: str, models: dict[str, int]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    levels = _levels(found)
+    width = 0.5 / max(len(models) - 1, 1)
+    order = sorted(models, key=lambda model: models[model])
+    for place, level in enumerate(levels):
+        for row in level.rows:
+            index = order.index(row.model)
+            mean, half, _ = row.figures.get(name, (math.nan, math.nan, 0))
+            at = place + (index - (len(models) - 1) / 2) * width
+            _point(axes, at, mean, half, row.model, models[row.model])
+            told = [found.by, level.label, row.model, row.hidden, row.parameters, row.runs]
+            rows.append([*told, name, mean, mean - half, mean + half])
+    return rows
+
+
+def _name_levels(axes: Any, found: Matched, *, crowded: bool) -> None:
+    levels = _levels(found)
+    axes.set_xticks(range(len(levels)), [_short(level.label) for level in levels])
+    axes.tick_params(axis="x", length=0)
+    if crowded:
+        for text in axes.get_xticklabels():
+            text.set(rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.5, len(levels) - 0.5)
+    axes.grid(False, axis="x")
+
+
+def _is_crowded(found: Matched, across: int) -> bool:
+    """Whether the names of the levels need more room than there is side by side."""
+    return sum(len(_short(level.label)) + 3 for level in _levels(found)) > (
+        44 if across == 1 else 38
+    )
+
+
+def _levels(found: Matched) -> list[Level]:
+    """The levels that are drawn, evenly spread where there are many."""
+    return [found.levels[index] for index in spread(len(found.levels), MOST_LEVELS)]
+
+
+def _point(axes: Any, at: float, mean: float, half: float, model: str, index: int) -> None:
+    colour = COLOURS[index % len(COLOURS)]
+    label = safe(
+        ", ".join([ACRONYMS.get(p, p) if i == 0 else p for i, p in enumerate(model.split(", "))])
+    )
+    axes.errorbar(
+        [at],
+        [mean],
+        yerr=[half] if np.isfinite(half) else None,
+        color=colour,
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle="none",
+        capsize=2,
+        elinewidth=1.0,
+        label=label,
+    )
+
+
+def _short(label: str) -> str:
+    return safe(label.replace("about ", "≈ ").replace(" parameters", ""))

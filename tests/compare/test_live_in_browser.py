@@ -62,7 +62,7 @@ def write(process, index):
     assert process.stdout.readline() == "written\n"
 
 
-LAST = "Store.runs.find((run) => run.path.endsWith('live')).arrays.get('train/loss').steps.at(-1)"
+LAST = "Store.runs.find((run) => run.path.endsWith('live')).of.get('train/loss').steps.at(-1)"
 STATE = "document.querySelector('#runs tr[data-path$=live] .badge').innerText"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import zlib
 from html.parser import HTMLParser
@@ -14,13 +15,7 @@ from scipy import stats
 
 from gradlab import open_run
 from gradlab.compare.page import as_json, contents, page, write
-from gradlab.compare.page.packed import (
-    MOST_POINTS,
-    MOST_VALUES,
-    Thinning,
-    packed,
-    thinning,
-)
+from gradlab.compare.page.packed import MOST_POINTS, MOST_VALUES, Packing, Thinning, thinning
 from gradlab.compare.recorded import recorded
 from gradlab.compare.runs import runs_in
 from tests.compare.recordings import record_run, record_sweep
@@ -28,13 +23,25 @@ from tests.compare.recordings import record_run, record_sweep
 TYPES = {"f4": "<f4", "f8": "<f8", "i4": "<i4"}
 
 
-def unpacked(block):
-    """The slow way round, byte by byte."""
-    data = zlib.decompress(base64.b64decode(block["data"]))
-    dtype = np.dtype(TYPES[block["type"]])
-    count = len(data) // dtype.itemsize
-    whole = b"".join(data[k::count] for k in range(count))
-    return np.frombuffer(whole, dtype).reshape(block["shape"])
+def unpacked(packed):
+    """The arrays, the slow way round, value by value."""
+    data = zlib.decompress(base64.b64decode(packed["data"]))
+    found = []
+    for kind, shape in packed["parts"]:
+        dtype = np.dtype(TYPES[kind])
+        count = math.prod(shape)
+        own, data = data[: count * dtype.itemsize], data[count * dtype.itemsize :]
+        whole = b"".join(own[k::count] for k in range(count))
+        found.append(np.frombuffer(whole, dtype).reshape(shape))
+    assert data == b""
+    return found
+
+
+def variable(run, name):
+    """Steps, lags and values of a variable of a run."""
+    arrays = unpacked(run["arrays"])
+    places = run["curves"].get(name) or run["series"][name]
+    return {key: arrays[place] for key, place in places.items()}
 
 
 def contents_of(*paths):
@@ -69,8 +76,12 @@ def test_packing_loses_no_bit(kind):
     array = np.random.default_rng(0).normal(0, 50, (3, 2, 7)).astype(kind)
     if kind != "int32":
         array[0, 0, :3] = -np.inf, np.nan, 1e-40
-    found = unpacked(packed(array))
-    assert found.tobytes() == array.tobytes()
+    packing = Packing()
+    places = [packing.add(array), packing.add(array[0]), packing.add(array.copy())]
+    assert places == [0, 1, 0]
+    first, second = unpacked(packing.packed())
+    assert first.tobytes() == array.tobytes()
+    assert second.tobytes() == array[0].tobytes()
 
 
 def test_the_arrays_of_a_run_are_what_was_recorded(tmp_path):
@@ -78,12 +89,12 @@ def test_the_arrays_of_a_run_are_what_was_recorded(tmp_path):
     (run,) = contents_of(path)["runs"]
     recorded_run = open_run(path)
     for name in ("adj_h_log10", "long_jacobian_log10"):
-        found = {key: unpacked(block) for key, block in run["curves"][name].items()}
+        found = variable(run, name)
         array = recorded_run.curves[name].sel(step=found["steps"]).transpose("step", "layer", "t")
         np.testing.assert_array_equal(found["values"], array.values[:, :, ::-1])
         assert found["lags"].tolist() == array["lag"].values[::-1].tolist()
     for name in ("train/loss", "val/loss"):
-        found = {key: unpacked(block) for key, block in run["series"][name].items()}
+        found = variable(run, name)
         array = recorded_run.scalars[name].dropna("step")
         assert found["steps"].tolist() == array["step"].values.tolist()
         np.testing.assert_array_equal(found["values"][:, 0], array.values)
@@ -149,7 +160,7 @@ def test_thinning_is_told_and_keeps_recorded_values(tmp_path, monkeypatch):
     data = contents_of(folder)
     (said,) = [line for line in data["notices"] if line.startswith("Thinned")]
     run = data["runs"][2]
-    found = {key: unpacked(block) for key, block in run["curves"]["adj_h_log10"].items()}
+    found = variable(run, "adj_h_log10")
     steps, _, lags = found["values"].shape
     assert f"{steps} training steps and {lags} lags" in said
     array = open_run(folder / "2").curves["adj_h_log10"].isel(layer=0)

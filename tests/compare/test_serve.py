@@ -89,12 +89,10 @@ def test_news_change_when_rows_are_written_and_when_a_run_ends(tmp_path, monkeyp
 
 
 def rows_of(folders):
-    import numpy as np
-
-    from tests.compare.test_page import unpacked
+    from tests.compare.test_page import variable
 
     (run,) = folders.data([])["runs"]
-    return np.ravel(unpacked(run["series"]["train/loss"]["steps"])).tolist()
+    return variable(run, "train/loss")["steps"].tolist()
 
 
 def directory_description():

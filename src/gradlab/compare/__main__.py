@@ -86,8 +86,9 @@ def _command(given: argparse.Namespace) -> int:
 def _figures(runs: Sequence[Recorded], folder: Path) -> None:
     from gradlab.compare.figures import draw
 
-    for path in draw(runs, folder):
-        print(f"figure: {path}")
+    written = draw(runs, folder)
+    figures = ", ".join(path.stem for path in written if path.suffix == ".csv")
+    print(f"figures: {folder} ({figures or 'none: nothing was recorded that they show'})")
 
 
 def _report(runs: Sequence[Recorded], folder: Path) -> int:

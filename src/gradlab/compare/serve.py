@@ -201,7 +201,6 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
-    protocol_version = "HTTP/1.1"
     server_version, sys_version = "gradlab", ""
 
     def do_GET(self) -> None:

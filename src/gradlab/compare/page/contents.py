@@ -13,7 +13,7 @@ import numpy as np
 from gradlab.compare import phase_diagram, table
 from gradlab.compare.headline import headline
 from gradlab.compare.matched import Matched, matched
-from gradlab.compare.page.packed import Thinning, packed, thinning
+from gradlab.compare.page.packed import Packing, Thinning, thinning
 from gradlab.compare.phase_diagram import Diagram, name_of
 from gradlab.compare.recorded import CURVES, SERIES, Recorded
 from gradlab.compare.runs import Entry, part, settings_that_differ
@@ -25,12 +25,15 @@ LONGEST_REASON = 300
 
 
 Arrays = Mapping[str, Mapping[str, Any]]
-"""Packed arrays of a run: ``curves`` and ``series``, each by the name of its variable."""
+"""Of a run: ``arrays``, packed, and where in them ``curves`` and ``series`` are, by name."""
 
 
 def arrays_of(run: Recorded, limits: Thinning) -> Arrays:
     """The arrays of a run, packed."""
-    return {"curves": dict(_curves(run, limits)), "series": dict(_series(run, limits))}
+    packing = Packing()
+    curves = dict(_curves(run, limits, packing))
+    series = dict(_series(run, limits, packing))
+    return {"curves": curves, "series": series, "arrays": packing.packed()}
 
 
 def contents(
@@ -164,32 +167,23 @@ def _series_of(run: Recorded) -> list[str]:
     return [*run.scalars, *(name for name in SERIES if name in run.names)]
 
 
-def _curves(run: Recorded, limits: Thinning) -> Iterator[tuple[str, Any]]:
+def _curves(run: Recorded, limits: Thinning, to: Packing) -> Iterator[tuple[str, Any]]:
     for name in CURVES:
         found = run.curve(name, limits.steps, limits.lags)
         if found is not None:
-            yield (
-                name,
-                {
-                    "steps": packed(found.steps.astype(np.int32)),
-                    "lags": packed(found.lags.astype(np.int32)),
-                    "values": packed(found.values),
-                },
+            places = map(
+                to.add, (found.steps.astype(np.int32), found.lags.astype(np.int32), found.values)
             )
+            yield name, dict(zip(("steps", "lags", "values"), places, strict=True))
 
 
-def _series(run: Recorded, limits: Thinning) -> Iterator[tuple[str, Any]]:
+def _series(run: Recorded, limits: Thinning, to: Packing) -> Iterator[tuple[str, Any]]:
     for name in _series_of(run):
         found = run.series(name)
         if found is not None:
             rows = spread(len(found.steps), limits.rows or len(found.steps))
-            yield (
-                name,
-                {
-                    "steps": packed(found.steps[rows].astype(np.int32)),
-                    "values": packed(found.values[rows]),
-                },
-            )
+            steps = to.add(found.steps[rows].astype(np.int32))
+            yield name, {"steps": steps, "values": to.add(found.values[rows])}
 
 
 def _thinned(limits: Thinning) -> str:

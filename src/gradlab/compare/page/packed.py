@@ -24,7 +24,9 @@ _CHOICES = [
     (200, 256),
     (100, 256),
     (50, 256),
+    (100, 128),
     (50, 128),
+    (33, 128),
     (25, 128),
     (25, 64),
     (12, 64),
@@ -48,17 +50,29 @@ class Thinning(NamedTuple):
     rows: int = 0
 
 
-def packed(array: np.ndarray) -> dict[str, Any]:
-    """An array as ``{"type", "shape", "data"}``, losslessly.
+class Packing:
+    """Arrays that travel together, losslessly; one that is there already is not kept twice."""
 
-    ``data`` is base64 of a zlib stream of all first bytes of the (little-endian) values, then all
-    second bytes and so on: neighbours differ least in their upper bytes.
-    """
-    kind = _TYPES[array.dtype.name]
-    little = np.ascontiguousarray(array, dtype=f"<{kind}")
-    planes = little.reshape(-1).view(np.uint8).reshape(-1, little.itemsize).T
-    data = base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode("ascii")
-    return {"type": kind, "shape": list(array.shape), "data": data}
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, tuple[int, ...], bytes], int] = {}
+
+    def add(self, array: np.ndarray) -> int:
+        """Keep an array of one of the types float32, float64 or int32; gives its place."""
+        kind = _TYPES[array.dtype.name]
+        little = np.ascontiguousarray(array, dtype=f"<{kind}")
+        planes = little.reshape(-1).view(np.uint8).reshape(-1, little.itemsize).T
+        return self._kept.setdefault((kind, array.shape, planes.tobytes()), len(self._kept))
+
+    def packed(self) -> dict[str, Any]:
+        """All of them: ``{"parts": [[type, shape], ...], "data": text}``.
+
+        ``data`` is base64 of a zlib stream of the arrays one after another; of each all first bytes
+        of the (little-endian) values, then all second bytes and so on: neighbours differ least in
+        their upper bytes.
+        """
+        data = zlib.compress(b"".join(planes for _, _, planes in self._kept), 6)
+        parts = [[kind, list(shape)] for kind, shape, _ in self._kept]
+        return {"parts": parts, "data": base64.b64encode(data).decode("ascii")}
 
 
 def thinning(curves: Iterable[tuple[int, int, int]], series: Iterable[int]) -> Thinning:

@@ -39,10 +39,9 @@ const Live = {
 
   async take() {
     const none = !Store.runs.length;
-    Store.take(await this.get("/data"));
+    await Store.take(await this.get("/data"));
     this.stamp = Store.data.stamp;
     if (none) firstView(); // the page came before there were runs
-    await Store.need(needed());
     drawWords();
     draw(false);
   },

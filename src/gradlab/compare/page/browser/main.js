@@ -31,18 +31,11 @@ function draw(moved) {
   for (const panel of PANELS) panel.update(moved);
 }
 
-/** Everything that any panel draws without being asked. */
-function needed() {
-  const series = new Set(Store.runs.flatMap((run) => Object.keys(run.series)));
-  return [...State.measures, State.heat, ADJOINT, ...series];
-}
-
 async function start() {
-  Store.take(JSON.parse(document.getElementById("data").textContent));
+  await Store.take(JSON.parse(document.getElementById("data").textContent));
   firstView();
   State.read();
   applyTheme();
-  await Store.need(needed());
   drawWords();
   Controls.build();
   for (const panel of PANELS) {

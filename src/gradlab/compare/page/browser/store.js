@@ -1,49 +1,34 @@
 "use strict";
-// The runs of the page, and their arrays once somebody has asked for them.
+// The runs of the page, and their arrays.
 
 const Store = {
   data: null,
   runs: [],
 
-  /** Takes what `contents` wrote; arrays that were unpacked and have not changed are kept. */
-  take(data) {
+  /** Takes what `contents` wrote, and unpacks the arrays of the runs that have changed. */
+  async take(data) {
     const known = new Map(this.runs.map((run) => [run.path, run]));
+    await Promise.all(data.runs.map((run) => this.unpack(run, known.get(run.path))));
     this.data = data;
     this.runs = data.runs;
-    for (const run of this.runs) {
-      run.arrays = new Map();
-      const earlier = known.get(run.path);
-      if (!earlier) continue;
-      for (const [name, found] of earlier.arrays) {
-        const [was, is] = [earlier, run].map((one) => one.curves[name] ?? one.series[name]);
-        if (is && was.values.data === is.values.data) run.arrays.set(name, found);
-      }
+  },
+
+  async unpack(run, earlier) {
+    if (earlier && earlier.arrays.data === run.arrays.data) {
+      run.of = earlier.of;
+      return;
     }
+    const found = await unpacked(run.arrays);
+    const place = ([name, { steps, lags, values }]) => {
+      const [, layers, length] = found[values].shape;
+      return [name, { steps: found[steps].values, lags: found[lags]?.values ?? null, values: found[values].values, layers, length: length ?? 1 }];
+    };
+    run.of = new Map([...Object.entries(run.curves), ...Object.entries(run.series)].map(place));
   },
 
-  /** Unpacks variables of all runs; to be awaited before they are used. */
-  async need(names) {
-    const work = [];
-    for (const run of this.runs) {
-      for (const name of names) {
-        const kept = run.curves[name] ?? run.series[name];
-        if (kept && !run.arrays.has(name)) work.push(this.unpack(run, name, kept));
-      }
-    }
-    await Promise.all(work);
-  },
-
-  async unpack(run, name, kept) {
-    const [steps, lags, values] = await Promise.all(
-      [kept.steps, kept.lags, kept.values].map((block) => block && unpacked(block)),
-    );
-    const [, layers, length] = kept.values.shape;
-    run.arrays.set(name, { steps, lags: lags ?? null, values, layers, length: length ?? 1 });
-  },
-
-  /** Steps, lags and values of a variable, unpacked; undefined if the run did not measure it. */
+  /** Steps, lags and values of a variable; undefined if the run did not measure it. */
   of(run, name) {
-    return run.arrays.get(name);
+    return run.of.get(name);
   },
 
   /** Whether any run measured a variable. */

@@ -131,7 +131,7 @@ const curvesPanel = {
       .map(([name, word]) =>
         tick(word, State.measures.includes(name), (on) => {
           const measures = on ? [...State.measures, name] : State.measures.filter((one) => one !== name);
-          Store.need([...measures, ADJOINT]).then(() => State.change({ measures }));
+          State.change({ measures });
         }),
       );
     fill(
@@ -191,10 +191,15 @@ function noteOf(line, points) {
   return `training step ${shown(points.step)}, ${count}`;
 }
 
-/** Names of a few runs, for a sentence. */
+/** Which runs, for a sentence: by their colours where these are all of a colour, else by name. */
 function namesOf(runs) {
-  const names = runs.slice(0, 4).map((run) => labelOf(run));
   if (runs.length === Store.runs.length && runs.length > 1) return `any of the ${runs.length} runs`;
+  const colours = (some) => new Set(some.map((run) => worded(Store.value(run, State.colour))));
+  const [own, others] = [colours(runs), colours(Store.runs.filter((run) => !runs.includes(run)))];
+  if (State.colour && runs.length > 1 && own.size <= 8 && [...own].every((value) => !others.has(value))) {
+    return `${shortOf(State.colour)}=${[...own].join(", ")} (${runs.length} runs)`;
+  }
+  const names = runs.slice(0, 4).map((run) => labelOf(run));
   return names.join("; ") + (runs.length > 4 ? ` and ${runs.length - 4} more` : "");
 }
 

@@ -113,7 +113,7 @@ const heatmapsPanel = {
     const known = Object.entries(Store.data.curves).filter(([name]) => Store.has(name));
     fill(
       this.tools,
-      known.length > 1 ? choice("of", known, State.heat, (heat) => Store.need([heat]).then(() => State.change({ heat }))) : null,
+      known.length > 1 ? choice("of", known, State.heat, (heat) => State.change({ heat })) : null,
       downloads(this, "heatmaps"),
     );
   },

@@ -3,6 +3,7 @@
     python scripts/benchmark.py [--repeats 15] [--sizes 200,64,128 100,32,256 500,16,64]
     python scripts/benchmark.py --probes [--sizes 200,32,64] [--every 50] [--examples 4]
     python scripts/benchmark.py --population 16
+    python scripts/benchmark.py --compare SWEEP…
 
 For each cell and size (T, B, H) it times the gradient of a last-step loss: by Flax's own
 ``nnx.RNN`` and autodiff, by gradlab's unroll, and by gradlab's unroll with the adjoint of every
@@ -16,6 +17,11 @@ the step probes, and a look of each close probe alone and of all together. The c
 With ``--population`` it times whole sweeps over that many seeds (adding, T = 100, H = 32, 500
 steps, with all that is recorded by default): by the population launcher, by Hydra's own launcher,
 and one process for each. Wall time from start to end, and member-steps per second once steady.
+
+With ``--compare`` it makes the compare page of each folder of runs, as a process, and opens it in
+Chromium (playwright, in the extra ``dev``): seconds to make it, its size, seconds until everything
+is drawn, and milliseconds for the slider to move every curve, as mean over seeds and with a line a
+run. The median of several.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -100,6 +107,7 @@ def main():
     parser.add_argument("--sizes", nargs="+", help="T,B,H; by default three, with --probes one")
     parser.add_argument("--probes", action="store_true", help="time the probes")
     parser.add_argument("--population", type=int, metavar="N", help="time sweeps of N members")
+    parser.add_argument("--compare", nargs="+", metavar="SWEEP", help="time compare pages")
     parser.add_argument("--every", type=int, default=50, help="probe.every")
     parser.add_argument("--log-every", type=int, default=10, help="trainer.log_every")
     parser.add_argument("--examples", type=int, default=4, help="probe.examples")
@@ -111,6 +119,8 @@ def main():
     )
     if options.population:
         population_table(options)
+    elif options.compare:
+        compare_table(options)
     else:
         (probe_table if options.probes else step_table)(options)
 
@@ -212,6 +222,60 @@ def sweep(commands):
         infos = [json.loads(path.read_text()) for path in Path(folder).rglob("run.json")]
     rates = [one["steps_per_second"] * one["timings"].get("members", 1) for one in infos]
     return seconds, statistics.median(rates)
+
+
+def compare_table(options):
+    """Time the pages of folders of runs."""
+    from playwright.sync_api import sync_playwright
+
+    from screenshot import FLAGS
+
+    print("| runs | made, s | MB | opened, s | slider, ms | slider, a line a run, ms |")
+    print("|---|---|---|---|---|---|")
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        for number, sweep in enumerate(options.compare):
+            out = Path(folder) / f"{number}.html"
+            began = time.perf_counter()
+            command = [sys.executable, "-m", "gradlab.compare", sweep, "--out", str(out)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            made = time.perf_counter() - began
+            opened, grouped, every, runs = page_times(browser, out)
+            size = out.stat().st_size / 1e6
+            print(
+                f"| {runs} | {made:.1f} | {size:.1f} | {opened:.2f} | {grouped:.0f} | {every:.0f} |"
+            )
+        browser.close()
+
+
+SLIDE = """async (places) => {
+  const took = [];
+  for (const place of places) {
+    const range = document.getElementById("step");
+    const began = performance.now();
+    range.value = String(Math.round(place * Number(range.max)));
+    range.dispatchEvent(new Event("input"));
+    await new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn, 0)));
+    took.push(performance.now() - began);
+  }
+  return took;
+}"""
+
+
+def page_times(browser, path):
+    """Seconds to open, milliseconds of the slider in two ways, and how many runs are shown."""
+    took = []
+    for _ in range(3):
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        began = time.perf_counter()
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-ready]")
+        took.append(time.perf_counter() - began)
+    places = [k / 20 for k in range(20)]
+    grouped = statistics.median(page.evaluate(SLIDE, places))
+    page.get_by_label("lines", exact=True).select_option("")
+    every = statistics.median(page.evaluate(SLIDE, places))
+    return statistics.median(took), grouped, every, page.evaluate("Store.runs.length")
 
 
 if __name__ == "__main__":

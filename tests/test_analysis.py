@@ -47,7 +47,12 @@ class Quiet(nnx.RNNCellBase):
 
 
 @pytest.mark.parametrize(
-    "cell", [nnx.OptimizedLSTMCell, pytest.param(FeedForward, marks=pytest.mark.slow), Quiet]
+    "cell",
+    [
+        nnx.OptimizedLSTMCell,
+        pytest.param(FeedForward, marks=pytest.mark.slow),
+        pytest.param(Quiet, marks=pytest.mark.slow),
+    ],
 )
 def test_every_probe_on_any_cell(cell):
     """Those of conf/model have their oracles in tests/probes; here are three that are unlike."""
@@ -65,6 +70,7 @@ def test_every_probe_on_any_cell(cell):
     assert {"adj_h_log10", "long_jacobian_log10", "lyapunov_exponent"} <= set(found)
 
 
+@pytest.mark.slow
 def test_it_equals_what_a_run_records():
     """One batch by way of a training step, and the same batch by hand."""
     task = Adding(length=T, held_out_examples=2)

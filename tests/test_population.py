@@ -356,6 +356,7 @@ class AfterSteps(Interruption):
         assert number in (0, 15)
 
 
+@pytest.mark.slow
 def test_members_go_on_from_where_each_of_them_stands(tmp_path):
     """One is interrupted late, one early, one has not begun; together they are brought to the end.
 

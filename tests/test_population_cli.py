@@ -89,6 +89,7 @@ def test_members_too_large_for_memory_are_refused_with_the_estimate(command, tmp
     assert not list(tmp_path.glob("multirun/*/*/*/run.json"))
 
 
+@pytest.mark.slow
 def test_figures_and_wandb_are_made_beside_the_training(process, tmp_path):
     code, out, err = ended(process(*TOGETHER, *TINY, "probe=adjoint", "seed=0,1"))
     assert (code, err) == (0, "")

@@ -63,6 +63,7 @@ def test_auto_begins_goes_on_and_stops(command, tmp_path):
     assert len(open_run(folder).info["resumed"]) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_each_of_its_runs(command, tmp_path):
     line = ["-m", *SMALL, "trainer.steps=3", "seed=0,1", "hydra.sweep.dir=sweep"]
     line.append("trainer.resume=auto")

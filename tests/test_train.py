@@ -92,6 +92,7 @@ def test_close_probes_look_at_their_own_steps_and_at_the_last():
     assert trained(experiment())[1].timings["close_look"] is None
 
 
+@pytest.mark.slow
 def test_a_close_look_sees_the_examples_of_the_step_and_changes_nothing():
     exp = experiment(probes={"close": FirstLoss()}, close_examples=99, close=Schedule(3))
     _, _, state, sink = trained(exp)
@@ -107,6 +108,7 @@ def test_a_close_look_sees_the_examples_of_the_step_and_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_clip_rate_is_the_share_of_clipped_steps_since_the_last_row():
     always = trained(experiment(clip_norm=1e-6, probes={}))[3].rows
     never = trained(experiment(clip_norm=1e6, probes={}))[3].rows
@@ -116,6 +118,7 @@ def test_clip_rate_is_the_share_of_clipped_steps_since_the_last_row():
     assert all("train/clip_rate" not in row.scalars for row in none)
 
 
+@pytest.mark.slow
 def test_a_regularizer_is_added_to_the_gradient_while_it_counts():
     """With plain gradient descent at rate r the weights shrink by (1 - r w) besides the loss."""
     rate, weight = 0.1, 0.3
@@ -133,6 +136,7 @@ def test_a_regularizer_is_added_to_the_gradient_while_it_counts():
     assert both[3].rows[0].scalars["train/penalty"] == pytest.approx(size, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_regularizer_stops_counting():
     trainer = Trainer(steps=4, batch=4, log_every=1, eval_every=5)
     over = PullToZero(weight=1.0, alone=0, until=2)
@@ -162,7 +166,7 @@ def test_rows_come_at_the_logged_steps_with_every_variable_announced():
     } <= outcome.summary.keys()
 
 
-@pytest.mark.parametrize("layers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_measuring_more_often_changes_no_parameter(layers):
     """50 plain steps, 50 probed steps: the same arithmetic on the parameters."""
     finals = []
@@ -208,6 +212,7 @@ def test_the_recorded_adjoint_is_that_of_one_examples_loss():
     np.testing.assert_allclose(measured["adj_h_log10"][0], np.mean(curves, 0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_recorded_adjoint_of_a_default_lstm_over_200_steps_equals_float64():
     """Flax's LSTM at its default init: plain float32 autodiff reads 0 at the first timesteps."""
     exp = experiment(
@@ -351,6 +356,7 @@ def test_a_crash_keeps_what_was_recorded(tmp_path, monkeypatch):
     assert "no more room" in json.loads((tmp_path / "run" / "run.json").read_text())["reason"]
 
 
+@pytest.mark.slow
 def test_another_sink_that_fails_ends_nothing(tmp_path, caplog):
     class Broken(Rows):
         def log(self, row):
@@ -387,6 +393,7 @@ def test_a_preset_leaves_out_what_a_model_cannot_measure_and_a_name_is_refused()
         supported(exp.probes, steps.setting, by_preset=False)
 
 
+@pytest.mark.slow
 def test_bidirectional_layers_are_recorded_side_by_side():
     steps, _, _, sink = trained(experiment(bidirectional=True, layers=2))
     assert steps.names == ["0", "0 backward", "1", "1 backward"]

@@ -191,13 +191,16 @@ function noteOf(line, points) {
   return `training step ${shown(points.step)}, ${count}`;
 }
 
-/** Which runs, for a sentence: by their colours where these are all of a colour, else by name. */
+/** Which runs, for a sentence: by a setting where these are all that have some values of it, else by name. */
 function namesOf(runs) {
   if (runs.length === Store.runs.length && runs.length > 1) return `any of the ${runs.length} runs`;
-  const colours = (some) => new Set(some.map((run) => worded(Store.value(run, State.colour))));
-  const [own, others] = [colours(runs), colours(Store.runs.filter((run) => !runs.includes(run)))];
-  if (State.colour && runs.length > 1 && own.size <= 8 && [...own].every((value) => !others.has(value))) {
-    return `${shortOf(State.colour)}=${[...own].join(", ")} (${runs.length} runs)`;
+  const others = Store.runs.filter((run) => !runs.includes(run));
+  for (const key of runs.length > 1 ? ["model", State.colour, State.facet] : []) {
+    const values = (some) => new Set(some.map((run) => worded(Store.value(run, key))));
+    const [own, foreign] = [values(runs), values(others)];
+    if (key && own.size <= 8 && [...own].every((value) => !foreign.has(value))) {
+      return `${shortOf(key)}=${[...own].join(", ")} (${runs.length} runs)`;
+    }
   }
   const names = runs.slice(0, 4).map((run) => labelOf(run));
   return names.join("; ") + (runs.length > 4 ? ` and ${runs.length - 4} more` : "");

@@ -107,6 +107,16 @@ def test_figures_and_wandb_are_made_beside_the_training(process, tmp_path):
 
 
 @pytest.mark.slow
+def test_looks_at_members_on_two_devices_do_not_wait_for_each_other(process, tmp_path):
+    looks = ["probe=full", "probe.every=2", "trainer.steps=60", "trainer.log_every=2"]
+    sizes = ["experiment=adding", "task.length=40", "model.hidden=16", "record.figures=false"]
+    sweep = process(*TOGETHER, *sizes, *looks, *QUIET, "seed=range(4)")
+    out, err = sweep.communicate(timeout=400)  # it stood still for ever with a thread a core
+    assert (sweep.returncode, err) == (0, "")
+    assert "4 finished" in out
+
+
+@pytest.mark.slow
 def test_a_population_that_is_stopped_goes_on_with_every_member(process, tmp_path):
     sweep = [*TOGETHER, *TINY, *QUIET, "probe=adjoint", "seed=range(3)"]
     longer = ["trainer.steps=3000", "trainer.log_every=100", "trainer.checkpoint_seconds=0.2"]

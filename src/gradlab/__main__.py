@@ -12,6 +12,10 @@ import os
 # Before numpy: the small factorisations of the close probes come one after another, and threads
 # for each of them cost a fifth more on a free machine and twenty times as much on a busy one.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Before jax, which takes the size of XLA's pool from it. A factorisation of many matrices waits, on
+# a thread of the pool, for parts of itself that want one too: with a thread a core, those of two
+# devices waited for each other for ever. With more there are always some that work.
+os.environ.setdefault("NPROC", str(8 * (os.cpu_count() or 1)))
 
 import sys
 from pathlib import Path

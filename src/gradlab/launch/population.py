@@ -122,20 +122,10 @@ class PopulationLauncher(Launcher):
         return returned, collected[0] if collected else None
 
 
-SPARE_THREADS = 8
-"""Threads of XLA's pool for each core."""
-
-
 def _use_every_core(cores: int) -> None:
-    """On a CPU, a device for each core; this comes before jax is first used.
-
-    A factorisation of many matrices waits, on a thread of XLA's pool, for parts of itself that want
-    one too. The pool has a thread a core, so those of two devices can wait for each other for ever;
-    with more threads there are always some that work. jax reads their number from ``NPROC``.
-    """
+    """On a CPU, a device for each core; this comes before jax is first used."""
     import jax
 
-    os.environ.setdefault("NPROC", str(SPARE_THREADS * cores))
     try:
         jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError:  # jax has been used in this process

@@ -182,7 +182,7 @@ def test_a_sweep_gives_each_job_a_run_directory(command, tmp_path):
     assert names == [("rnn", 1), ("rnn", 2), ("feedforward", 1), ("feedforward", 2)]
     assert len({run.summary["test/loss"] for run in runs}) == 4
     made = sorted(path.name for path in folder.iterdir())
-    assert made == ["0", "1", "2", "3", "multirun.yaml", "sweep.csv"]
+    assert made == ["0", "1", "2", "3", "compare.html", "multirun.yaml", "sweep.csv"]
     assert "sweep of 4 runs: 4 finished" in done.out
 
 
@@ -196,7 +196,7 @@ def test_the_siblings_of_a_refused_job_finish(command, tmp_path):
     assert "at least 2" in allowed
     assert last == "gradlab: 1 job of this sweep was refused, see above"
     (folder,) = tmp_path.glob("multirun/*/*")
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "multirun.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "compare.html", "multirun.yaml"]
     assert open_run(folder / "1").status == "finished"
 
 

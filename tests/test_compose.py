@@ -141,15 +141,27 @@ def test_presets_leave_out_and_single_probes_do_not():
         assert list(OmegaConf.load(CONF / f"probe/{name}.yaml")) == [name]
 
 
+OVERRIDES = [
+    f"{group}={name}"
+    for group in ("model", "task", "optimizer", "probe", "trainer")
+    for name in options(group)
+]
+EXPERIMENTS = options("experiment")
+
+
 @pytest.mark.parametrize(
-    "override",
+    ("experiment", "override"),
     [
-        f"{g}={name}"
-        for g in ("model", "task", "optimizer", "probe", "trainer")
-        for name in options(g)
+        # By default each option meets one experiment, the next one its own.
+        pytest.param(
+            experiment,
+            override,
+            marks=() if row % len(EXPERIMENTS) == column else pytest.mark.slow,
+        )
+        for row, override in enumerate(OVERRIDES)
+        for column, experiment in enumerate(EXPERIMENTS)
     ],
 )
-@pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_option_fits_every_experiment_as_it_is(experiment, override):
     """Built, not run: nothing that an experiment sets stands in the way of another option."""
     with initialize_config_dir(str(CONF), version_base="1.3"):

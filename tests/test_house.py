@@ -97,6 +97,9 @@ def test_wheel_holds_every_module_and_config(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in held if name.endswith((".py", ".yaml"))} == modules | configs
     assert {"gradlab/py.typed", "gradlab/record/charts/vanishing_curve.json"} <= held
+    files = [path for path in PACKAGE.rglob("compare/page/browser/**/*") if path.is_file()]
+    assert len(files) > 15
+    assert {f"gradlab/{path.relative_to(PACKAGE)}" for path in files} <= held
 
 
 @pytest.mark.slow
@@ -116,4 +119,7 @@ def test_installed_wheel_runs_in_an_empty_folder(wheel, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
     runs = [json.loads(path.read_text()) for path in work.glob("outputs/*/*/run.json")]
     assert [run["status"] for run in runs] == ["finished", "finished"]
+    command = [python, "-m", "gradlab.compare", "outputs"]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"page: {Path('outputs', 'compare.html')}\n", done.stdout + done.stderr
     assert not [path.name for path in work.iterdir() if path.name != "outputs"]

@@ -22,6 +22,7 @@ def runs(folder):
     return [open_run(path.parent) for path in paths]
 
 
+@pytest.mark.slow
 def test_a_sweep_trained_together_is_the_sweep(command, tmp_path):
     """Two models, two rates, and one rate that is refused; the rest as by Hydra's own launcher."""
     sweep = [*SMALL, "model=rnn,gru", "optimizer.learning_rate=0.1,-1,0.01", "seed=3"]

@@ -211,6 +211,19 @@ def test_what_the_reach_went_with(tmp_path, lstm, gru, words):
     assert line.endswith("(baseline 0.5).")
 
 
+def test_what_those_behind_the_first_two_came_to_is_said_too(tmp_path):
+    losses = {"lstm": [0.1, 0.2, 0.3], "gru": [0.2, 0.3, 0.4], "rnn": [0.6, 0.5, 0.7]}
+    found = make_all(
+        tmp_path,
+        lambda name, seed: {"test/loss": losses[name][seed]},
+        lstm=LSTM,
+        gru=GRU,
+        rnn=RNN,
+    )
+    half = scipy.stats.t.ppf(0.975, 2) * np.std(losses["rnn"], ddof=1) / math.sqrt(3)
+    assert f"Test loss of the others: the RNN's 0.600 ± {half:.2g}." in found.lines
+
+
 def test_accuracy_is_better_when_higher_and_comes_before_the_loss(tmp_path):
     def options(model, seed):
         accuracy = {"lstm": 0.9, "gru": 0.5}[model] + seed / 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from gradlab.compare.__main__ import main
+from gradlab.compare.runs import runs_in
 from tests.compare.recordings import record_run, record_sweep
 
 
@@ -58,6 +60,41 @@ def test_a_place_that_cannot_be_written_to_is_one_message(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("gradlab.compare: ")
     assert said.count("\n") == 1
+
+
+def test_a_run_that_is_reached_twice_comes_once(tmp_path, monkeypatch, capsys):
+    sweep = record_sweep(tmp_path / "sweep", models=("rnn",), seeds=(0, 1))
+    runs = runs_in(sweep, sweep / "1", sweep)
+    assert [run.name for run in runs] == ["sweep/0", "sweep/1"]
+
+
+def test_figures_are_drawn_beside_the_page(tmp_path, capsys):
+    run = record_run(tmp_path / "run")
+    assert main([str(run), "--figures", str(tmp_path / "f")]) == 0
+    assert f"figures: {tmp_path / 'f'} (adjoint_over_lag, " in capsys.readouterr().out
+    assert {path.suffix for path in (tmp_path / "f").iterdir()} == {".csv", ".pdf", ".png", ".svg"}
+
+
+def test_a_report_of_runs_that_never_went_to_wandb_is_one_message(tmp_path, capsys):
+    run = record_run(tmp_path / "run")
+    info = json.loads((run / "run.json").read_text())
+    info["config"]["record"]["wandb"] = {"mode": "disabled"}
+    (run / "run.json").write_text(json.dumps(info))
+    assert main([str(run), "--wandb"]) == 2
+    said = capsys.readouterr()
+    assert "page: " in said.out
+    assert said.err.startswith("gradlab.compare: --wandb: ")
+
+
+def test_a_report_that_cannot_be_sent_is_on_the_disk(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr("gradlab.compare.report.send.has_account", lambda: False)
+    assert main([str(record_run(tmp_path / "run")), "--wandb"]) == 1
+    assert "gradlab.compare: --wandb: not sent: " in capsys.readouterr().err
+    assert (tmp_path / "run" / "wandb_report.json").exists()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main([str(tmp_path / "run"), "--wandb"]) == 0
+    assert "to send them: " in capsys.readouterr().out
 
 
 def test_as_a_module_it_imports_neither_jax_nor_hydra_nor_wandb(tmp_path):

@@ -234,11 +234,13 @@ def test_every_cell_masked_with_a_loss_at_every_step(make):
         check(make_case(make, masked=True))
 
 
+@pytest.mark.slow
 def test_stacked_two_way_layers_with_a_loss_at_the_end():
     with jax.enable_x64(True):
         check(make_case(SimpleRNN, layers=2, bidirectional=True, every=False))
 
 
+@pytest.mark.slow
 def test_a_cell_whose_output_is_not_its_state():
     with jax.enable_x64(True):
         check(make_case(Separate, layers=2, masked=True))

@@ -58,13 +58,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(given: argparse.Namespace) -> int:
-    from gradlab.compare.runs import runs_in
-
     folders = [Path(path) for path in given.dirs]
+    code = 0
+    if not given.serve or given.out or given.figures or given.wandb:
+        code = _once(given, folders)
     if given.serve:
         from gradlab.compare.serve import serve
 
-        return serve(folders, given.host, given.port)
+        return serve(folders, given.host, given.port) or code
+    return code
+
+
+def _once(given: argparse.Namespace, folders: Sequence[Path]) -> int:
+    """Everything that is made of the runs as they stand; gives the exit code."""
+    from gradlab.compare.runs import runs_in
+
     runs = runs_in(*folders)
     if not runs:
         allowed = "folders with at least one run in them (a folder with run.json)"

@@ -78,7 +78,8 @@ def headline(runs: Sequence[Recorded]) -> Headline:
         title, lines = _alone(ranked[0]), [_result_of(ranked[0])]
     else:
         ranked, title = _answer(ranked)
-        lines = [*_after(ranked), _bought(field, *ranked[:2]), _together(field, ranked)]
+        results = [_bought(field, *ranked[:2]), _others_results(field, ranked)]
+        lines = [*_after(ranked), *results, _together(field, ranked)]
     return Headline(title, tuple(line for line in [*lines, *caveats] if line))
 
 
@@ -253,6 +254,17 @@ def _bought(field: Field, first: Contender, second: Contender) -> str:
     return _sentence(
         f"in their results {whose.name.removesuffix(chr(39) + 's')} is ahead: {numbers}"
     )
+
+
+def _others_results(field: Field, ranked: Sequence[Contender]) -> str:
+    """What those came to that are behind the first two, where they are few."""
+    others = ranked[2:]
+    name = _result(ranked)
+    if not field.one_problem or not others or len(ranked) > FEW or name is None:
+        return ""
+    found = [(one, mean_over(one.values(name))) for one in others]
+    words = (f"{one.name} {with_interval(mean, mean.n)}" for one, mean in found)
+    return _sentence(f"{_in_words(name)} of the others: {_listed(words)}")
 
 
 def _together(field: Field, ranked: Sequence[Contender]) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +75,28 @@ class Entry:
 def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
     """The runs in folders of sweeps, and those given themselves, each folder's by job number.
 
+    A run that is reached in two ways comes once. Names are paths in the folder that was asked for;
+    with several folders, after the name of that folder.
+
     Raises:
       BadInput: if one of ``paths`` is no folder. A run that cannot be read is an entry that says
         why.
     """
-    entries = []
+    entries: dict[Path, Entry] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             hint = "a folder under multirun/ or outputs/"
             raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
         found = [_entry(folder, path) for folder in _folders(path, DEPTH)]
-        entries += sorted(found, key=_order)
-    return entries
+        if len(paths) > 1:
+            prefix = path.resolve().name
+            found = [
+                replace(one, name=f"{prefix}/{one.name}") if one.path != path else one
+                for one in found
+            ]
+        for one in sorted(found, key=_order):
+            entries.setdefault(one.path.resolve(), one)
+    return list(entries.values())
 
 
 def settings_that_differ(runs: Sequence[Entry]) -> dict[str, list[Any]]:

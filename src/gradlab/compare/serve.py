@@ -91,7 +91,9 @@ class Folders:
         for folder in self.folders:
             if run.path.is_relative_to(folder):
                 inner = run.path.relative_to(folder).as_posix()
-                return f"{folder.name}/{inner}" if inner == "." or len(self.folders) > 1 else inner
+                if inner == ".":
+                    return folder.resolve().name
+                return f"{folder.resolve().name}/{inner}" if len(self.folders) > 1 else inner
         return run.path.name
 
     def _look(self) -> list[Entry]:

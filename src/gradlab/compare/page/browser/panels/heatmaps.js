@@ -83,6 +83,7 @@ const heatmapsPanel = {
     for (const { canvas, kept, look } of this.maps) {
       const paper = canvas.getContext("2d");
       paper.setTransform(1, 0, 0, 1, 0, 0);
+      paper.clearRect(0, 0, canvas.width, canvas.height);
       paper.drawImage(kept, 0, 0);
       if (!(State.step >= look.x[0] && State.step <= look.x[1])) continue;
       const box = boxOf(look);

@@ -111,7 +111,13 @@ def test_experiment_is_what_its_file_says(command, experiment):
 PLAIN = {"mean_field", "pascanu_bound"}
 
 
-@pytest.mark.parametrize("probe", options("probe"))
+@pytest.mark.parametrize(
+    "probe",
+    [  # full is all the others at once
+        pytest.param(probe, marks=pytest.mark.slow if probe == "full" else ())
+        for probe in options("probe")
+    ],
+)
 def test_probe(run, probe):
     recorded = run(f"probe={probe}", "model=rnn" if probe in PLAIN else "model=gru")
     names = recorded.config["probe"]["measure"]

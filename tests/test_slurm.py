@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm_demo.py"
-LIMIT = 170
-"""Seconds; CI can spare three minutes."""
+LIMIT = 300
+"""Seconds; it takes 66 on a free machine, and took 150 on a slow one."""
 
 pytestmark = [
     pytest.mark.slurm,

@@ -267,12 +267,12 @@ def test_heatmaps_share_their_colours_and_a_click_sets_the_step(page):
         "heatmapsPanel.maps.flatMap(({ grid }) => grid.values.flatMap((row) => [...row]))"
     )
     assert scales[0] == [min(values), max(values)]
-    box = page.locator("#heatmaps canvas.map").first.bounding_box()
-    page.mouse.click(box["x"] + 60, box["y"] + 50)
+    page.locator("#heatmaps canvas.map").first.click(position={"x": 60, "y": 50})
     assert page.locator(".slider output").inner_text() == "0"
 
 
 def test_what_is_near_the_pointer_is_lit_everywhere(page):
+    page.locator("#curves .u-over").scroll_into_view_if_needed()
     box = page.locator("#curves .u-over").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
     page.mouse.move(box["x"] + box["width"] / 2 + 3, box["y"] + 42)
@@ -286,6 +286,7 @@ def test_what_is_near_the_pointer_is_lit_everywhere(page):
 def test_a_drag_zooms_in_and_a_double_click_out_and_lag_can_be_logarithmic(page):
     scale = "[...curvesPanel.facets.values()][0].plot.scales"
     whole = page.evaluate(f"[{scale}.x.min, {scale}.x.max, {scale}.y.min, {scale}.y.max]")
+    page.locator("#curves .u-over").scroll_into_view_if_needed()
     box = page.locator("#curves .u-over").bounding_box()
     page.mouse.move(box["x"] + 200, box["y"] + 50)
     page.mouse.down()

@@ -148,7 +148,7 @@ const curvesPanel = {
     const runs = State.runs;
     const found = [];
     for (const name of this.names) {
-      const lacking = runs.filter((run) => !(name in run.curves));
+      const lacking = runs.filter((run) => hasRows(run) && !(name in run.curves));
       if (lacking.length) found.push(`${Store.data.curves[name]} was not measured by ${namesOf(lacking)}.`);
     }
     if (this.names.includes(BOUND)) {
@@ -208,6 +208,11 @@ function namesOf(runs) {
 
 function pathsOf(runs) {
   return runs.map((run) => run.path).join(" ");
+}
+
+/** Whether a run has recorded anything; of others the notices speak. */
+function hasRows(run) {
+  return Object.keys(run.series).length > 0;
 }
 
 /** Why a panel is empty, and what to do. */

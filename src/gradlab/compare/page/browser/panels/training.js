@@ -75,7 +75,7 @@ function trainingPanel(id, title, choose) {
       if (!wanted.length) return nothing(State.runs, "any of these", id === "loss" ? "every run" : "probe=dynamics");
       const found = [];
       for (const { name, title } of wanted) {
-        const lacking = State.runs.filter((run) => !(name in run.series));
+        const lacking = State.runs.filter((run) => hasRows(run) && !(name in run.series));
         if (lacking.length) found.push(`${title} was not measured by ${namesOf(lacking)}.`);
       }
       return found.join(" ");

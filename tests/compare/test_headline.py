@@ -224,6 +224,16 @@ def test_what_those_behind_the_first_two_came_to_is_said_too(tmp_path):
     assert f"Test loss of the others: the RNN's 0.600 ± {half:.2g}." in found.lines
 
 
+def test_at_initialisation_there_are_no_results(tmp_path):
+    def options(model, seed):
+        return {"test/loss": 1.0 + seed, "steps": 1.0}
+
+    found = make_all(tmp_path, options, lstm=LSTM, gru=GRU)
+    assert "results" not in text(found)
+    assert "test loss" not in text(found)
+    assert "at initialisation" in text(found)
+
+
 def test_accuracy_is_better_when_higher_and_comes_before_the_loss(tmp_path):
     def options(model, seed):
         accuracy = {"lstm": 0.9, "gru": 0.5}[model] + seed / 100

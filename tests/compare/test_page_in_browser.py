@@ -393,6 +393,11 @@ def test_a_grid_has_a_phase_diagram(browser, tmp_path):
     page, heard = page_of(browser, folder)
     assert heard.messages == []
     assert page.locator("#phase canvas.map").count() == 2
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('#phase canvas.map')]"
+        ".map((map) => [map.width, map.clientWidth])"
+    )
+    assert all(width == shown for width, shown in drawn)  # nothing is drawn out of proportion
     rows = rows_of(downloaded(page, "#phase .csv"))
     assert len(rows) == 9
     for row in rows:

@@ -75,12 +75,16 @@ def headline(runs: Sequence[Recorded]) -> Headline:
         return Headline(_unmeasured(field), tuple(caveats))
     ranked = sorted(measured, key=lambda one: mean_over(one.reach()).mean, reverse=True)
     if len(ranked) == 1:
-        title, lines = _alone(ranked[0]), [_result_of(ranked[0])]
+        title, results = _alone(ranked[0]), [_result_of(ranked[0])]
+        lines = []
     else:
         ranked, title = _answer(ranked)
         results = [_bought(field, *ranked[:2]), _others_results(field, ranked)]
-        lines = [*_after(ranked), *results, _together(field, ranked)]
-    return Headline(title, tuple(line for line in [*lines, *caveats] if line))
+        results.append(_together(field, ranked))
+        lines = [*_after(ranked)]
+    if not _trained([run for one in measured for run in one.measured]):
+        results = []  # those of an untrained network were bought by nothing
+    return Headline(title, tuple(line for line in [*lines, *results, *caveats] if line))
 
 
 # --- the title ------------------------------------------------------------------------------------
@@ -352,9 +356,14 @@ def _every(runs: Sequence[Recorded]) -> Iterable[str]:
         )
 
 
+def _trained(runs: Sequence[Recorded]) -> bool:
+    """Whether any run made more than the one step whose row is of the first parameters."""
+    return {run.entry.summary.get("steps", math.nan) for run in runs} != {1.0}
+
+
 def _when(runs: Sequence[Recorded]) -> str:
     made = {run.entry.summary.get("steps", math.nan) for run in runs}
-    if made == {1.0}:
+    if not _trained(runs):
         return "at initialisation"
     if len(made) == 1 and math.isfinite(steps := next(iter(made))):
         return f"at the last recorded row of {steps:,.0f} training steps"

@@ -35,12 +35,16 @@ const phasePanel = {
     const phase = Store.data.phase;
     fill(this.say, `${phase.subject}, ${phase.when}. Grey: no run, or none that finished; ×: a run diverged. All runs of the sweep, whatever the filter.`);
     fill(this.charts);
+    const drawn = [];
     for (const panel of phase.panels) {
       const canvas = element("canvas", { className: "map" });
       const tip = element("div", { className: "tip", hidden: true });
       const [low, high] = phaseLimits(panel);
       const place = element("div", { className: "chart" }, element("h3", {}, panel.title), canvas, tip, colourBar(low, high, panel.middle, panel.label));
       this.charts.append(place);
+      drawn.push({ panel, canvas, tip, place, low, high });
+    }
+    for (const { panel, canvas, tip, place, low, high } of drawn) { // now that they have their widths
       const map = mapOf(phase, panel, low, high, place.clientWidth);
       drawMap(canvas, map);
       crosses(canvas, map, phase);

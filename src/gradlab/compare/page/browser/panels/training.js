@@ -49,8 +49,7 @@ function trainingPanel(id, title, choose) {
       }
       const positive = plot.mayLog && this.logarithmic && lines.every((line) => line.y.every((value) => !(value <= 0)));
       this.plots.get(plot.name).lines = lines;
-      const cut = positive ? lines.map((line) => ({ ...line, low: line.low && line.low.map((value) => Math.max(value, 1e-300)) })) : lines;
-      this.plots.get(plot.name).chart.show(positive ? cut.map(clipped) : lines, {
+      this.plots.get(plot.name).chart.show(positive ? lines.map(clipped) : lines, {
         logY: positive,
         marks: plot.marks.filter(({ value }) => !positive || value > 0),
         yRange: rangeWith(lines, plot.marks, positive),
@@ -98,7 +97,7 @@ function trainingPanel(id, title, choose) {
 /** On a logarithmic axis an interval that reaches below zero ends far below the line. */
 function clipped(line) {
   if (!line.low) return line;
-  return { ...line, low: Array.from(line.low, (value, k) => (value > 1e-299 ? value : line.y[k] / 10)) };
+  return { ...line, low: Array.from(line.low, (value, k) => (value > 0 ? value : line.y[k] / 10)) };
 }
 
 /** From the lowest to the highest of lines, bands and levels; bands and levels stretch it by no more than once. */

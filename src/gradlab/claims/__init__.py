@@ -1,0 +1,1 @@
+"""Statements checked against recorded runs; ``experiments/`` holds one folder for each question."""

@@ -132,6 +132,7 @@ TYPED = {
     "model=rnn probe=[adjoint,forget_product]": ["probe: got 'forget_product'", "SimpleRNN"],
     "model=rnn model.cell.activation_fn=tanhh": ["got 'tanhh'", "relu", "activation_fn=tanh\n"],
     "experiment=digits task.length=65": ["task.length: got 65", "at most 64", "task.length=64"],
+    "experiment=dates task.length=38": ["task.length: got 38", "at least 39", "task.length=39"],
     "experiment=sunspots task.length=300": ["task.length: got 300", "at most 216", "shorter"],
     "experiment=text task.max_characters=500": ["task.length: got 100", "at most 49", "longer"],
     "experiment=text task.path=nope.txt": ["task.path: got 'nope.txt'", "exists", "absolute"],

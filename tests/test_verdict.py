@@ -52,9 +52,9 @@ def test_a_cell_that_does_not_look_back():
     assert "one timestep only" in line
 
 
-def test_a_loss_at_every_step_is_not_called_stable():
-    (line,) = verdict(curves(0.0), ["0"], length=100, every_step_has_loss=True)
-    assert "fed at every step" in line
+def test_a_loss_before_the_last_step_is_not_called_stable():
+    (line,) = verdict(curves(0.0), ["0"], length=100, earlier_steps_have_loss=True)
+    assert "fed along the way" in line
     assert not line.startswith("layer 0: stable")
 
 

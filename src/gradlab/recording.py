@@ -148,7 +148,7 @@ class Recording:
             self.last.row.arrays,
             self.steps.names,
             length=self.experiment.task.length,
-            every_step_has_loss=self.experiment.task.readout == "every",
+            earlier_steps_have_loss=self.experiment.task.readout == "every",
             gate=self.steps.setting.retention,
         )
 

@@ -16,7 +16,7 @@ def verdict(
     layers: list[str],
     *,
     length: int,
-    every_step_has_loss: bool = False,
+    earlier_steps_have_loss: bool = False,
     gate: str | None = None,
 ) -> list[str]:
     """One line a layer, from the curves of one training step.
@@ -26,7 +26,7 @@ def verdict(
         gate, ``forget_product_log10`` and ``adj_c_log10``; each with a leading layer axis.
       layers: the layers' labels.
       length: ``T``.
-      every_step_has_loss: whether every timestep feeds the loss directly.
+      earlier_steps_have_loss: whether timesteps before the last feed the loss directly too.
       gate: the name of the retention gate.
 
     Returns:
@@ -37,7 +37,7 @@ def verdict(
     used = [name for name in CURVES if name in curves]
     return [
         f"layer {label}: "
-        + _layer({name: curves[name][row] for name in used}, length, every_step_has_loss, gate)
+        + _layer({name: curves[name][row] for name in used}, length, earlier_steps_have_loss, gate)
         for row, label in enumerate(layers)
     ]
 
@@ -53,7 +53,7 @@ def kind_of(slope: float, horizon: float, length: int) -> str:
     return "stable"
 
 
-def _layer(curve: Mapping[str, np.ndarray], length: int, every: bool, gate: str | None) -> str:
+def _layer(curve: Mapping[str, np.ndarray], length: int, earlier: bool, gate: str | None) -> str:
     slope, horizon = float(curve["adjoint_slope"]), float(curve["memory_horizon"])
     kind = kind_of(slope, horizon, length)
     if kind == "cut off":
@@ -62,11 +62,11 @@ def _layer(curve: Mapping[str, np.ndarray], length: int, every: bool, gate: str 
             if length > 1
             else "one timestep only. There is no time for a gradient to travel through."
         )
-    if every:
+    if earlier:
         return (
-            "fed at every step. The task has a loss at every timestep, so each state also receives "
-            f"gradient of its own and the curve stays up (slope {slope:+.4f} nats per step); read "
-            "it against a task with its loss at the end before calling it stable."
+            "fed along the way. The task has a loss at more timesteps than the last, so earlier "
+            f"states receive gradient of their own and the curve stays up (slope {slope:+.4f} nats "
+            "per step); read it against a task with its loss at the end before calling it stable."
         )
     return f"{kind}. {_reach(kind, slope, horizon, length)}{_explained(curve, gate)}"
 

@@ -7,6 +7,7 @@ A new task needs its file here and a yaml in ``conf/task``; it is built from the
 from gradlab.tasks.adding import Adding
 from gradlab.tasks.base import Baseline, Batch, Split, Task
 from gradlab.tasks.copying import Copying
+from gradlab.tasks.dates import Dates
 from gradlab.tasks.digits import Digits
 from gradlab.tasks.sunspots import Sunspots
 from gradlab.tasks.temporal_order import TemporalOrder
@@ -17,6 +18,7 @@ __all__ = [
     "Baseline",
     "Batch",
     "Copying",
+    "Dates",
     "Digits",
     "Split",
     "Sunspots",

@@ -244,7 +244,7 @@ def draw(sweep: Sweep) -> Figure:
     gates.set(xlabel="training step", ylabel="f, geometric mean over the sequence", ylim=(0, 1.03))
     gates.set_title("what the forget gates keep a step")
     for axes in (gradient, paths, gates, success):
-        axes.legend(fontsize=10, loc="best")
+        axes.legend(fontsize=10, loc="center right" if axes is success else "best")
     return figure
 
 

@@ -74,7 +74,15 @@ def compare(name: str) -> None:
     """Train on one device and on all of them: the rows and the parameters must be the same."""
     found = []
     for mesh in (None, "data"):
-        trainer = Trainer(steps=50, batch=8, log_every=5, eval_every=20, eval_batch=7, mesh=mesh)
+        trainer = Trainer(
+            steps=50,
+            batch=8,
+            log_every=5,
+            eval_every=20,
+            eval_batch=7,
+            mesh=mesh,
+            test_lengths=(30,),
+        )
         parts = experiment(
             **{"trainer": trainer, "rule": optax.sgd, "learning_rate": 0.1} | CASES[name]
         )
@@ -91,6 +99,7 @@ def compare(name: str) -> None:
     for one, split in zip(rows, split_rows, strict=True):
         same(split.scalars, one.scalars)
         same(split.arrays, one.arrays)
+    assert "test/loss/length_30" in summary
     same(split_summary, summary)
     for one, split in zip(jax.tree.leaves(params), jax.tree.leaves(split_params), strict=True):
         np.testing.assert_allclose(split, one, rtol=TOLERANCE, atol=TOLERANCE)

@@ -17,7 +17,7 @@ from gradlab.probes.base import Probe
 from gradlab.regularizers.base import Regularizer
 from gradlab.schedule import Schedule
 from gradlab.step import Steps, setting_of, supported
-from gradlab.tasks.base import Task
+from gradlab.tasks.base import Task, at_length
 from gradlab.train import Trainer
 
 
@@ -65,9 +65,11 @@ def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
 
     Raises:
       BadInput: for a cell that returns a wrong carry, a probe or regularizer that the model
-        cannot use, or a batch that cannot be split over the devices.
+        cannot use, a batch that cannot be split over the devices, or a length that the task
+        cannot be tested at.
     """
-    task = experiment.task
+    task, lengths = experiment.task, experiment.trainer.test_lengths
+    test_tasks = {length: at_length(task, length, "trainer.test_lengths") for length in lengths}
     model = SequenceModel(
         experiment.make_cell,
         features=task.features,
@@ -91,6 +93,7 @@ def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
         examples=experiment.close_examples,
         regularizer=experiment.regularizer,
         mesh=mesh_of(experiment.trainer.mesh, experiment.trainer.batch),
+        test_tasks=test_tasks,
     )
     _check_regularizer(steps, experiment.regularizer)
     return steps, reasons

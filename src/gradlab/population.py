@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from gradlab import lift
 from gradlab.errors import BadInput
-from gradlab.program import Measured, Split, compiled, held_out, scores
+from gradlab.program import Measured, Split, compiled, held_out, scores, test_at
 from gradlab.step import Report, State, Steps
 
 PARTS = ("optimizer", "task", "regularizer", "probes")
@@ -64,6 +64,7 @@ def together(one: Steps, other: Steps) -> bool:
     )
     return (
         same
+        and one.test_tasks.keys() == other.test_tasks.keys()
         and one.variables == other.variables
         and _shapes(one) == _shapes(other)
         and all(lift.alike(getattr(one, part), getattr(other, part)) for part in PARTS)
@@ -127,6 +128,8 @@ class Population:
         self.go_on(states)
         self._each_its_task = any(path.startswith("task.") for path in differing)
         self._splits = self._held_out(members, eval_batch)
+        self._members, self._eval_batch = list(members), eval_batch
+        self._tests_at: dict[int, Any] = {}
         self._inspect = jax.jit(lambda own, state, data: self._bound(own).inspect(state, data))
         try:
             self._lowered = self._lower()
@@ -181,6 +184,7 @@ class Population:
             self._lowered = self._lower()
         self._advance, self._probe, self._measure, *score = programs
         self._score: dict[Split, Any] = {"val": score[0], "test": score[-1]}
+        self._score_at = self._over(self._score_one)  # compiled when a member ends
         self.compile_seconds = time.perf_counter() - began
 
     def _seconds_of_steps(self, at_once: int) -> float:
@@ -257,12 +261,20 @@ class Population:
         return self._by_member(jax.block_until_ready(self._measure(taking, self._data)))
 
     def score(
-        self, split: Split, due: Sequence[bool], params: Sequence[Any] | None = None
+        self,
+        split: Split,
+        due: Sequence[bool],
+        params: Sequence[Any] | None = None,
+        *,
+        length: int | None = None,
     ) -> list[dict[str, float]]:
         """See :meth:`Program.score`."""
         of = self._state.params if params is None else self._placed(params)
-        own, shared = self._dealt_split(self._splits[split])
-        found = self._by_member(self._score[split]((self._own, of, self._dealt(due), own), shared))
+        call = self._score[split] if length is None else self._score_at
+        own, shared = self._dealt_split(
+            self._splits[split] if length is None else self._test_at(length)
+        )
+        found = self._by_member(call((self._own, of, self._dealt(due), own), shared))
         return [{name: float(value) for name, value in one.items()} for one in found]
 
     def inspect(self, member: int) -> Any:
@@ -329,6 +341,14 @@ class Population:
             return dict(held_out(self.steps.task, eval_batch))
         own = [held_out(member.task, eval_batch) for member in members]
         return {split: self._placed([one[split] for one in own]) for split in own[0]}
+
+    def _test_at(self, length: int) -> Any:
+        """The same of the test split at another length; kept, for members end one by one."""
+        if length not in self._tests_at:
+            members = self._members if self._each_its_task else self._members[:1]
+            own = [test_at(member, length, self._eval_batch) for member in members]
+            self._tests_at[length] = self._placed(own) if self._each_its_task else own[0]
+        return self._tests_at[length]
 
     def _dealt_split(self, split: Any) -> tuple[Any, Any]:
         """A split as what each member has of its own, and what they share."""

@@ -72,7 +72,12 @@ class Program(Protocol):
         ...
 
     def score(
-        self, split: Split, due: Sequence[bool], params: Sequence[Any] | None = None
+        self,
+        split: Split,
+        due: Sequence[bool],
+        params: Sequence[Any] | None = None,
+        *,
+        length: int | None = None,
     ) -> Sequence[dict[str, float]]:
         """Mean loss, and accuracy for classification, on a split.
 
@@ -80,6 +85,8 @@ class Program(Protocol):
           split: which.
           due: see above.
           params: parameters of each member; None for those of its state.
+          length: of the sequences, one of ``Steps.test_tasks``, for the test split; None for that
+            of the task. Compiled, and the sequences made, when first asked for.
         """
         ...
 
@@ -98,7 +105,7 @@ class Solo:
     """
 
     def __init__(self, steps: Steps, key: jax.Array, eval_batch: int):
-        self.steps, mesh = steps, steps.mesh
+        self.steps, self.eval_batch, mesh = steps, eval_batch, steps.mesh
         self.data = mesh.replicate(steps.task.data)
         self._state = mesh.replicate(steps.start(key))
         self._splits = mesh.replicate(held_out(steps.task, eval_batch, mesh.devices))
@@ -147,11 +154,21 @@ class Solo:
         return [jax.device_get(jax.block_until_ready(self._measure(self._state, self.data)))]
 
     def score(
-        self, split: Split, due: Sequence[bool] = (True,), params: Sequence[Any] | None = None
+        self,
+        split: Split,
+        due: Sequence[bool] = (True,),
+        params: Sequence[Any] | None = None,
+        *,
+        length: int | None = None,
     ) -> list[dict[str, float]]:
         """See :meth:`Program.score`."""
-        of = self._state.params if params is None else self.steps.mesh.replicate(params[0])
-        found = self._scores(of, self._splits[split])
+        mesh = self.steps.mesh
+        of = self._state.params if params is None else mesh.replicate(params[0])
+        if length is None:
+            cut = self._splits[split]
+        else:
+            cut = mesh.replicate(test_at(self.steps, length, self.eval_batch))
+        found = self._scores(of, cut)
         return [{name: float(value) for name, value in found.items()}]
 
     def inspect(self, member: int = 0) -> Any:
@@ -176,6 +193,20 @@ def held_out(task: Task, chunk: int, devices: int = 1) -> dict[Split, tuple[Batc
     """
     splits: tuple[Split, Split] = ("val", "test")
     return {split: in_chunks(task.held_out(split), chunk, devices) for split in splits}
+
+
+def test_at(steps: Steps, length: int, chunk: int) -> tuple[Batch, jax.Array]:
+    """The test split at one of ``steps.test_tasks`` for :func:`scores`.
+
+    Args:
+      steps: whose.
+      length: of the sequences.
+      chunk: examples at a time at the task's own length; fewer where the sequences are longer, so
+        that they need no more memory.
+    """
+    own = steps.task.length
+    chunk = max(1, chunk * own // max(own, length))
+    return in_chunks(steps.test_tasks[length].held_out("test"), chunk, steps.mesh.devices)
 
 
 def scores(steps: Steps, params: Any, split: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:

@@ -14,12 +14,13 @@ from gradlab.checkpoint import FOLDER as CHECKPOINTS
 from gradlab.checkpoint import Checkpoints, Position
 from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.experiment import Experiment, build_steps
-from gradlab.record.base import Description, Outcome, Row, Sink, Variable
+from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.finish import draw_figures, replay
 from gradlab.record.guarded import Guarded
 from gradlab.record.reader import Run, open_run
 from gradlab.step import Steps, by_name, parameter_names
+from gradlab.tasks.base import Split
 from gradlab.train import Member
 from gradlab.verdict import verdict
 
@@ -123,6 +124,8 @@ class Recording:
         self.is_open = False
         if outcome.status != "crashed":
             outcome.verdict = self._verdict() + against_baseline(outcome, self.description)
+            lengths = self.experiment.trainer.test_lengths
+            outcome.verdict += at_other_lengths(outcome, self.description, lengths)
         try:
             self.directory.close(outcome)
         finally:
@@ -213,12 +216,16 @@ def describe(
     }
     for probe in steps.probes.values():
         coords |= probe.coords(steps.setting)
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    baselines = {str(split): task.baseline(split) for split in splits}
+    for length, other in steps.test_tasks.items():
+        baselines[f"test{AT_LENGTH}{length}"] = other.baseline("test")
     return Description(
         name=experiment.name,
         config=experiment.config,
         variables=variables | steps.variables,
         coords=coords,
-        baseline={split: task.baseline(split)._asdict() for split in ("train", "val", "test")},
+        baseline={name: guess._asdict() for name, guess in baselines.items()},
         facts={
             "task": type(task).__name__,
             "task_in_words": task.describe(),
@@ -249,3 +256,21 @@ def against_baseline(outcome: Outcome, description: Description) -> list[str]:
     if baseline.get("accuracy") is not None and "test/accuracy" in summary:
         line += f"; test accuracy {summary['test/accuracy']:.1%} against {baseline['accuracy']:.1%}"
     return [line]
+
+
+def at_other_lengths(
+    outcome: Outcome, description: Description, lengths: Sequence[int]
+) -> list[str]:
+    """One line a figure: what it is on the test split at each of some lengths, and the baseline."""
+    summary, lines = outcome.summary, []
+    for figure, form in (("loss", ".4g"), ("accuracy", ".1%")):
+        told = []
+        for length in lengths:
+            score = summary.get(f"test/{figure}{AT_LENGTH}{length}")
+            guess = description.baseline[f"test{AT_LENGTH}{length}"][figure]
+            if score is not None:
+                words = "" if guess is None else f" (baseline {guess:{form}})"
+                told.append(f"{length}: {score:{form}}{words}")
+        if told:
+            lines.append(f"test {figure} at other lengths: {', '.join(told)}")
+    return lines

@@ -88,6 +88,7 @@ class Steps:
       examples: how many examples of the batch the close probes look at, at most ``B``.
       regularizer: a penalty beside the task's loss, or None.
       mesh: the devices that each batch is split over.
+      test_tasks: the task at each further length that it is tested at.
 
     Raises:
       Unsupported: if a probe cannot measure this model.
@@ -104,8 +105,9 @@ class Steps:
         examples: int = 4,
         regularizer: Regularizer | None = None,
         mesh: DataMesh = ONE_DEVICE,
+        test_tasks: Mapping[int, Task] | None = None,
     ):
-        self.mesh = mesh
+        self.mesh, self.test_tasks = mesh, dict(test_tasks or {})
         self.graph, self.first_params, self.rest = nnx.split(model, nnx.Param, ...)
         self.names = model.layer_names()
         self.task, self.optimizer, self.probes, self.batch = task, optimizer, probes, batch

@@ -11,12 +11,13 @@ import numpy as np
 
 from gradlab.checkpoint import Best, Position
 from gradlab.diagnosis import diagnose
-from gradlab.errors import CannotRecord, at_least
+from gradlab.errors import BadInput, CannotRecord, at_least
 from gradlab.interruption import Interruption
 from gradlab.program import Measured, Program
-from gradlab.record.base import Outcome, Row, Sink
+from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink
 from gradlab.schedule import Schedule
 from gradlab.step import Report, State
+from gradlab.tasks.base import whole_number
 
 STRETCH = 100
 """Most steps that are made without a look at whether the run should end or be saved."""
@@ -36,6 +37,7 @@ class Trainer:
       checkpoint_seconds: keep the position of the run at about every so many seconds, and at its
         end; None: never.
       mesh: ``"data"`` splits each batch over all devices of all processes; None: one device.
+      test_lengths: further lengths of the sequences to test at, each once, in timesteps.
 
     Raises:
       BadInput: if one of them is too small.
@@ -49,6 +51,7 @@ class Trainer:
     log_per_decade: int | None = None
     checkpoint_seconds: float | None = 30.0
     mesh: Literal["data"] | None = None
+    test_lengths: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "eval_every", "eval_batch"):
@@ -56,6 +59,12 @@ class Trainer:
         if self.checkpoint_seconds is not None:
             at_least("trainer.checkpoint_seconds", self.checkpoint_seconds, 0)
         _ = self.log  # refuses what is no schedule
+        lengths = tuple(self.test_lengths)  # so that trainers with the same ones are equal
+        for length in lengths:
+            whole_number("trainer.test_lengths", length, 1)
+        if len(set(lengths)) < len(lengths):
+            raise BadInput("trainer.test_lengths", list(lengths), "each length once")
+        object.__setattr__(self, "test_lengths", lengths)
 
     @property
     def log(self) -> Schedule:
@@ -369,6 +378,7 @@ class _Loop:
 
     def end(self, outcomes: Mapping[int, Outcome]) -> None:
         """Give members their outcomes, with summary and timings."""
+        seconds = self._seconds()  # without those that the tests take
         tests = self._tests(outcomes)
         for index, outcome in outcomes.items():
             member = self.members[index]
@@ -376,7 +386,7 @@ class _Loop:
                 outcome.summary = self._summary(index, tests.get(index, {}))
             outcome.timings = self.clock.timings() | {
                 "compile_seconds": self.program.compile_seconds,
-                "train_seconds": member.seconds + self._seconds(),
+                "train_seconds": member.seconds + seconds,
             }
             if len(self.members) > 1:
                 outcome.timings["members"] = float(len(self.members))
@@ -385,7 +395,7 @@ class _Loop:
                 member.ended(member)
 
     def _tests(self, outcomes: Mapping[int, Outcome]) -> dict[int, dict[str, float]]:
-        """Test scores of the parameters that were best in validation."""
+        """Test figures of the parameters that were best in validation, at every length."""
         best = [member.best for member in self.members]
         due = [
             best[index] is not None and index in outcomes and outcomes[index].status != "crashed"
@@ -397,8 +407,13 @@ class _Loop:
             self.program.state(index).params if one is None else one.params
             for index, one in enumerate(best)
         ]
-        scores = self.program.score("test", due, params)
-        return {index: scores[index] for index, wanted in enumerate(due) if wanted}
+        found: dict[int, dict[str, float]] = {i: {} for i, wanted in enumerate(due) if wanted}
+        for length in (None, *self.trainer.test_lengths):
+            scores = self.program.score("test", due, params, length=length)
+            at = "" if length is None else f"{AT_LENGTH}{length}"
+            for index, figures in found.items():
+                figures |= {f"test/{name}{at}": value for name, value in scores[index].items()}
+        return found
 
     def _summary(self, index: int, test: Mapping[str, float]) -> dict[str, float]:
         """Final figures; validation and test those of the parameters best in validation."""
@@ -412,7 +427,7 @@ class _Loop:
         if member.best is not None:
             found["best/step"] = float(member.best.step)
             found |= {f"val/{name}": value for name, value in member.best.scores.items()}
-            found |= {f"test/{name}": value for name, value in test.items()}
+            found |= test
         return found
 
     def _figures(self, name: str, array: np.ndarray) -> dict[str, float]:

@@ -86,11 +86,14 @@ def _nearest_first(name: str, known: Collection[str]) -> list[str]:
 
 
 def _of_every_run(experiment: Any) -> list[str]:
+    from gradlab.record.base import AT_LENGTH
     from gradlab.recording import SCALARS
 
-    names: Iterable[str] = [*SCALARS, "test/loss", "test/accuracy", "best/step", "steps"]
+    names: Iterable[str] = [*SCALARS, "best/step", "steps"]
+    for at in ("", *(f"{AT_LENGTH}{length}" for length in experiment.trainer.test_lengths)):
+        names += [f"test/loss{at}", f"test/accuracy{at}"]
     if experiment.task.loss != "cross_entropy":
-        names = [name for name in names if not name.endswith("/accuracy")]
+        names = [name for name in names if "/accuracy" not in name]
     return [*names, "steps_per_second", "probe_overhead"]
 
 

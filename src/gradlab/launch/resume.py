@@ -16,7 +16,7 @@ from gradlab.errors import BadInput
 KEY = "trainer.resume"
 FREE = (
     *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", "trainer.mesh"),
-    *(KEY, "objective", "record"),
+    *("trainer.test_lengths", KEY, "objective", "record"),
 )
 """What may be changed when a run goes on; the curves before and after fit together all the same."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)

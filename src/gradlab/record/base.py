@@ -13,9 +13,12 @@ import numpy as np
 
 from gradlab.variable import Variable
 
-__all__ = ["Description", "Outcome", "Row", "Sink", "Status", "Variable"]
+__all__ = ["AT_LENGTH", "Description", "Outcome", "Row", "Sink", "Status", "Variable"]
 
 Status = Literal["running", "finished", "diverged", "interrupted", "crashed"]
+AT_LENGTH = "/length_"
+"""Between the name of a test figure and the length that it is of, one of
+``trainer.test_lengths``: ``test/loss/length_200``."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Description:
       config: the composed configuration as nested plain dicts.
       variables: every variable that will be recorded, by name.
       coords: values of every dimension but ``step``, e.g. ``{"layer": [0, 1], "t": [0, ...]}``.
-      baseline: split -> ``{"name": str, "loss": float, "accuracy": float | None}``.
+      baseline: split -> ``{"name": str, "loss": float, "accuracy": float | None}``; of the test
+        split at another length under ``test/length_200``.
       facts: what else a reader wants to see: ``task``, ``model``, ``parameters`` (a count),
         ``readout`` ("last" or "every"), ``T``, ``steps``.
       id: the run's own, eight lower-case letters and digits; kept when a run is resumed.
@@ -68,7 +72,8 @@ class Outcome:
     Attributes:
       status: see ``Status``.
       reason: in words; for ``diverged`` with the step, the layer and the timestep.
-      summary: final figures, flat: ``train/loss``, ``val/loss``, ..., ``memory_horizon/layer_0``.
+      summary: final figures, flat: ``train/loss``, ``val/loss``, ..., ``memory_horizon/layer_0``,
+        ``test/loss/length_200``.
       timings: ``steps_per_second`` (steady state, compilation left out), ``probe_overhead``
         (time of a probed step over that of a plain one), ``compile_seconds``, ``train_seconds``;
         ``members``, how many runs were trained together, if more than one: the times and the speed

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gradlab.record.base import Description, Outcome, Row
+from gradlab.record.base import AT_LENGTH, Description, Outcome, Row
 
 PLAIN_LINES = 10
 """About this many progress lines are printed where no live line can be shown."""
@@ -154,7 +154,8 @@ def _table(outcome: Outcome) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for name, value in outcome.summary.items():
-        table.add_row(name, figure(value))
+        if AT_LENGTH not in name:  # the verdict has them side by side
+            table.add_row(name, figure(value))
     speed = outcome.timings.get("steps_per_second")
     if speed is not None:
         table.add_row("steps per second", figure(speed))

@@ -10,6 +10,7 @@ Arrays are time-major: ``T`` timesteps, ``B`` examples, ``I`` input features, ``
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import numbers
 from typing import Any, Literal, NamedTuple
@@ -99,6 +100,50 @@ class Task(abc.ABC):
     def describe(self) -> str:
         """One line for the terminal: what the network reads and what it must answer."""
         return (type(self).__doc__ or type(self).__name__).strip().splitlines()[0]
+
+
+SAME = ("features", "symbols", "outputs", "loss", "readout")
+"""What of a task one model is built for, and so the same at every length."""
+
+
+def at_length(task: Task, length: int, key: str) -> Task:
+    """The same task with sequences of another length, for the same model.
+
+    Args:
+      task: a dataclass with a field ``length``.
+      length: ``T`` in timesteps.
+      key: the configuration key that asks for it.
+
+    Raises:
+      BadInput: naming ``key``, if the task cannot have that length, with its own reason, or is
+        there one that needs another model.
+    """
+    name = type(task).__name__
+    if not dataclasses.is_dataclass(task) or isinstance(task, type):
+        allowed = f"nothing, with this task: {name} is no dataclass, which a copy is made of"
+        raise BadInput(key, length, allowed, f"{key}=[], or @dataclass(frozen=True) at {name}")
+    try:
+        other = dataclasses.replace(task, length=length)
+    except BadInput as error:
+        reason = error.allowed
+        if error.key != "task.length":
+            reason = f"there, {error.key}={error.given} would have to be {reason}"
+        raise BadInput(key, length, f"lengths that {name} can have: {reason}") from error
+    except Exception as error:  # a user's task may refuse with anything
+        reason = f"making it ends with {type(error).__name__}: {error}"
+        raise BadInput(key, length, f"lengths that {name} can have: {reason}") from error
+    if other.length != length:
+        allowed = f"lengths that {name} can have; it makes a length of {other.length} of this one"
+        raise BadInput(key, length, allowed)
+    for part in SAME:
+        here, there = getattr(task, part), getattr(other, part)
+        if here != there:
+            allowed = (
+                f"lengths at which {name} has the same {part} as at task.length={task.length}, "
+                f"{here!r}, for it is the same model; at this one it is {there!r}"
+            )
+            raise BadInput(key, length, allowed)
+    return other
 
 
 def held_out_key(split: str) -> jax.Array:

@@ -1,0 +1,49 @@
+"""Figures in words."""
+
+import math
+
+import pytest
+
+from gradlab.claims.finding import Finding, number, power, spread
+from gradlab.compare.table import Estimate
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.123456, "0.123"),
+        (-2.0, "-2"),
+        (12345.0, "12,345"),
+        (2.656e-5, "2.66e-05"),
+        (math.inf, "infinite"),
+        (-math.inf, "-infinite"),
+        (math.nan, "not a number"),
+    ],
+)
+def test_number(value, words):
+    assert number(value) == words
+
+
+@pytest.mark.parametrize(
+    ("log10", "words"),
+    [
+        (-1505.04, "10^-1505.0"),
+        (0.0, "1"),
+        (1.0, "10"),
+        (-math.inf, "0"),
+        (math.inf, "infinite"),
+        (math.nan, "not a number"),
+    ],
+)
+def test_a_power_needs_no_float_that_holds_it(log10, words):
+    assert power(log10) == words
+
+
+def test_an_interval_goes_with_the_mean():
+    assert spread(Estimate(-0.31234, 0.0212, 3), "nats per step") == "-0.312 ± 0.0212 nats per step"
+    assert spread(Estimate(2.0, math.nan, 1), "steps") == "2 steps (one run)"
+    assert spread(Estimate(math.nan, math.nan, 0)) == "not measured"
+
+
+def test_the_verdict_says_whether_it_held():
+    assert [Finding("s", held, "m").verdict for held in (True, False)] == ["held", "did not hold"]

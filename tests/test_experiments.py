@@ -1,0 +1,104 @@
+"""The experiments of the lecture: each is whole, says what was measured, and can fail."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradlab.claims import page
+from gradlab.claims.sweep import command_of
+from tests.test_gallery import load_script
+
+ROOT = Path(__file__).parents[1]
+gallery = load_script()
+NAMES = gallery.known()
+BREAKS = {
+    "forward_vs_recurrent": ["optimizer.learning_rate=1e-6"],
+    "power_of_09": ["model.cell.activation_fn=tanh"],
+    "rnn_vs_lstm": ["model=lstm", "model.cell.forget_bias=-3"],
+    "gru_vs_lstm": ["optimizer.learning_rate=1e-6"],
+}
+"""What destroys that which an experiment shows; its check must then fail."""
+SOUND = {"rnn_vs_lstm": ["model=rnn"]}
+"""Runs that the check needs besides, where a break cannot be said of all."""
+
+every_experiment = pytest.mark.parametrize("name", NAMES)
+
+
+def test_each_has_its_place_in_the_lecture():
+    assert len(NAMES) >= 4
+    places = [gallery.check_of(name).PLACE for name in NAMES]
+    assert places == sorted(set(places))
+
+
+def test_each_can_be_broken():
+    assert set(BREAKS) == set(NAMES)
+
+
+@every_experiment
+def test_it_is_whole(name):
+    home, check = ROOT / "experiments" / name, gallery.check_of(name)
+    assert gallery.question(check).endswith("?")
+    assert check.QUICK
+    assert check.CAPTION.strip()
+    yaml = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"# Command: {command_of(name)}\n" in yaml
+    readme = (home / "README.md").read_text(encoding="utf-8")
+    assert f"**Question.** {gallery.question(check)}" in " ".join(readme.split())
+    for part in ("**As the lecture makes it.**", "**Command.**", "**How.**", "## What differs"):
+        assert part in readme
+    assert command_of(name) in readme
+    assert re.search(r"minutes? on two", readme)
+
+
+@every_experiment
+def test_its_readme_has_the_committed_result(name, tmp_path, monkeypatch):
+    home = ROOT / "experiments" / name
+    result = json.loads((home / gallery.RESULT).read_text(encoding="utf-8"))
+    assert "3 seeds" in result["made"]
+    assert (home / page.FIGURE).read_bytes().startswith(b"\x89PNG")
+    assert (home / page.FIGURE).stat().st_size < 300_000
+    text = (home / "README.md").read_text(encoding="utf-8")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "README.md").write_text(text, encoding="utf-8")
+    check = gallery.check_of(name)
+    monkeypatch.setattr(gallery, "EXPERIMENTS", tmp_path)
+    gallery.write_readme(name, check, result)
+    written = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+    assert written == text, f"stale: python scripts/gallery.py {name}"
+
+
+def test_the_table_of_all_has_the_committed_results(tmp_path, monkeypatch):
+    text = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    checks = {name: gallery.check_of(name) for name in NAMES}
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        result = (ROOT / "experiments" / name / gallery.RESULT).read_text(encoding="utf-8")
+        (tmp_path / name / gallery.RESULT).write_text(result, encoding="utf-8")
+    monkeypatch.setattr(gallery, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(gallery, "known", lambda: NAMES)
+    monkeypatch.setattr(gallery, "check_of", checks.__getitem__)
+    gallery.write_table()
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.slow
+@every_experiment
+def test_breaking_what_it_shows_fails_its_check(name, tmp_path):
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    folders = []
+    for overrides in filter(None, (BREAKS[name], SOUND.get(name))):
+        folders.append(str(tmp_path / str(len(folders))))
+        quick = gallery.check_of(name).QUICK
+        words = [*command_of(name).split()[1:], *quick, *overrides]
+        command = [sys.executable, *words, f"hydra.sweep.dir={folders[-1]}"]
+        subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    check = [sys.executable, str(ROOT / "experiments" / name / "check.py"), *folders]
+    done = subprocess.run(check, check=False, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "did not hold" in done.stdout

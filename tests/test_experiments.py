@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,15 +17,33 @@ from tests.test_gallery import load_script
 ROOT = Path(__file__).parents[1]
 gallery = load_script()
 NAMES = gallery.known()
+
+
+class Break(NamedTuple):
+    """What destroys that which an experiment shows.
+
+    Attributes:
+      overrides: of its sweep.
+      statement: the beginning of one that held, and must then not hold.
+      besides: overrides of a sound sweep whose runs the check needs too, where ``overrides`` cannot
+        be said of all.
+    """
+
+    overrides: list[str]
+    statement: str
+    besides: list[str] | None = None
+
+
 BREAKS = {
-    "forward_vs_recurrent": ["optimizer.learning_rate=1e-6"],
-    "power_of_09": ["model.cell.activation_fn=tanh"],
-    "rnn_vs_lstm": ["model=lstm", "model.cell.forget_bias=-3"],
-    "gru_vs_lstm": ["optimizer.learning_rate=1e-6"],
+    "forward_vs_recurrent": Break(["optimizer.learning_rate=1e-6"], "A recurrent network can"),
+    "power_of_09": Break(["model.cell.activation_fn=tanh"], "A weight of 1.1 leaves"),
+    "rnn_vs_lstm": Break(
+        ["model=lstm", "model.cell.forget_bias=-3"],
+        "Once trained, the LSTM's gradient reaches the first step",
+        ["model=rnn"],
+    ),
+    "gru_vs_lstm": Break(["optimizer.learning_rate=1e-6"], "On adding their results are similar"),
 }
-"""What destroys that which an experiment shows; its check must then fail."""
-SOUND = {"rnn_vs_lstm": ["model=rnn"]}
-"""Runs that the check needs besides, where a break cannot be said of all."""
 
 every_experiment = pytest.mark.parametrize("name", NAMES)
 
@@ -37,6 +56,11 @@ def test_each_has_its_place_in_the_lecture():
 
 def test_each_can_be_broken():
     assert set(BREAKS) == set(NAMES)
+    for name, broken in BREAKS.items():
+        text = (ROOT / "experiments" / name / gallery.RESULT).read_text(encoding="utf-8")
+        findings = json.loads(text)["findings"]
+        [statement] = [one for one in findings if one["statement"].startswith(broken.statement)]
+        assert statement["held"], name
 
 
 @every_experiment
@@ -90,9 +114,10 @@ def test_the_table_of_all_has_the_committed_results(tmp_path, monkeypatch):
 @pytest.mark.slow
 @every_experiment
 def test_breaking_what_it_shows_fails_its_check(name, tmp_path):
+    broken = BREAKS[name]
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     folders = []
-    for overrides in filter(None, (BREAKS[name], SOUND.get(name))):
+    for overrides in filter(None, (broken.overrides, broken.besides)):
         folders.append(str(tmp_path / str(len(folders))))
         quick = gallery.check_of(name).QUICK
         words = [*command_of(name).split()[1:], *quick, *overrides]
@@ -101,4 +126,4 @@ def test_breaking_what_it_shows_fails_its_check(name, tmp_path):
     check = [sys.executable, str(ROOT / "experiments" / name / "check.py"), *folders]
     done = subprocess.run(check, check=False, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "did not hold" in done.stdout
+    assert f"did not hold: {broken.statement}" in done.stdout

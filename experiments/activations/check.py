@@ -110,7 +110,7 @@ def _bound(sweep: Sweep) -> Finding:
     return Finding(
         "No gradient passes the bound: ‖∂h_T/∂h_t‖ ≤ (γ σ_max)^lag, with γ = 1/4 for the sigmoid "
         "and 1 for tanh and ReLU.",
-        max(over) < 1e-3,
+        bool(max(over) < 1e-3),
         f"at every lag up to {lag_of(runs[0])} of {len(runs)} networks, before training and "
         f"after it; the most above it, of lags from 1, is {max(over):+.1e} decades",
     )

@@ -252,7 +252,7 @@ def _learns(sweep: Sweep) -> Finding:
             f"{spread(estimate(a - b for a, b in falls))} decades, of the worst from "
             f"{power(worst[0])} to {power(worst[1])}"
         )
-    base = number(baseline(saved[0])) if saved else ""
+    base = number(baseline(runs_of(sweep, "relu", clip_of(sweep))[0]))
     return Finding(
         "What clipping has saved learns: its test loss ends below the baseline's.",
         bool(saved) and not rest,

@@ -37,6 +37,14 @@ class Break(NamedTuple):
 BREAKS = {
     "forward_vs_recurrent": Break(["optimizer.learning_rate=1e-6"], "A recurrent network can"),
     "power_of_09": Break(["model.cell.activation_fn=tanh"], "A weight of 1.1 leaves"),
+    "activations": Break(
+        ["model.cell.recurrent_gain=1.5", "trainer.steps=2"],
+        "The sigmoid's gradient vanishes by at least a factor 4",
+    ),
+    "exploding": Break(
+        ["optimizer.learning_rate=1e-25", "trainer.steps=2", "probe.every=1", "probe.examples=4"],
+        "Without clipping, a network of ReLU diverges",
+    ),
     "rnn_vs_lstm": Break(
         ["model=lstm", "model.cell.forget_bias=-3"],
         "Once trained, the LSTM's gradient reaches the first step",

@@ -92,6 +92,7 @@ def check(sweep: Sweep) -> list[Finding]:
         _estimate(sweep),
         *(_order(sweep, init) for init in INITS),
         _relu(sweep),
+        _grows(sweep),
         _opened(sweep),
         _success(sweep),
     ]
@@ -190,6 +191,22 @@ def _relu(sweep: Sweep) -> Finding:
         all(end(run, FIRST) > -1 for run in runs),
         f"{'; '.join(parts)}; half of the directions off at each step makes "
         f"{-0.5 * math.log(2):.3f}, the power √½",
+    )
+
+
+def _grows(sweep: Sweep) -> Finding:
+    parts = []
+    for activation, name in NAMES.items():
+        for init in INITS:
+            runs = runs_of(sweep, activation, init)
+            before, after = (
+                power(over_seeds(runs, lambda run, r=row: end(run, r)).mean) for row in WHEN
+            )
+            parts.append(f"{name} {init} {before} → {after}")
+    return Finding(
+        "Training lets more of the gradient through, whatever the activation.",
+        all(end(run, LAST) > end(run, FIRST) for run in all_of(sweep)),
+        f"left at the longest lag, before → after: {', '.join(parts)}",
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from gradlab.claims.finding import Finding, number, power, spread
@@ -47,3 +48,7 @@ def test_an_interval_goes_with_the_mean():
 
 def test_the_verdict_says_whether_it_held():
     assert [Finding("s", held, "m").verdict for held in (True, False)] == ["held", "did not hold"]
+
+
+def test_a_comparison_of_numpy_becomes_plain():
+    assert Finding("s", np.float64(1) < 2, "m").held is True

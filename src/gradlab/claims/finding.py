@@ -22,6 +22,9 @@ class Finding:
     held: bool
     measured: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "held", bool(self.held))  # numpy's own is no JSON
+
     @property
     def verdict(self) -> str:
         """``held`` or ``did not hold``."""

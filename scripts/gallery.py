@@ -122,6 +122,7 @@ def check_of(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass in it looks its own module up there
     spec.loader.exec_module(module)
     return module
 

@@ -50,6 +50,7 @@ BREAKS = {
         "Once trained, the LSTM's gradient reaches the first step",
         ["model=rnn"],
     ),
+    "applications": Break(["optimizer.learning_rate=1e-6"], "Text, the next character: an RNN"),
     "gru_vs_lstm": Break(["optimizer.learning_rate=1e-6"], "On adding their results are similar"),
 }
 

@@ -228,7 +228,6 @@ def autoregression(series: np.ndarray, length: int, first: dict[str, int]) -> tu
       length: the longest order, and the first value that is forecast in training.
       first: index of the first value of ``val`` and of ``test``.
     """
-
     borders = [length, first["val"], first["test"], len(series)]
     train, val, test = (np.arange(*ends) for ends in pairwise(borders))
     found = []

@@ -18,7 +18,8 @@ from gradlab.record.figures.common import DASHES, GREEN, LAG, ORANGE, new_figure
 
 PLACE = 5
 QUICK = (
-    "trainer.steps=300",
+    "task.length=32",
+    "trainer.steps=500",
     "seed=range(2)",
     "record.wandb.mode=disabled",
 )

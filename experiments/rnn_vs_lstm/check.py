@@ -21,8 +21,8 @@ from gradlab.record.figures.common import BLUE, DASHES, GREY, LAG, ORANGE, new_f
 
 PLACE = 4
 QUICK = (
-    "task.length=50,100",
-    "trainer.steps=600",
+    "task.length=30,60",
+    "trainer.steps=800",
     "seed=range(2)",
     "record.wandb.mode=disabled",
 )

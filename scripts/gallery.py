@@ -22,6 +22,7 @@ import hashlib
 import importlib.util
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -190,12 +191,30 @@ def run(name: str, folder: Path, command: str, *, fresh: bool) -> State:
     keep(folder, state)
     start = time.monotonic()
     try:
-        done = subprocess.run([sys.executable, *words], check=False)
-        state.whole = done.returncode == 0
+        state.whole = ended(words) == 0
     finally:
         state.seconds += time.monotonic() - start
         keep(folder, state)
     return state
+
+
+def ended(words: Sequence[str]) -> int:
+    """Run Python with these arguments until it ends; gives its exit code.
+
+    Ctrl-C reaches it as well, and a SIGTERM is passed on: it saves where its runs stand and ends.
+    """
+    process = subprocess.Popen([sys.executable, *words])
+
+    def pass_on(*_: object) -> None:
+        process.terminate()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        return process.wait()
+    finally:
+        process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def kept(folder: Path) -> State | None:

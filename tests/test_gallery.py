@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -59,8 +62,8 @@ def gallery(tmp_path, monkeypatch):
     script.asked = []
     script.ends = {}
 
-    def run(words, check):
-        script.asked.append(words[1:])
+    def ended(words):
+        script.asked.append(words)
         said = dict(word.split("=", 1) for word in words if "=" in word)
         folder = Path(said.get("hydra.sweep.dir") or said["trainer.resume"])
         name = folder.name.removesuffix("-quick")
@@ -71,9 +74,9 @@ def gallery(tmp_path, monkeypatch):
         if not (folder / "0").exists():
             only = {"adj_h_log10", "train/loss"}
             record_sweep(folder, ("rnn",), (0,), T=8, rows=1, close=False, only=only, name=name)
-        return SimpleNamespace(returncode=code)
+        return code
 
-    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script, "ended", ended)
     return script
 
 
@@ -167,3 +170,40 @@ def test_a_folder_of_something_else_is_moved_and_not_overwritten(gallery, tmp_pa
     (strange / "notes.txt").write_text("mine")
     assert gallery.main(["first"]) == 0
     assert (strange.parent / "first.old1" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_sweep_save_before_both_end(tmp_path, number):
+    """In a process group of its own, as a terminal's Ctrl-C and a scheduler's SIGTERM come."""
+    sweep = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(1)\n"
+        "    pathlib.Path('saved').touch()\n"
+        "    sys.exit(1)\n"
+        "signal.signal(signal.SIGINT, save)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "pathlib.Path('going').touch()\n"
+        "time.sleep(60)\n"
+    )
+    lines = [
+        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r})",
+        "import gallery",
+        f"gallery.ended(['-c', {sweep!r}])",
+    ]
+    words = [sys.executable, "-c", "\n".join(lines)]
+    process = subprocess.Popen(
+        words, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "going").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in error
+    assert (tmp_path / "saved").exists()

@@ -24,7 +24,7 @@ from gradlab.record.figures.common import BLUE, GREEN, GREY, ORANGE, new_figure
 
 PLACE = 7
 QUICK = (
-    "trainer.steps=100",
+    "trainer.steps=200",
     "seed=range(2)",
     "probe=none",
     "record.wandb.mode=disabled",

@@ -87,11 +87,11 @@ def solved(run: Recorded) -> bool:
 def check(sweep: Sweep) -> list[Finding]:
     """What of the lecture's statements is measured."""
     return [
-        _bound(sweep),
-        _sigmoid(sweep),
-        _estimate(sweep),
         *(_order(sweep, init) for init in INITS),
         _relu(sweep),
+        _sigmoid(sweep),
+        _bound(sweep),
+        _estimate(sweep),
         _grows(sweep),
         _opened(sweep),
         _success(sweep),
@@ -113,7 +113,7 @@ def _bound(sweep: Sweep) -> Finding:
         "and 1 for tanh and ReLU.",
         bool(max(over) < 1e-3),
         f"at every lag up to {lag_of(runs[0])} of {len(runs)} networks, before training and "
-        f"after it; the most above it, of lags from 1, is {max(over):+.1e} decades",
+        f"after it; of lags from 1 the largest excess is {number(max(0.0, max(over)))} decades",
     )
 
 

@@ -124,10 +124,10 @@ def far(run: Recorded, row: int = 0) -> float:
 def check(sweep: Sweep) -> list[Finding]:
     """What of the lecture's statements is measured."""
     return [
-        *(_edge(sweep, activation) for activation in EDGES),
-        _wall(sweep),
         *(_diverges(sweep, activation) for activation in EDGES),
         _survives(sweep),
+        *(_edge(sweep, activation) for activation in EDGES),
+        _wall(sweep),
         _learns(sweep),
         *(_from_afar(sweep, activation) for activation in EDGES),
     ]

@@ -41,7 +41,9 @@ def made_by(sweep: Sweep, command: str, minutes: float) -> str:
     last = max(infos, key=lambda info: str(info.get("started")))
     versions = last["versions"]
     kinds = {device.partition(":")[0] for info in infos for device in info.get("devices", [])}
-    machine = f"{', '.join(sorted(kinds))}; {os.cpu_count()} cores, {versions['platform']}"
+    system = versions["platform"].partition("-")[0]
+    kind = next((one for one in ("x86_64", "aarch64", "arm64") if one in versions["platform"]), "")
+    machine = f"{', '.join(sorted(kinds))}, {os.cpu_count()} cores, {system} {kind}".strip()
     seeds = len(sweep.values(SEED))
     named = ", ".join(
         f"{name} {versions[name]}" for name in ("jax", "flax", "optax") if name in versions

@@ -28,6 +28,7 @@ slope, σ is a bound from far away."""
 
 STEPS = 100
 GAINS = {0.9: BLUE, 1.1: ORANGE}
+NAMES = {"orthogonal": "orthogonal", "gaussian": "Gaussian"}
 NEEDS = ("adj_h_log10", "long_jacobian_log10", "spectral_radius", "spectral_norm")
 
 
@@ -152,7 +153,9 @@ def draw(sweep: Sweep) -> Figure:
         )
         for init, dashes in (("orthogonal", "-"), ("gaussian", (0, (5, 2)))):
             run = runs_of(sweep, 64, init, gain)[-1]
-            matrix.plot(lags, product(run), color=colour, ls=dashes, label=f"{init}, gain {gain}")
+            matrix.plot(
+                lags, product(run), color=colour, ls=dashes, label=f"{NAMES[init]}, gain {gain}"
+            )
         for name, dots in (("spectral_radius", ":"), ("spectral_norm", "-.")):
             level = math.log10(value(run, name, 0))
             matrix.plot(lags, lags * level, color=GREY, ls=dots, lw=1.4)
@@ -166,7 +169,7 @@ def draw(sweep: Sweep) -> Figure:
     matrix.plot([], [], color=GREY, ls="-.", lw=1.4, label="σ^lag (Gaussian)")
     for axes in (scalar, matrix):
         axes.set_xlabel(LAG)
-        axes.legend(loc="upper left", fontsize=10)
+        axes.legend(loc="upper left" if axes is scalar else "upper right", fontsize=10)
     return figure
 
 

@@ -19,6 +19,18 @@ def make_cell(path: Path) -> Callable[..., nnx.RNNCellBase]:
     return instantiate(OmegaConf.load(path).cell, _partial_=True)
 
 
+QUICK = ("lstm", "flax_lstm")
+"""A cell of ours and one of Flax's; in what compiles for seconds the others are slow tests."""
+
 every_model = functools.partial(
     pytest.mark.parametrize, "make", [pytest.param(make_cell(p), id=p.stem) for p in MODELS]
+)
+
+few_models = functools.partial(
+    pytest.mark.parametrize,
+    "make",
+    [
+        pytest.param(make_cell(p), id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow)
+        for p in MODELS
+    ],
 )

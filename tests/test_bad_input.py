@@ -61,7 +61,11 @@ def refused(command, tmp_path):
 
 # What is typed, and what the message must say: the key, the value, what is allowed, what to try.
 TYPED = {
-    "experiment=addin": ["experiment: got 'addin'", "adding, copying", "try: experiment=adding"],
+    "experiment=addin": [
+        "experiment: got 'addin'",
+        "adding, applications",
+        "try: experiment=adding",
+    ],
     "model=lstn": ["model: got 'lstn'", "rnn", "try: model=lstm"],
     "model=3": ["model: got '3'", "rnn"],
     "probe=adjont": ["probe: got 'adjont'", "grad_norm", "try: probe=adjoint"],

@@ -92,6 +92,7 @@ def ended(process, timeout=120):
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_own_cell_task_and_probe_in_a_process_of_its_own(process, tmp_path):
     """Also: a normal run says nothing on stderr, and everything it promises is on disk."""
     for name, text in MINE.items():
@@ -151,6 +152,7 @@ def test_questions_are_answered_without_jax(process, tmp_path, arguments, words)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_recorded(process, tmp_path):
     """As from a keyboard: the signal reaches every process of the terminal, W&B's too."""
     long = ["trainer.steps=10000000", "model=rnn", "probe=adjoint", "record.figures=false"]

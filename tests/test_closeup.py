@@ -28,7 +28,7 @@ from .closeups import (
     packed,
     scalar_closeup,
 )
-from .models import every_model
+from .models import few_models
 
 TWO_WAYS = {"bidirectional": True, "masked": True}
 EXACT = {"rtol": 1e-10, "atol": 1e-13}
@@ -159,12 +159,13 @@ def check_jacobian(case: Case, index: int, view):
     assert np.all((view["jacobian"] == np.eye(size)) | real)
 
 
-@every_model()
+@few_models()
 def test_every_cell_masked(make):
     with jax.enable_x64(True):
         check(make_case(make, masked=True))
 
 
+@pytest.mark.slow
 def test_stacked_two_way_layers():
     with jax.enable_x64(True):
         check(make_case(GRU, layers=2, **TWO_WAYS))

@@ -133,7 +133,8 @@ def test_members_equal_their_solo_runs_over_a_hundred_steps():
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("at_once", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [2, 3])
 def test_going_together_changes_nothing(at_once):
     """Five members, so that the last places are filled up."""
     experiments = [experiment(seed=seed, probes={"close": FirstLoss()}) for seed in range(5)]

@@ -351,6 +351,7 @@ def test_the_files_hold_no_code(kept):
     assert json.loads(rest.read_text())["next_validation"] == 8
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_thread_and_no_open_file(whole, tmp_path):
     def left() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd"))

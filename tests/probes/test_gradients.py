@@ -32,7 +32,7 @@ from ..closeups import (
     named,
     scalar_closeup,
 )
-from ..models import MODELS, make_cell
+from ..models import few_models
 
 SPLIT = 2
 ITERATIONS = 4
@@ -212,23 +212,7 @@ def check(case: Case):
     check_curvature(got, flat, np.asarray(hessian))
 
 
-QUICK = ("lstm", "flax_lstm")
-"""A cell of ours and one of Flax's; the others take the same way."""
-
-every_model_ours_quickly = pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(
-            make_cell(path),
-            id=path.stem,
-            marks=[pytest.mark.slow] if path.stem not in QUICK else [],
-        )
-        for path in MODELS
-    ],
-)
-
-
-@every_model_ours_quickly
+@few_models()
 def test_every_cell_masked_with_a_loss_at_every_step(make):
     with jax.enable_x64(True):
         check(make_case(make, masked=True))

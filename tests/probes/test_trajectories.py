@@ -22,7 +22,7 @@ from gradlab.products import random_orthonormal
 from gradlab.step import setting_of
 
 from ..closeups import Case, E, H, I, Separate, T, make_case, packed
-from ..models import every_model
+from ..models import few_models
 
 TRANSIENT = 2
 PROBES = (
@@ -219,7 +219,7 @@ def check(case: Case):
             check_paths(setting, real, jacobians, got["gates"][index], index, got)
 
 
-@every_model()
+@few_models()
 def test_every_cell_against_numpy(make):
     with jax.enable_x64(True):
         check(make_case(make, masked=True))

@@ -48,7 +48,7 @@ def check_not_empty(path) -> None:
     [
         (64, [0], True, None),
         (64, ["0", "0 backward"], False, 30),
-        (5000, [0, 1, 2], True, 3000),
+        pytest.param(5000, [0, 1, 2], True, 3000, marks=pytest.mark.slow),
     ],
 )
 def test_every_figure(tmp_path, T, layers, lstm, zero_beyond):

@@ -15,7 +15,7 @@ from gradlab.errors import BadInput
 from gradlab.products import random_orthonormal
 from gradlab.regularizers import Flossing, Omega
 
-from ..models import every_model
+from ..models import few_models
 from ..oracles import as_float64, flat, jacobian_product_adjoints
 
 STEPS, EXAMPLES, WIDTH, HIDDEN = 6, 2, 2, 3
@@ -115,7 +115,7 @@ def exponents_by_hand(step, states, read, count):
     return growth
 
 
-@every_model()
+@few_models()
 def test_penalties_and_their_gradients(make):
     with jax.enable_x64(True):
         graph, params = drawn(make)

@@ -47,7 +47,7 @@ BREAKS = {
     ),
     "rnn_vs_lstm": Break(
         ["model=lstm", "model.cell.forget_bias=-3"],
-        "Once trained, the LSTM's gradient reaches the first step",
+        "The LSTM learns to add over the longest gap",
         ["model=rnn"],
     ),
     "applications": Break(["optimizer.learning_rate=1e-6"], "Text, the next character: an RNN"),

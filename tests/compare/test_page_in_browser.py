@@ -158,6 +158,14 @@ def test_a_group_is_mean_and_interval_over_its_seeds(page, sweep):
     assert found == {"mean": mean, "half": pytest.approx(half, rel=1e-12), "n": n}
 
 
+def test_exact_zeros_alone_are_a_zero_and_what_was_not_measured_is_none(page):
+    ask = "(values) => String(estimate(values.map(Number), Store.data.student).mean)"
+    assert page.evaluate(ask, ["-Infinity", "-Infinity"]) == "-Infinity"
+    assert page.evaluate(ask, ["-Infinity", "NaN"]) == "NaN"
+    assert page.evaluate(ask, []) == "NaN"
+    assert page.evaluate(ask, ["-Infinity", "-2"]) == "-2"
+
+
 def test_colour_dash_facet_and_group_follow_the_chosen_key(page):
     choose(page, "lines", "")
     by_model = [line["colour"] for line in lines_of(page)]

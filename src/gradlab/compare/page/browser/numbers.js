@@ -18,11 +18,11 @@ function worded(value) {
   return typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value);
 }
 
-/** Mean, half of the interval and count of the finite `values`. */
+/** Mean, half of the interval and count of the finite `values`; of exact zeros alone, as log10, a zero. */
 function estimate(values, student) {
   const known = values.filter(Number.isFinite);
   const n = known.length;
-  if (!n) return { mean: NaN, half: NaN, n };
+  if (!n) return { mean: values.length && values.every((value) => value === -Infinity) ? -Infinity : NaN, half: NaN, n };
   const mean = known.reduce((sum, value) => sum + value, 0) / n;
   if (n < 2) return { mean, half: NaN, n };
   const square = known.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1);

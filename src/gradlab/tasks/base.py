@@ -209,3 +209,25 @@ def split_sizes(total: int, val_fraction: float, test_fraction: float) -> dict[s
     """How many of ``total`` items go to each split: rounded for val and test, the rest to train."""
     val, test = round(total * val_fraction), round(total * test_fraction)
     return {"train": total - val - test, "val": val, "test": test}
+
+
+def check_sizes(
+    sizes: dict[str, int], val_fraction: float, test_fraction: float, allowed: str, there: str
+) -> None:
+    """Refuse with :class:`BadInput` a split that would get nothing, naming the fraction at fault.
+
+    Args:
+      sizes: of :func:`split_sizes`.
+      val_fraction: as there.
+      test_fraction: as there.
+      allowed: what each split must get, in words.
+      there: of how much, in words.
+    """
+    for name in ("val", "test", "train"):
+        if sizes[name] < 1:
+            at_fault = "test" if name == "train" else name
+            given = test_fraction if at_fault == "test" else val_fraction
+            allowed = (
+                f"fractions that give each split {allowed}; {there}, and {name} would get none"
+            )
+            raise BadInput(f"task.{at_fault}_fraction", given, allowed)

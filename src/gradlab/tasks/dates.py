@@ -19,6 +19,7 @@ from gradlab.tasks.base import (
     Task,
     below,
     check_fractions,
+    check_sizes,
     split_sizes,
     whole_number,
     words,
@@ -140,16 +141,13 @@ class Dates(Task):
         random = np.random.RandomState(self.split_seed)
         days = random.permutation(len(table.sources) // len(FORMS))
         sizes = split_sizes(len(days), self.val_fraction, self.test_fraction)
-        for name in ("val", "test", "train"):
-            if sizes[name] < 1:
-                at_fault = "test" if name == "train" else name
-                given = self.test_fraction if at_fault == "test" else self.val_fraction
-                raise BadInput(
-                    f"task.{at_fault}_fraction",
-                    given,
-                    f"fractions that give each split a day; of the {len(days)} days from "
-                    f"{self.first_year} to {self.last_year}, {name} would get none",
-                )
+        check_sizes(
+            sizes,
+            self.val_fraction,
+            self.test_fraction,
+            "a day",
+            f"there are {len(days)} days from {self.first_year} to {self.last_year}",
+        )
         val, test, train = np.split(days, np.cumsum([sizes["val"], sizes["test"]]))
         held_out = {}
         for name, part in (("val", val), ("test", test)):

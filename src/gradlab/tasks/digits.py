@@ -17,6 +17,7 @@ from gradlab.tasks.base import (
     Task,
     below,
     check_fractions,
+    check_sizes,
     split_sizes,
     whole_number,
     words,
@@ -131,16 +132,14 @@ class Digits(Task):
         for digit in range(CLASSES):
             shuffled = random.permutation(np.flatnonzero(labels == digit))
             sizes = split_sizes(len(shuffled), self.val_fraction, self.test_fraction)
+            check_sizes(
+                sizes,
+                self.val_fraction,
+                self.test_fraction,
+                "an image of every digit",
+                f"there are {len(shuffled)} images of {digit}",
+            )
             for name in ("val", "test", "train"):
-                if sizes[name] < 1:
-                    at_fault = "test" if name == "train" else name
-                    given = self.test_fraction if at_fault == "test" else self.val_fraction
-                    raise BadInput(
-                        f"task.{at_fault}_fraction",
-                        given,
-                        f"fractions that give each split an image of every digit; there are "
-                        f"{len(shuffled)} images of {digit}, and {name} would get none",
-                    )
                 part, shuffled = shuffled[: sizes[name]], shuffled[sizes[name] :]
                 members[name].append(part)
         return {name: np.sort(np.concatenate(parts)) for name, parts in members.items()}

@@ -45,13 +45,14 @@ import optax
 from flax import nnx
 
 from gradlab.analysis import probe_class, probe_names
+from gradlab.bptt.unroll import make_taps, unroll
 from gradlab.cells import GRU, LSTM, SimpleRNN
 from gradlab.model import SequenceModel
-from gradlab.optimizer import Optimizer
 from gradlab.probes.base import CloseProbe
-from gradlab.step import Steps, setting_of, supported
+from gradlab.probes.setting import setting_of, supported
 from gradlab.tasks import Adding
-from gradlab.unroll import make_taps, unroll
+from gradlab.training.optimizer import Optimizer
+from gradlab.training.step import Steps
 
 CELLS = {
     "rnn": (SimpleRNN, nnx.SimpleCell),

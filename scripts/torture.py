@@ -406,8 +406,8 @@ QUIET = ("hydra.run.dir=run", "record.figures=false")
 COST = """
 import atexit, time
 import wandb
-import gradlab.checkpoint, gradlab.run
-import gradlab.record.directory, gradlab.record.terminal, gradlab.record.wandb_sink
+import gradlab.training.checkpoint, gradlab.run
+import gradlab.record.directory, gradlab.record.terminal, gradlab.record.wandb.sink
 spent = {}
 ended = []
 def measured(kind, name, label, clock=time.perf_counter):
@@ -422,10 +422,10 @@ def measured(kind, name, label, clock=time.perf_counter):
     setattr(kind, name, outer)
 measured(gradlab.record.directory.RunDirectory, "log", "run directory")
 measured(gradlab.record.terminal.Terminal, "log", "terminal")
-measured(gradlab.record.wandb_sink.WandbSink, "log", "W&B")
-measured(gradlab.record.wandb_sink.WandbSink, "close", "W&B")
+measured(gradlab.record.wandb.sink.WandbSink, "log", "W&B")
+measured(gradlab.record.wandb.sink.WandbSink, "close", "W&B")
 measured(wandb.Run, "log", "W&B's thread", time.thread_time)
-measured(gradlab.checkpoint.Checkpoints, "save", "checkpoints")
+measured(gradlab.training.checkpoint.Checkpoints, "save", "checkpoints")
 inner = gradlab.run.train
 def train(*a, **k):
     try:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gradlab.closeup import Closeup
+from gradlab.bptt.closeup import Closeup
 
 T, E, I, H, O = 7, 3, 2, 3, 2  # noqa: E741
 LENGTHS = (7, 5, 3)

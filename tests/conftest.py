@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from tests import ROOT
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite is compiling; the compiler at its least effort halves it.
@@ -28,7 +29,7 @@ def compiled_once(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-SOURCE = str(Path(__file__).parents[1] / "src")
+SOURCE = str(ROOT / "src")
 
 
 class Done(NamedTuple):

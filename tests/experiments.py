@@ -8,10 +8,10 @@ import optax
 
 from gradlab.cells import LSTM
 from gradlab.experiment import Experiment
-from gradlab.optimizer import Optimizer
 from gradlab.probes import Adjoint, AdjointSlope, MemoryHorizon
 from gradlab.tasks.adding import Adding
-from gradlab.train import Trainer
+from gradlab.training.loop import Trainer
+from gradlab.training.optimizer import Optimizer
 
 PROBES = {"adjoint": Adjoint(), "adjoint_slope": AdjointSlope(), "memory_horizon": MemoryHorizon()}
 

@@ -11,7 +11,9 @@ from flax import nnx
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-MODELS = sorted(Path(__file__).parents[1].joinpath("conf", "model").glob("*.yaml"))
+from tests import ROOT
+
+MODELS = sorted(ROOT.joinpath("conf", "model").glob("*.yaml"))
 
 
 def make_cell(path: Path) -> Callable[..., nnx.RNNCellBase]:

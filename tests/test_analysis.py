@@ -13,9 +13,9 @@ from flax import nnx
 import gradlab
 from gradlab import BadInput, SequenceModel, analysis
 from gradlab.cells import LSTM, FeedForward, SimpleRNN
-from gradlab.optimizer import Optimizer
-from gradlab.step import Steps
 from gradlab.tasks import Adding
+from gradlab.training.optimizer import Optimizer
+from gradlab.training.step import Steps
 
 B, T, I, H = 3, 12, 2, 4  # noqa: E741
 CHEAP = ["adjoint", "adjoint_slope", "memory_horizon", "grad_norm"]

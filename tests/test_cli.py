@@ -148,7 +148,7 @@ def test_questions_are_answered_without_jax(process, tmp_path, arguments, words)
         assert word in out
     modules = set(re.findall(r"\| +([\w.]+)$", imported, re.MULTILINE))
     assert "hydra.main" in modules
-    assert not modules & {"jax", "flax", "wandb", "matplotlib", "xarray", "gradlab.train"}
+    assert not modules & {"jax", "flax", "wandb", "matplotlib", "xarray", "gradlab.training.loop"}
     assert not list(tmp_path.iterdir())
 
 
@@ -227,7 +227,7 @@ def test_a_crash_shows_its_traceback_and_is_recorded(command, tmp_path, monkeypa
     def fails(*_):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("gradlab.train._Loop.go", fails)
+    monkeypatch.setattr("gradlab.training.loop._Loop.go", fails)
     with pytest.raises(RuntimeError, match="the disk is full"):
         command(*TINY, *QUIET, "model=feedforward", "probe=none")
     info = json.loads((only_run(tmp_path) / "run.json").read_text())

@@ -2,15 +2,16 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import ROOT
+
 
 @pytest.fixture(scope="module")
 def check():
-    path = Path(__file__).parents[1] / "experiments" / "applications" / "check.py"
+    path = ROOT / "experiments" / "applications" / "check.py"
     spec = importlib.util.spec_from_file_location("check_of_applications", path)
     assert spec is not None
     assert spec.loader is not None

@@ -5,16 +5,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from gradlab.claims import page
 from gradlab.claims.sweep import command_of
+from tests import ROOT
 from tests.test_gallery import load_script
 
-ROOT = Path(__file__).parents[1]
 gallery = load_script()
 NAMES = gallery.known()
 

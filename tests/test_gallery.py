@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from gradlab.claims import page
+from tests import ROOT
 from tests.compare.recordings import record_sweep
-
-ROOT = Path(__file__).parents[1]
 
 CHECK = '''"""Does it hold?"""
 from gradlab.claims.finding import Finding

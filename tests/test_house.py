@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import gradlab
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = Path(gradlab.__file__).parent
 
 
@@ -33,6 +33,27 @@ def test_import_is_light():
 
 def test_submodules_follow_a_bare_import():
     assert "jax" in loaded_after("import gradlab; gradlab.cells.SimpleRNN, gradlab.unroll.unroll")
+
+
+ALIASES = {
+    "optimizer": "training.optimizer",
+    "scaling": "bptt.scaling",
+    "train": "training.loop",
+    "unroll": "bptt.unroll",
+}
+
+
+@pytest.mark.parametrize(("short", "home"), ALIASES.items())
+@pytest.mark.parametrize("first", ["alias", "home"])
+def test_a_short_name_is_the_module_itself_however_it_is_imported(short, home, first):
+    lines = [f"import gradlab.{short} as alias", f"import gradlab.{home} as home"]
+    lines.sort(key=lambda line: not line.endswith(first))
+    lines += [
+        f"from gradlab import {short} as attribute",
+        "assert alias is home is attribute",
+        f"assert alias.__spec__.name == alias.__name__ == 'gradlab.{home}'",
+    ]
+    loaded_after("\n".join(lines))
 
 
 def test_reading_a_run_needs_no_jax():

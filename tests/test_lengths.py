@@ -17,20 +17,19 @@ from gradlab.errors import BadInput
 from gradlab.experiment import build_steps
 from gradlab.launch.objective import check_objective
 from gradlab.launch.resume import _check_same
-from gradlab.program import Solo
 from gradlab.record.reader import open_run
 from gradlab.record.terminal import Terminal
 from gradlab.recording import at_other_lengths, describe, key_of
 from gradlab.run import run
-from gradlab.step import by_name
 from gradlab.tasks.adding import Adding
 from gradlab.tasks.base import at_length
 from gradlab.tasks.copying import Copying
-from gradlab.train import Member, Trainer, train
-
-from .experiments import experiment
-from .test_population import Noisy, alone, optimizer, trained
-from .test_train import Rows
+from gradlab.training.loop import Member, Trainer, train
+from gradlab.training.program import Solo
+from gradlab.training.step import by_name
+from tests.experiments import experiment
+from tests.training.test_loop import Rows
+from tests.training.test_population import Noisy, alone, optimizer, trained
 
 LENGTHS = (21, 30)
 TRAINER = Trainer(steps=12, batch=4, log_every=5, eval_every=5, test_lengths=LENGTHS)

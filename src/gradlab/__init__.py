@@ -7,28 +7,22 @@ nothing by itself and never brings in Hydra or W&B.
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradlab import (
-        analysis,
-        cells,
-        errors,
-        experiment,
-        model,
-        optimizer,
-        probes,
-        record,
-        regularizers,
-        scaling,
-        tasks,
-        train,
-        unroll,
-    )
+    from gradlab import analysis, cells, errors, experiment, model, probes, record, regularizers
+    from gradlab import tasks as tasks
     from gradlab.analysis import analyze
+    from gradlab.bptt import scaling, unroll
     from gradlab.errors import BadInput
     from gradlab.model import SequenceModel
     from gradlab.record.reader import Run, open_run
+    from gradlab.training import loop as train
+    from gradlab.training import optimizer
 
     __version__: str
 
@@ -61,6 +55,13 @@ _HOME = {
     "analyze": "gradlab.analysis",
     "open_run": "gradlab.record.reader",
 }
+_ALIASES = {
+    "gradlab.optimizer": "gradlab.training.optimizer",
+    "gradlab.scaling": "gradlab.bptt.scaling",
+    "gradlab.train": "gradlab.training.loop",
+    "gradlab.unroll": "gradlab.bptt.unroll",
+}
+"""Modules that are public under a shorter name than that of their file."""
 
 
 def __getattr__(name: str) -> Any:
@@ -78,3 +79,22 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Aliases(MetaPathFinder, Loader):
+    """Lets ``import gradlab.unroll`` give the one module that is ``gradlab.bptt.unroll``."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in _ALIASES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(_ALIASES[spec.name])
+        spec.loader_state = module.__spec__  # which the import system is about to replace
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+sys.meta_path.append(_Aliases())

@@ -29,18 +29,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.errors import BadInput, CannotRecord, LostPeer
-from gradlab.launch import sweep_end
-from gradlab.launch.agent import from_agent
 from gradlab.launch.conf_files import config_folder
-from gradlab.launch.elsewhere import bring_home, tell_losses, watch
 from gradlab.launch.explain import check_flags, explain
 from gradlab.launch.extras import check_launcher
-from gradlab.launch.job import name_of_job, prepare, run_or_collect
+from gradlab.launch.job import prepare, run_or_collect
 from gradlab.launch.multihost import join
 from gradlab.launch.objective import Worth
-from gradlab.launch.resume import requeued, with_resumed
+from gradlab.launch.resume import from_agent, requeued, with_resumed
 from gradlab.launch.session import occupied, refuse, session
-from gradlab.launch.sweep_size import check_size
+from gradlab.launch.sweep import report as sweep_end
+from gradlab.launch.sweep.elsewhere import bring_home, tell_losses, watch
+from gradlab.launch.sweep.jobs import name_of_job
+from gradlab.launch.sweep.size import check_size
 
 
 def main() -> None:
@@ -158,7 +158,7 @@ def job(cfg: DictConfig) -> Worth:
 
 def _job(cfg: DictConfig, folder: Path) -> Worth:
     try:
-        return run_or_collect(prepare(cfg, folder))
+        return run_or_collect(prepare(cfg, folder, name_of_job()))
     except (CannotRecord, LostPeer) as error:
         print(f"gradlab: {error}", file=sys.stderr)
         sys.exit(1)

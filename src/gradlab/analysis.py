@@ -17,13 +17,13 @@ import xarray
 from flax import nnx
 
 import gradlab.probes
-from gradlab import scaling
-from gradlab.closeup import Closeup
+from gradlab.bptt import scaling
+from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.unroll import unroll
 from gradlab.errors import BadInput, nearest
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.probes.base import CloseProbe, Probe, Seen, Setting, StepProbe
-from gradlab.step import setting_of, supported
-from gradlab.unroll import unroll
+from gradlab.probes.setting import setting_of, supported
 
 PRESETS: dict[str, type[Probe]] = {"full": Probe, "standard": StepProbe}
 """What a preset measures: every probe of this kind."""
@@ -217,7 +217,7 @@ def _probes(wanted: str | Sequence[str | Probe]) -> dict[str, Probe]:
 def probe_names() -> list[str]:
     """The names of gradlab's probes: the modules of the room."""
     found = (module.name for module in pkgutil.iter_modules(gradlab.probes.__path__))
-    return sorted(name for name in found if name != "base")
+    return sorted(name for name in found if name not in ("base", "setting"))
 
 
 def probe_class(name: str) -> type[Probe]:

@@ -10,15 +10,16 @@ import jax
 from flax import nnx
 
 from gradlab.errors import BadInput, at_least
-from gradlab.mesh import mesh_of
 from gradlab.model import MakeCell, SequenceModel
-from gradlab.optimizer import Optimizer
 from gradlab.probes.base import Probe
+from gradlab.probes.setting import setting_of, supported
 from gradlab.regularizers.base import Regularizer
-from gradlab.schedule import Schedule
-from gradlab.step import Steps, setting_of, supported
 from gradlab.tasks.base import Task, at_length
-from gradlab.train import Trainer
+from gradlab.training.loop import Trainer
+from gradlab.training.mesh import mesh_of
+from gradlab.training.optimizer import Optimizer
+from gradlab.training.schedule import Schedule
+from gradlab.training.step import Steps
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gradlab.unroll import Trace, initial_carries, unroll
+from gradlab.bptt.unroll import Trace, initial_carries, unroll
 
 Loss = Literal["mse", "cross_entropy"]
 Readout = Literal["last", "every"]
@@ -25,7 +25,7 @@ class Forward(NamedTuple):
 
     Attributes:
       outputs: ``(B, O)``, or ``(T, B, O)`` for a model read at every step.
-      traces: as in :class:`gradlab.unroll.Unrolled`.
+      traces: as in :class:`gradlab.bptt.unroll.Unrolled`.
     """
 
     outputs: jax.Array

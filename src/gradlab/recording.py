@@ -10,19 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradlab.checkpoint import FOLDER as CHECKPOINTS
-from gradlab.checkpoint import Checkpoints, Position
 from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.experiment import Experiment, build_steps
 from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.finish import draw_figures, replay
-from gradlab.record.guarded import Guarded
 from gradlab.record.reader import Run, open_run
-from gradlab.step import Steps, by_name, parameter_names
+from gradlab.record.sinks import Guarded
+from gradlab.record.verdict import against_baseline, at_other_lengths, verdict
 from gradlab.tasks.base import Split
-from gradlab.train import Member
-from gradlab.verdict import verdict
+from gradlab.training.checkpoint import FOLDER as CHECKPOINTS
+from gradlab.training.checkpoint import Checkpoints, Position
+from gradlab.training.loop import Member
+from gradlab.training.step import Steps, by_name, parameter_names
 
 SCALARS = {
     "train/loss": "mean training loss since the last row",
@@ -243,34 +243,3 @@ def describe(
         resumed=earlier is not None,
         recorded=int(max(earlier.scalars["step"].values, default=-1)) if earlier else -1,
     )
-
-
-def against_baseline(outcome: Outcome, description: Description) -> list[str]:
-    """One line that says whether the model beat the guess without memory on the test split."""
-    baseline, summary = description.baseline["test"], outcome.summary
-    if "test/loss" not in summary:
-        return []
-    score, guess = summary["test/loss"], baseline["loss"]
-    word = "beats" if score < guess else "does not beat"
-    line = f"test loss {score:.4g} {word} the baseline {guess:.4g} ({baseline['name']})"
-    if baseline.get("accuracy") is not None and "test/accuracy" in summary:
-        line += f"; test accuracy {summary['test/accuracy']:.1%} against {baseline['accuracy']:.1%}"
-    return [line]
-
-
-def at_other_lengths(
-    outcome: Outcome, description: Description, lengths: Sequence[int]
-) -> list[str]:
-    """One line a figure: what it is on the test split at each of some lengths, and the baseline."""
-    summary, lines = outcome.summary, []
-    for figure, form in (("loss", ".4g"), ("accuracy", ".1%")):
-        told = []
-        for length in lengths:
-            score = summary.get(f"test/{figure}{AT_LENGTH}{length}")
-            guess = description.baseline[f"test{AT_LENGTH}{length}"][figure]
-            if score is not None:
-                words = "" if guess is None else f" (baseline {guess:{form}})"
-                told.append(f"{length}: {score:{form}}{words}")
-        if told:
-            lines.append(f"test {figure} at other lengths: {', '.join(told)}")
-    return lines

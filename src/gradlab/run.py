@@ -9,16 +9,16 @@ from typing import Protocol, TypeVar
 
 import jax
 
-from gradlab.checkpoint import Position, from_bytes
 from gradlab.errors import BadInput, CannotRecord
 from gradlab.experiment import Experiment, build_steps
-from gradlab.interruption import Interruption
-from gradlab.population import AtOnce, Population, Untraceable, numbers_of, together
-from gradlab.program import Solo
 from gradlab.record.base import Outcome, Sink
 from gradlab.recording import Recording, crashed, key_of
-from gradlab.step import Steps
-from gradlab.train import Member, train
+from gradlab.training.checkpoint import Position, from_bytes
+from gradlab.training.interruption import Interruption
+from gradlab.training.loop import Member, train
+from gradlab.training.population import AtOnce, Population, Untraceable, numbers_of, together
+from gradlab.training.program import Solo
+from gradlab.training.step import Steps
 
 Company = Callable[[Position | None], AbstractContextManager[None]]
 
@@ -79,7 +79,8 @@ def take_part(experiment: Experiment, position: bytes, interruption: Interruptio
 
     Args:
       experiment: as there.
-      position: where it begins, from :func:`gradlab.checkpoint.to_bytes`; empty for the start.
+      position: where it begins, from :func:`gradlab.training.checkpoint.to_bytes`; empty: at the
+        start.
       interruption: asks all of them to end.
     """
     steps, _ = build_steps(experiment)
@@ -145,7 +146,7 @@ def run_together(
       recordings: of the runs, not yet opened.
       crew: is told of every run, once.
       interruption: asks all of them to end.
-      at_once: as for :class:`gradlab.population.Population`.
+      at_once: as for :class:`gradlab.training.population.Population`.
     """
     trainer = recordings[0].experiment.trainer
     steps, keys = [one.steps for one in recordings], [one.key for one in recordings]

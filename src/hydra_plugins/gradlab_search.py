@@ -1,4 +1,4 @@
-"""Where Hydra looks for ``hydra/sweeper=search``; what it does is in :mod:`gradlab.launch.search`.
+"""Where Hydra looks for ``hydra/sweeper=search``; see :mod:`gradlab.launch.sweep.search`.
 
 Hydra imports every module of this package at each start, so nothing heavy is imported here.
 """
@@ -22,7 +22,7 @@ class Search(Sweeper):
 
     def setup(self, **parts: Any) -> None:
         """See the base class."""
-        from gradlab.launch.search import OptunaSearch
+        from gradlab.launch.sweep.search import OptunaSearch
 
         # Not before: Hydra would wrap the refusal of a setting in one of its own.
         self._search = OptunaSearch(**self._settings)

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from gradlab.bptt.passes import hidden_index, state_names
+from gradlab.bptt.unroll import initial_carries, unroll
 from gradlab.cells import stock
-from gradlab.passes import hidden_index, state_names
-from gradlab.unroll import initial_carries, unroll
-
-from ..models import every_model
+from tests.models import every_model
 
 WIDTH, HIDDEN, BATCH = 3, 5, 4
 

@@ -7,12 +7,11 @@ import pytest
 from flax import nnx
 
 from gradlab import cells
+from gradlab.bptt.passes import hidden_index
 from gradlab.cells import stock
 from gradlab.cells.rnn import ACTIVATIONS
-from gradlab.passes import hidden_index
-
-from ..models import every_model
-from ..oracles import as_float64
+from tests.models import every_model
+from tests.oracles import as_float64
 
 WIDTH, HIDDEN = 2, 9
 NESTED = {"GRUResetBefore"}

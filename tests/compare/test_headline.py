@@ -12,9 +12,8 @@ import scipy.stats
 from gradlab.compare.headline import headline
 from gradlab.compare.recorded import recorded
 from gradlab.compare.runs import runs_in
-
-from .recordings import CELLS, record_run, record_sweep
-from .sweeps import make_run
+from tests.compare.recordings import CELLS, record_run, record_sweep
+from tests.compare.sweeps import make_run
 
 LSTM, GRU, RNN = [80.0, 90.0, 87.0], [20.0, 24.0, 19.0], [5.0, 5.5, 4.5]
 

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.compare import chromium
 from tests.compare.recordings import record_run
 from tests.compare.test_serve import serving
@@ -42,7 +42,7 @@ def writer(tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env=os.environ,
     )
     while not (tmp_path / "runs" / "live" / "run.json").exists():

@@ -11,9 +11,8 @@ from flax import nnx
 from gradlab.compare.matched import TOLERANCE, matched, parameters_of
 from gradlab.compare.runs import runs_in
 from gradlab.compare.table import estimate
-
-from .recordings import CELLS
-from .sweeps import make_run
+from tests.compare.recordings import CELLS
+from tests.compare.sweeps import make_run
 
 
 def make(folder, model, hidden, parameters=None, seed=0, loss=0.1, said=(), **changes):

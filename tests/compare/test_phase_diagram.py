@@ -18,8 +18,7 @@ from gradlab.compare.phase_diagram import (
     write,
 )
 from gradlab.compare.runs import runs_in
-
-from .sweeps import make_run, make_sweep
+from tests.compare.sweeps import make_run, make_sweep
 
 GAINS, LENGTHS = [0.5, 1.0, 2.0], [10, 20, 40]
 AXES = {"model__cell__gain": GAINS, "task__length": LENGTHS}

@@ -24,11 +24,10 @@ from gradlab.compare.report.library import reports, workspaces
 from gradlab.compare.runs import runs_in
 from gradlab.errors import BadInput
 from gradlab.record.directory import RunDirectory
-from gradlab.record.wandb_sink import WandbSink
-
-from ..record.synthetic import describe, finished, make_row
-from ..record.wandb_server import ENTITY, KEY, WandbServer, isolate
-from .recordings import record_run, record_sweep
+from gradlab.record.wandb.sink import WandbSink
+from tests.compare.recordings import record_run, record_sweep
+from tests.record.synthetic import describe, finished, make_row
+from tests.record.wandb_server import ENTITY, KEY, WandbServer, isolate
 
 HEADLINE = SimpleNamespace(title="The GRU carries it", lines=("It reaches 37 steps.", "So it is."))
 STEPS = 40

@@ -9,9 +9,8 @@ from gradlab.compare.runs import runs_in, settings_that_differ
 from gradlab.errors import BadInput
 from gradlab.record.base import Outcome
 from gradlab.record.directory import RunDirectory
+from tests.compare.sweeps import BASE, make_run
 from tests.record.synthetic import describe
-
-from .sweeps import BASE, make_run
 
 
 def begun(folder, *overrides, number=None):

@@ -19,8 +19,7 @@ from gradlab.compare.table import (
     with_interval,
     write_csv,
 )
-
-from .sweeps import make_run, make_sweep
+from tests.compare.sweeps import make_run, make_sweep
 
 LOSSES = {"rnn": [0.3, 0.5, 0.4], "lstm": [0.1, 0.1, 0.4]}
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +12,15 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from gradlab import analysis
+from gradlab.bptt.closeup import Closeup
 from gradlab.cells import LSTM, SimpleRNN
-from gradlab.closeup import Closeup
 from gradlab.probes.base import CloseProbe, Setting, StepProbe, Unsupported
-from gradlab.step import setting_of
+from gradlab.probes.setting import setting_of
 from gradlab.variable import Variable
+from tests import ROOT
+from tests.probes.seen import SETTING, B, H, L, T, make_seen
 
-from .seen import SETTING, B, H, L, T, make_seen
-
-FOLDER = Path(__file__).parents[2] / "conf" / "probe"
+FOLDER = ROOT / "conf" / "probe"
 NODES = {
     name: node
     for path in sorted(FOLDER.glob("*.yaml"))

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+from gradlab.bptt.closeup import Closeup
 from gradlab.cells import LSTM, SimpleRNN
-from gradlab.closeup import Closeup
 from gradlab.errors import BadInput
 from gradlab.probes.base import Setting, Unsupported
 from gradlab.probes.clipping import ClipRemoved
@@ -19,8 +19,7 @@ from gradlab.probes.direct_adjoint import DirectAdjoint
 from gradlab.probes.gradient_noise import GradientNoise
 from gradlab.probes.temporal_contribution import TemporalContribution
 from gradlab.probes.truncation import Truncation, windows
-
-from ..closeups import (
+from tests.closeups import (
     Case,
     Copies,
     E,
@@ -32,7 +31,7 @@ from ..closeups import (
     named,
     scalar_closeup,
 )
-from ..models import few_models
+from tests.models import few_models
 
 SPLIT = 2
 ITERATIONS = 4

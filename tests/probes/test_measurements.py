@@ -19,8 +19,7 @@ from gradlab.probes.adjoint_slope import least_squares_slope
 from gradlab.probes.base import norm, state_log10
 from gradlab.probes.forget_product import reverse_cumulative_sum
 from gradlab.probes.memory_horizon import horizon
-
-from .seen import B, L, T, make_seen
+from tests.probes.seen import B, L, T, make_seen
 
 MASKED = pytest.mark.parametrize("masked", [False, True])
 

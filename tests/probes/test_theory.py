@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from gradlab import cells
+from gradlab.bptt.closeup import Closeup
 from gradlab.cells import stock
-from gradlab.closeup import Closeup
 from gradlab.errors import BadInput
 from gradlab.probes.base import Setting, Unsupported
 from gradlab.probes.gate_statistics import GateStatistics
@@ -18,12 +18,11 @@ from gradlab.probes.gradient_mass import GradientMass
 from gradlab.probes.mean_field import MeanField, gaussian_mean, growth, variance
 from gradlab.probes.pascanu_bound import PascanuBound
 from gradlab.probes.recurrent_matrix import RecurrentMatrix, figures
+from gradlab.probes.setting import setting_of
 from gradlab.probes.trajectory_end import TrajectoryEnd
-from gradlab.step import setting_of
-
-from ..models import every_model
-from ..oracles import as_float64
-from .seen import B, L, make_seen
+from tests.models import every_model
+from tests.oracles import as_float64
+from tests.probes.seen import B, L, make_seen
 
 STEPS, EXAMPLES, WIDTH, HIDDEN = 7, 3, 2, 3
 ENDS = np.array([7, 4, 5])

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.products import random_orthonormal
 from gradlab.cells import GRU, LSTM, SimpleRNN
-from gradlab.closeup import Closeup
 from gradlab.errors import BadInput
 from gradlab.probes.base import Setting, Unsupported
 from gradlab.probes.forget_path import ForgetPath
 from gradlab.probes.long_jacobian import LongJacobian
 from gradlab.probes.lyapunov import Lyapunov, kaplan_yorke
+from gradlab.probes.setting import setting_of
 from gradlab.probes.singular_spectrum import SingularSpectrum
 from gradlab.probes.step_jacobian import StepJacobian
-from gradlab.products import random_orthonormal
-from gradlab.step import setting_of
-
-from ..closeups import Case, E, H, I, Separate, T, make_case, packed
-from ..models import few_models
+from tests.closeups import Case, E, H, I, Separate, T, make_case, packed
+from tests.models import few_models
 
 TRANSIENT = 2
 PROBES = (

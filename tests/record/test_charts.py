@@ -17,10 +17,11 @@ import pytest
 import vl_convert
 from PIL import Image
 
-from .wandb_server import WandbServer
+from tests import ROOT
+from tests.record.wandb_server import WandbServer
 
 TEXT = (files("gradlab.record") / "charts" / "vanishing_curve.json").read_text(encoding="utf-8")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "wandb_chart.py"
+SCRIPT = ROOT / "scripts" / "wandb_chart.py"
 COLUMNS = ("lag", "train_step", "series", "log10")
 STEPS, LAGS = (0, 50, 100, 400, 1000), np.arange(0, 60, 2)
 SERIES = ("adj_h layer_0", "adj_h layer_1", "adj_c layer_0")

@@ -16,9 +16,8 @@ from gradlab.record.directory import RunDirectory
 from gradlab.record.figures import FIGURES, draw
 from gradlab.record.figures.common import STYLE
 from gradlab.record.reader import open_run
-
-from .synthetic import describe_closely, finished, make_close_row, make_row
-from .test_figures import check_not_empty
+from tests.record.synthetic import describe_closely, finished, make_close_row, make_row
+from tests.record.test_figures import check_not_empty
 
 STEPS, EVERY = 20, 6
 SHOWN = {

@@ -27,8 +27,8 @@ from gradlab.record.base import Description, Outcome, Row, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.lock import is_written
 from gradlab.record.reader import open_run, recorded_rows
-
-from .synthetic import PARAMETERS, QUANTILES, describe, finished, make_row
+from tests import ROOT
+from tests.record.synthetic import PARAMETERS, QUANTILES, describe, finished, make_row
 
 
 def record(path: Path, description: Description, rows: list[Row]) -> RunDirectory:
@@ -218,7 +218,7 @@ for step in itertools.count():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_after_a_kill_every_flushed_row_is_there(tmp_path, seed):
-    tests = str(Path(__file__).parents[1])
+    tests = str(ROOT / "tests")
     command = [sys.executable, "-c", WRITER, str(tmp_path), tests]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         writer.stdout.readline()

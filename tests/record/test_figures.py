@@ -10,8 +10,7 @@ from gradlab.record.base import Row
 from gradlab.record.directory import RunDirectory
 from gradlab.record.figures import colour_limits, draw
 from gradlab.record.reader import open_run
-
-from .synthetic import describe, finished, make_row
+from tests.record.synthetic import describe, finished, make_row
 
 ALL = ["adjoint_over_lag.png", "adjoint_heatmap.png", "forget_product.png", "loss.png"]
 

@@ -5,8 +5,7 @@ import pytest
 
 from gradlab.record.base import Row, Variable
 from gradlab.record.heatmap import Curves, Histories, History, heatmap, spread
-
-from .synthetic import describe, make_row
+from tests.record.synthetic import describe, make_row
 
 
 @pytest.mark.parametrize("length", [1, 10, 11, 500])

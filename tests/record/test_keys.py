@@ -6,8 +6,7 @@ import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
 from gradlab.record.keys import Keys
-
-from .synthetic import describe, make_row
+from tests.record.synthetic import describe, make_row
 
 T = 40
 

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gradlab.record.progress import ROWS, STATES, SweepProgress
-
-from .test_terminal import Tty
+from tests.record.test_terminal import Tty
 
 
 def names(count):

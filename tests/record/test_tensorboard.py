@@ -20,8 +20,7 @@ from gradlab.record import tensorboard_sink
 from gradlab.record.base import Outcome, Row
 from gradlab.record.keys import Keys
 from gradlab.record.tensorboard_sink import TensorBoardSink
-
-from .synthetic import describe, describe_closely, finished, make_close_row, make_row
+from tests.record.synthetic import describe, describe_closely, finished, make_close_row, make_row
 
 T, STEPS = 40, 60
 

@@ -8,8 +8,7 @@ import pytest
 
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.terminal import Terminal
-
-from .synthetic import describe, finished, make_row
+from tests.record.synthetic import describe, finished, make_row
 
 
 class Tty(io.StringIO):

@@ -21,17 +21,16 @@ import pytest
 import wandb
 
 from gradlab.errors import BadInput
-from gradlab.record import wandb_recorder
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.directory import RunDirectory
-from gradlab.record.wandb_charts import TABLE_ROWS, VANISHING, Charts
-from gradlab.record.wandb_file import BLOCK, Contents, contents, load, records, rewrite
-from gradlab.record.wandb_sink import WandbSink
-from gradlab.record.wandb_start import run_name, without_credentials
+from gradlab.record.wandb import recorder as wandb_recorder
+from gradlab.record.wandb.charts import TABLE_ROWS, VANISHING, Charts
+from gradlab.record.wandb.file import BLOCK, Contents, contents, load, records, rewrite
+from gradlab.record.wandb.sink import WandbSink
+from gradlab.record.wandb.start import run_name, without_credentials
 from gradlab.variable import Variable
-
-from .synthetic import describe, finished, make_row
-from .wandb_server import isolate
+from tests.record.synthetic import describe, finished, make_row
+from tests.record.wandb_server import isolate
 
 T, STEPS = 40, 60
 

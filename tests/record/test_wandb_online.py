@@ -19,11 +19,10 @@ import wandb
 
 from gradlab.record.base import Description
 from gradlab.record.directory import RunDirectory
-from gradlab.record.wandb_file import contents
-from gradlab.record.wandb_sink import WandbSink
-
-from .synthetic import describe, finished, make_row
-from .wandb_server import KEY, Run, WandbServer, isolate
+from gradlab.record.wandb.file import contents
+from gradlab.record.wandb.sink import WandbSink
+from tests.record.synthetic import describe, finished, make_row
+from tests.record.wandb_server import KEY, Run, WandbServer, isolate
 
 STEPS = range(0, 60, 3)
 

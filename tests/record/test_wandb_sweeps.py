@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gradlab.launch.agent import from_agent
-from gradlab.record.wandb_start import beside
+from gradlab.launch.resume import from_agent
+from gradlab.record.wandb.start import beside
+from tests import ROOT
+from tests.conftest import SOURCE
+from tests.record.wandb_server import ENTITY, KEY, WandbServer, isolate
+from tests.test_cli import QUIET, TINY
 
-from ..conftest import SOURCE
-from ..test_cli import QUIET, TINY
-from .wandb_server import ENTITY, KEY, WandbServer, isolate
-
-FOLDER = Path(__file__).parents[2] / "scripts" / "wandb_sweeps"
+FOLDER = ROOT / "scripts" / "wandb_sweeps"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 

@@ -10,13 +10,12 @@ import pytest
 from flax import nnx
 
 from gradlab import cells
-from gradlab.closeup import Closeup
+from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.products import random_orthonormal
 from gradlab.errors import BadInput
-from gradlab.products import random_orthonormal
 from gradlab.regularizers import Flossing, Omega
-
-from ..models import few_models
-from ..oracles import as_float64, flat, jacobian_product_adjoints
+from tests.models import few_models
+from tests.oracles import as_float64, flat, jacobian_product_adjoints
 
 STEPS, EXAMPLES, WIDTH, HIDDEN = 6, 2, 2, 3
 ENDS = (6, 4)

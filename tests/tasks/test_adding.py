@@ -5,8 +5,7 @@ import pytest
 
 from gradlab.errors import BadInput
 from gradlab.tasks.adding import Adding
-
-from . import draw
+from tests.tasks import draw
 
 VARIANTS = [{"min_length": 20}, {"length": 3, "min_length": 2}]
 RTOL = 0.12  # 1,000 examples: one standard error of the mean squared error is 3.7 %

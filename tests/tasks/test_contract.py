@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from gradlab.tasks.base import Task
+from tests import ROOT
 
-CONF = Path(__file__).parents[2] / "conf" / "task"
+CONF = ROOT / "conf" / "task"
 STEMS = sorted(path.stem for path in CONF.glob("*.yaml"))
 B = 500
 KEYS = jax.random.split(jax.random.key(3), 4)

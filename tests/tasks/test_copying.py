@@ -5,8 +5,7 @@ import pytest
 
 from gradlab.errors import BadInput
 from gradlab.tasks.copying import Copying
-
-from . import draw
+from tests.tasks import draw
 
 VARIANTS = [{"length": 21}]
 RTOL = 1e-5

@@ -10,8 +10,7 @@ import pytest
 
 from gradlab.errors import BadInput
 from gradlab.tasks.dates import ALPHABET, ANSWERS, PAD, WRITE, Dates
-
-from . import draw
+from tests.tasks import draw
 
 VARIANTS = [{"length": 60, "first_year": 2023, "last_year": 2024, "split_seed": 3}]
 RTOL = 1e-5

@@ -6,8 +6,7 @@ from sklearn.datasets import load_digits
 
 from gradlab.errors import BadInput
 from gradlab.tasks.digits import Digits, pixel_permutation
-
-from . import draw
+from tests.tasks import draw
 
 VARIANTS = [{"permuted": True, "length": 50, "val_fraction": 0.3, "split_seed": 5}]
 RTOL = 1e-5

@@ -6,8 +6,7 @@ from statsmodels.datasets import sunspots
 
 from gradlab.errors import BadInput
 from gradlab.tasks.sunspots import Sunspots
-
-from . import draw
+from tests.tasks import draw
 
 VARIANTS = [{"length": 100, "val_fraction": 0.25, "test_fraction": 0.25}]
 RTOL = 1e-5

@@ -7,8 +7,7 @@ import pytest
 
 from gradlab.errors import BadInput
 from gradlab.tasks.temporal_order import TemporalOrder
-
-from . import draw
+from tests.tasks import draw
 
 VARIANTS = [{"length": 20}]
 RTOL = 1e-6

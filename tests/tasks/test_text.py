@@ -10,8 +10,7 @@ import pytest
 
 from gradlab.errors import BadInput
 from gradlab.tasks.text import Text
-
-from . import draw
+from tests.tasks import draw
 
 VARIANTS = [{"predict": "last"}]
 RTOL = 0.08  # the windows are a sample of the split's text; with predict=last of 500 characters

@@ -48,15 +48,15 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     """
     from flax import nnx
 
-    from gradlab.check import check_arguments, check_keys
     from gradlab.experiment import Experiment, check_experiment
+    from gradlab.launch.check import check_arguments, check_keys
     from gradlab.launch.objective import check_objective
-    from gradlab.optimizer import Optimizer
     from gradlab.probes.base import CloseProbe, StepProbe
-    from gradlab.record.wandb_sink import WandbSink
-    from gradlab.schedule import Schedule
+    from gradlab.record.wandb.sink import WandbSink
     from gradlab.tasks.base import Task
-    from gradlab.train import Trainer
+    from gradlab.training.loop import Trainer
+    from gradlab.training.optimizer import Optimizer
+    from gradlab.training.schedule import Schedule
 
     own = {"seed": int, "objective": str | list[str]}
     check_keys("", config, own | dict.fromkeys(SECTIONS, dict))
@@ -163,7 +163,7 @@ def _make(
 
 def _check_node(key: str, node: Any, supplied: set[str]) -> Callable[..., Any]:
     """The target of a section and of those in it, after a check of their arguments."""
-    from gradlab.check import check_arguments
+    from gradlab.launch.check import check_arguments
 
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise BadInput(key, node, "a section with _target_: the dotted name of a class or function")

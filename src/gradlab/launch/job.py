@@ -15,7 +15,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gradlab.launch.build import build, plain
-from gradlab.launch.members import name_of
 from gradlab.launch.objective import Worth, lacking, objective_of
 from gradlab.launch.resume import earlier_run, has_ended, requeued
 from gradlab.launch.session import occupied, session, shown
@@ -46,8 +45,13 @@ class Job:
     ended: Mapping[str, Any] | None
 
 
-def prepare(cfg: DictConfig, folder: Path) -> Job:
+def prepare(cfg: DictConfig, folder: Path, name: str = "") -> Job:
     """What a composed configuration asks for.
+
+    Args:
+      cfg: as composed.
+      folder: the run directory.
+      name: of a job of a sweep.
 
     Raises:
       BadInput: if it cannot be.
@@ -69,15 +73,7 @@ def prepare(cfg: DictConfig, folder: Path) -> Job:
         print(f"run directory: {shown(folder)}")
         ended = earlier.summary
     parts = {"config": config, "choices": choices, "overrides": overrides}
-    return Job(name_of_job(), folder, experiment, parts, earlier is not None, ended)
-
-
-def name_of_job() -> str:
-    """The name of the job at hand in its sweep; empty for a single run."""
-    settings = HydraConfig.get()
-    if settings.mode == RunMode.RUN:
-        return ""
-    return name_of(settings.job.num, session.jobs, Path(settings.runtime.output_dir))
+    return Job(name, folder, experiment, parts, earlier is not None, ended)
 
 
 def perform(job: Job) -> Worth:

@@ -22,7 +22,7 @@ from gradlab.errors import BadInput, LostPeer
 from gradlab.launch.resume import value_of
 
 if TYPE_CHECKING:
-    from gradlab.checkpoint import Position
+    from gradlab.training.checkpoint import Position
 
 KEY = "trainer.mesh"
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -206,7 +206,7 @@ class Company:
             if self.place is None:
                 yield
                 return
-            from gradlab.checkpoint import to_bytes
+            from gradlab.training.checkpoint import to_bytes
 
             with self._step():
                 _share(json.dumps(job).encode())
@@ -217,9 +217,9 @@ class Company:
 
     def follow(self) -> int:
         """Take part in whatever the first process leads; its exit code, once it has ended."""
-        from gradlab.interruption import Interruption
         from gradlab.launch.build import build
         from gradlab.run import take_part
+        from gradlab.training.interruption import Interruption
 
         logging.getLogger("gradlab").setLevel(logging.ERROR)  # the first process says it all
         with Interruption() as interruption:

@@ -60,6 +60,18 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     return _resumed(arguments, Path(asked).expanduser())
 
 
+def from_agent(arguments: Sequence[str]) -> list[str]:
+    """``arguments``; where W&B's agent wrote them, its ``key=None`` is ``key=null``.
+
+    A ``null`` among the values of a sweep file comes as Python writes it, which Hydra takes for
+    text. Elsewhere ``None`` remains the text that it is.
+    """
+    if not os.environ.get("WANDB_SWEEP_ID"):
+        return list(arguments)
+    none = "=None"
+    return [a.removesuffix(none) + "=null" if a.endswith(none) else a for a in arguments]
+
+
 def requeued() -> bool:
     """Whether Slurm runs this for a second time: it was preempted, or its node had failed."""
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"

@@ -8,13 +8,18 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Protocol
 
 from gradlab.errors import BadInput, CannotRecord
 from gradlab.launch.multihost import Company
 
-if TYPE_CHECKING:
-    from gradlab.launch.watch import Watcher
+
+class Watch(Protocol):
+    """Something that keeps an eye on the jobs of a sweep until it is told to stop."""
+
+    def stop(self) -> None:
+        """Look once more, and end."""
+        ...
 
 
 @dataclass
@@ -41,11 +46,11 @@ class Session:
     failed: list[str] = field(default_factory=list)
     company: Company = field(default_factory=Company)
     jobs: list[list[str]] | None = None
-    watcher: Watcher | None = None
+    watcher: Watch | None = None
 
     def renew(self) -> None:
         """Begin again, with the next command in the same process."""
-        self.__init__(process=os.getpid())
+        vars(self).update(vars(Session(process=os.getpid())))
 
     def has_begun(self, folder: Path) -> bool:
         """Whether an earlier start of this job, in another process, made its run directory."""

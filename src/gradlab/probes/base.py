@@ -6,7 +6,7 @@ on the device, inside a compiled function. The contract tests find it from the c
 
 There are two kinds. A :class:`StepProbe` reads what a training step saw anyway (:class:`Seen`), at
 every logged step. A :class:`CloseProbe` looks closely at a few examples
-(:class:`gradlab.closeup.Closeup`), every ``probe.every`` steps.
+(:class:`gradlab.bptt.closeup.Closeup`), every ``probe.every`` steps.
 
 Shapes: ``L`` layers (both directions of a bidirectional one counted), ``T`` steps, ``B`` examples,
 ``H`` hidden width.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradlab.closeup import Closeup
+from gradlab.bptt.closeup import Closeup
 from gradlab.variable import Variable
 
 

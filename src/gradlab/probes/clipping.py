@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab import scaling
-from gradlab.closeup import Closeup, LayerView, Params
+from gradlab.bptt import scaling
+from gradlab.bptt.closeup import Closeup, LayerView, Params
+from gradlab.bptt.scaling import Scaled
 from gradlab.probes.base import CloseProbe, Setting, Unsupported, norm
-from gradlab.scaling import Scaled
 from gradlab.variable import Variable
 
 

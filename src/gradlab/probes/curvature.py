@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from gradlab.closeup import Closeup
+from gradlab.bptt.closeup import Closeup
 from gradlab.errors import at_least
 from gradlab.probes.base import CloseProbe, Setting, norm
 from gradlab.variable import Variable

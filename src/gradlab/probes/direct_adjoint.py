@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab import scaling
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt import scaling
+from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
 from gradlab.variable import Variable
 

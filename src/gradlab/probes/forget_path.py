@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.products import Paths, paths
 from gradlab.errors import at_least
 from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10
-from gradlab.products import Paths, paths
 from gradlab.variable import Variable
 
 

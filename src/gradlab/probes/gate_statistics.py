@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.errors import BadInput
 from gradlab.probes.base import CloseProbe, Setting, Unsupported
 from gradlab.variable import Variable

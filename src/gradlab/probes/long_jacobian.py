@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.closeup import Closeup
+from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.products import suffix_norms
 from gradlab.errors import at_least
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
-from gradlab.products import suffix_norms
 from gradlab.variable import Variable
 
 

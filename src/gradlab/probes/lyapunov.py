@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.products import growth_steps, qr_growth
 from gradlab.errors import BadInput, at_least
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
-from gradlab.products import growth_steps, qr_growth
 from gradlab.variable import Variable
 
 KEY = "probe.measure.lyapunov"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.probes.base import CloseProbe, Setting, Unsupported
 from gradlab.variable import Variable
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10
 from gradlab.variable import Variable
 

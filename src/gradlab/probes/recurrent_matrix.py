@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradlab import scaling
-from gradlab.closeup import Closeup
+from gradlab.bptt import scaling
+from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.scaling import Scaled
 from gradlab.probes.base import CloseProbe, Setting, Unsupported
-from gradlab.scaling import Scaled
 from gradlab.variable import Variable
 
 HIGHEST = lax.Precision.HIGHEST

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.products import log10_singular_values
 from gradlab.errors import BadInput
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
-from gradlab.products import log10_singular_values
 from gradlab.variable import Variable
 
 

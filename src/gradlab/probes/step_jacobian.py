@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradlab import scaling
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt import scaling
+from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.products import log10_largest
 from gradlab.errors import at_least
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
-from gradlab.products import log10_largest
 from gradlab.variable import Variable
 
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradlab import scaling
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt import scaling
+from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.scaling import Scaled
 from gradlab.errors import BadInput, at_least
 from gradlab.probes.base import CloseProbe, Setting, norm
-from gradlab.scaling import Scaled
 from gradlab.variable import Variable
 
 LOG10_2 = math.log10(2)

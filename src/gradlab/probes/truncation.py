@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradlab.closeup import Closeup, Params
+from gradlab.bptt.closeup import Closeup, Params
 from gradlab.probes.base import CloseProbe, Setting, norm
 from gradlab.variable import Variable
 

@@ -13,9 +13,8 @@ from typing import Any, Self
 from gradlab.errors import CannotRecord
 from gradlab.record.base import Description, Outcome, Sink
 from gradlab.record.figures import draw
-from gradlab.record.guarded import Guarded
 from gradlab.record.reader import Run, open_run, recorded_rows
-from gradlab.record.sinks import sinks_of
+from gradlab.record.sinks import Guarded, sinks_of
 
 
 def draw_figures(folder: Path) -> None:

@@ -1,13 +1,16 @@
-"""The sinks that a configuration asks for, besides the run directory."""
+"""The sinks besides the run directory, none of which may end a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gradlab.record.base import Sink
-from gradlab.record.wandb_sink import WandbSink
+from gradlab.record.base import Description, Outcome, Row, Sink
+from gradlab.record.wandb.sink import WandbSink
+
+_log = logging.getLogger(__name__)
 
 
 def sinks_of(record: Mapping[str, Any], folder: Path) -> tuple[list[Sink], WandbSink]:
@@ -31,3 +34,39 @@ def sinks_of(record: Mapping[str, Any], folder: Path) -> tuple[list[Sink], Wandb
 
         sinks.append(Terminal())
     return sinks, wandb
+
+
+class Guarded:
+    """Hands everything on to ``sink``; at its first failure one warning is logged and it is left.
+
+    Args:
+      sink: anything but the run directory, which alone must not fail.
+    """
+
+    def __init__(self, sink: Sink):
+        self.sink: Sink | None = sink
+        self.name = type(sink).__name__
+
+    def open(self, description: Description) -> None:
+        """Open the sink."""
+        self._try("open", description)
+
+    def log(self, row: Row) -> None:
+        """Show it a row."""
+        self._try("log", row)
+
+    def close(self, outcome: Outcome) -> None:
+        """Close it."""
+        self._try("close", outcome)
+
+    def _try(self, what: str, argument: Any) -> None:
+        if self.sink is None:
+            return
+        action: Callable[[Any], None] = getattr(self.sink, what)
+        try:
+            action(argument)
+        except Exception as error:  # noqa: BLE001  (the run directory has it all)
+            self.sink = None
+            lines = str(error).strip().splitlines() or [""]
+            reason = f"{type(error).__name__}: {lines[0]}"
+            _log.warning("%s fails and is left alone from here on (%s)", self.name, reason)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from gradlab.closeup import Closeup
+from gradlab.bptt.closeup import Closeup
 from gradlab.errors import BadInput
 
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.products import random_orthonormal
 from gradlab.errors import BadInput
-from gradlab.products import random_orthonormal
 from gradlab.regularizers.base import Regularizer
 
 
@@ -103,7 +103,7 @@ class Flossing(Regularizer):
 
 
 def tangent_growth(layer: LayerView, count: int, interval: int) -> jax.Array:
-    """What :func:`gradlab.products.qr_growth` gives of the layer's Jacobians, without forming them.
+    """What :func:`gradlab.bptt.products.qr_growth` gives, without forming the Jacobians.
 
     Each step pushes ``count`` tangents forward, which costs ``count / S`` of its Jacobian, and far
     less again when it is differentiated.

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradlab import scaling
-from gradlab.closeup import Closeup, LayerView
+from gradlab.bptt import scaling
+from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.regularizers.base import Regularizer
 
 

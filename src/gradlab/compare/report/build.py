@@ -23,7 +23,7 @@ from gradlab.compare.report.panels import (
     Scatter,
     Table,
 )
-from gradlab.record.wandb_charts import VANISHING
+from gradlab.record.wandb.charts import VANISHING
 
 STEP = "train_step"
 WIDTH, HEIGHT, ACROSS = 12, 8, 2

@@ -1,0 +1,1 @@
+"""Backpropagation through time: one direction, a stack, long products, a close look."""

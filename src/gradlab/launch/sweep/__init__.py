@@ -1,0 +1,1 @@
+"""Many jobs: the launchers, the sweeper, and what becomes of a sweep's jobs."""

@@ -1,0 +1,62 @@
+"""What the probes may know of a model, and which of them can measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from gradlab.bptt.passes import state_names
+from gradlab.bptt.unroll import Layer, initial_carries
+from gradlab.cells import stock
+from gradlab.errors import BadInput
+from gradlab.probes.base import Probe, Setting, Unsupported
+
+
+def setting_of(
+    layers: Sequence[Layer], width: int, *, length: int, clips: bool = False, trains: bool = True
+) -> Setting:
+    """What the probes may know of a stack of cells that reads ``(length, B, width)``."""
+    cell = layers[0][0]
+    view, plain = stock.gate_view(cell), stock.plain_rnn(cell)
+    carry = initial_carries(layers, (1, 1, width))[0][0]
+    return Setting(
+        cell=type(cell).__name__,
+        states=state_names(carry),
+        gates=view.names,
+        retention=view.retention,
+        matrices=tuple(stock.recurrent_matrices(cell)),
+        activation=None if plain is None else plain.activation,
+        length=length,
+        hidden=jax.tree.leaves(carry)[0].shape[-1],
+        clips=clips,
+        trains=trains,
+    )
+
+
+def supported(
+    probes: Mapping[str, Probe], setting: Setting, *, by_preset: bool
+) -> tuple[dict[str, Probe], dict[str, str]]:
+    """The probes that can measure this model, and why the others cannot.
+
+    Args:
+      probes: name -> probe.
+      setting: of the model.
+      by_preset: whether a preset chose them; then those it cannot use are left out with a reason.
+
+    Raises:
+      BadInput: for a probe that was asked for by name and cannot measure this model.
+    """
+    usable, reasons = {}, {}
+    for name, probe in probes.items():
+        try:
+            probe.variables(setting)
+        except Unsupported as reason:
+            if not by_preset:
+                allowed = f"a probe that can measure this model; {reason}"
+                hint = "leave it out, or a preset such as probe=standard, which does so by itself"
+                raise BadInput("probe", name, allowed, hint) from None
+            reasons[name] = str(reason)
+        else:
+            usable[name] = probe
+    return usable, reasons

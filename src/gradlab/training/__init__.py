@@ -1,0 +1,1 @@
+"""How a network is trained: one step, one run, many together, and when to stop."""

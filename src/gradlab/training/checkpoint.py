@@ -1,0 +1,290 @@
+"""Where a run stands, kept so that it can go on as if it had not stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import io
+import json
+import logging
+import os
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gradlab.errors import BadInput, CannotRecord
+from gradlab.training.step import Report, State, Steps, by_name
+
+FOLDER = "checkpoints"
+KEPT = 2
+"""Checkpoints that are kept: the newest, and one in case it cannot be read."""
+ROOM, MARGIN = 2, 2**18
+"""A checkpoint is begun where there is room for it: so many times its arrays, and so many bytes."""
+_log = logging.getLogger(__name__)
+
+
+class Best(NamedTuple):
+    """The parameters that did best in validation.
+
+    Attributes:
+      loss: their validation loss.
+      step: the step whose update made them.
+      params: themselves.
+      scores: all their validation scores.
+    """
+
+    loss: float
+    step: int
+    params: Any
+    scores: dict[str, float]
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+      state: parameters, optimizer, step and random key. The key and the step give the position in
+        the data: a step's batch is drawn from them alone.
+      since: number of steps and mean report of each stretch since the last recorded row.
+      best: best so far in validation, or None.
+      next_validation: first step at which validation is due.
+      seconds: of training so far.
+    """
+
+    state: State
+    since: list[tuple[int, Report]] = field(default_factory=list)
+    best: Best | None = None
+    next_validation: int = 0
+    seconds: float = 0.0
+
+
+class Checkpoints:
+    """Positions of a run in a folder, saved by orbax while training goes on.
+
+    Args:
+      folder: where they are kept; made by the first one.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        self._manager: Any = None
+
+    @staticmethod
+    def prepare() -> None:
+        """Import orbax now, beside a compilation, instead of at the first save."""
+        threading.Thread(target=importlib.import_module, args=("orbax.checkpoint",)).start()
+
+    def save(self, position: Position) -> None:
+        """Take a copy of ``position`` and write it in the background; whole or not at all.
+
+        Raises:
+          CannotRecord: if it, or the one before, cannot be written.
+        """
+        import orbax.checkpoint as ocp
+
+        arrays, rest = _packed(position)
+        if jax.process_count() > 1:  # then orbax would wait for what the other processes write
+            arrays = jax.device_get(arrays)
+        step = int(position.state.step)
+        manager = self._open()
+        if step in manager.all_steps():
+            return
+        self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+        self._without_paths()
+        items = {"arrays": ocp.args.StandardSave(arrays), "rest": ocp.args.JsonSave(rest)}
+        try:
+            manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # also what went wrong with the one before
+            raise self._cannot(error) from error
+
+    def restore(self, steps: Steps, key: jax.Array) -> Position | None:
+        """The newest position that can be read, None if there is none yet.
+
+        A warning is logged for each newer one that cannot be read.
+
+        Args:
+          steps: the step functions of the run; give the shapes that are expected.
+          key: the random key of the run.
+
+        Raises:
+          BadInput: if none can be read, or they are of another model.
+        """
+        if not self.folder.is_dir():
+            return None
+        start = steps.start(key)
+        wrong = []
+        for step in sorted(self._open().all_steps(), reverse=True):
+            try:
+                arrays, rest = self._read(step, start)
+            except BadInput:
+                raise
+            except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
+                reason = str(error).strip().splitlines() or [""]
+                wrong.append(f"checkpoint {step}: {type(error).__name__}: {reason[0][:200]}")
+                continue
+            for problem in wrong:
+                _log.warning("going on from step %d, for %s", step, problem)
+            return _unpacked(arrays, rest, start)
+        if wrong:
+            allowed = f"a run with a checkpoint that can be read ({wrong[0]})"
+            hint = "a new run; the curves of this one can be read all the same"
+            raise BadInput("trainer.resume", str(self.folder.parent), allowed, hint)
+        return None
+
+    def close(self) -> None:
+        """Wait until everything is written.
+
+        Raises:
+          CannotRecord: if it cannot.
+        """
+        manager, self._manager = self._manager, None
+        if manager is None:
+            return
+        try:
+            manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot(error) from error
+        finally:
+            manager.close()
+            self._without_paths()
+
+    def _without_paths(self) -> None:
+        """Orbax notes the full path, which holds the user's name, in a file that it never reads."""
+        for depth in ("*", "*/*"):
+            # A full disk, one that cannot be written to, or one that orbax is just removing.
+            with contextlib.suppress(OSError):
+                for note in self.folder.glob(f"{depth}/commit_success.txt"):
+                    note.write_text("committed\n", encoding="utf-8")
+
+    def _check_room(self, size: int) -> None:
+        """Refuse before orbax begins: of a write that fails half-way it tells at great length."""
+        place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if shutil.disk_usage(place).free < ROOM * size + MARGIN:
+            raise CannotRecord(str(self.folder.parent), os.strerror(errno.ENOSPC))
+
+    def _cannot(self, error: Exception) -> CannotRecord:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax's tasks, of the same error
+        full = "os_error_code='28'" in str(error) or "No space left" in str(error)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = os.strerror(errno.ENOSPC) if full else f"checkpoint: {lines[0][:200]}"
+        return CannotRecord(str(self.folder.parent), reason)
+
+    def _open(self) -> Any:
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            alone: dict[str, Any] = {}
+            if jax.process_count() > 1:  # one process writes, whatever the others do
+                here = jax.process_index()
+                alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                    primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"p{here}"
+                )
+                alone["create"] = False
+                self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, enable_async_checkpointing=True, **alone
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return self._manager
+
+    def _read(self, step: int, start: State) -> tuple[dict[str, Any], dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
+        def read(**items: Any) -> Any:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+        rest = read(rest=ocp.args.JsonRestore())["rest"]
+        best = None if rest["best"] is None else Best(0.0, 0, start.params, {})
+        like = _packed(Position(start, best=best))[0]
+        if rest["shapes"] != _shapes(like):
+            names = rest["shapes"].keys() | _shapes(like).keys()
+            odd = sorted(n for n in names if rest["shapes"].get(n) != _shapes(like).get(n))
+            allowed = f"a checkpoint of this model and optimizer; it differs in {', '.join(odd)}"
+            raise BadInput("trainer.resume", str(self.folder.parent), allowed)
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return read(arrays=ocp.args.StandardRestore(like))["arrays"], rest
+
+
+def to_bytes(position: Position) -> bytes:
+    """A position for another process, see :func:`from_bytes`."""
+    arrays, rest = _packed(position)
+    words = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+    file = io.BytesIO()
+    np.savez(file, words, *map(np.asarray, jax.tree.leaves(arrays)))
+    return file.getvalue()
+
+
+def from_bytes(data: bytes, start: State) -> Position:
+    """The position that :func:`to_bytes` wrote; ``start`` is the state before the first step."""
+    with np.load(io.BytesIO(data)) as file:
+        words, *leaves = (file[name] for name in file.files)
+    rest = json.loads(words.tobytes())
+    best = None if rest["best"] is None else Best(0.0, 0, start.params, {})
+    like, tree = jax.tree.flatten(_packed(Position(start, best=best))[0])
+    typed = [leaf.view(one.dtype) for leaf, one in zip(leaves, like, strict=True)]
+    return _unpacked(jax.tree.unflatten(tree, typed), rest, start)
+
+
+def _packed(position: Position) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A position as named arrays, and as what JSON can hold."""
+    state, best = position.state, position.best
+    arrays: dict[str, Any] = {
+        "params": by_name(state.params),
+        "optimizer": {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
+        "best": {} if best is None else by_name(best.params),
+        "step": state.step,
+        "alive": state.alive,
+        "key": jax.random.key_data(state.key),
+    }
+    arrays = {name: value for name, value in arrays.items() if not isinstance(value, dict) or value}
+    rest = {
+        "since": [[count, *map(float, report)] for count, report in position.since],
+        "best": None if best is None else [best.loss, best.step, best.scores],
+        "next_validation": position.next_validation,
+        "seconds": position.seconds,
+        "shapes": _shapes(arrays),
+    }
+    return arrays, rest
+
+
+def _unpacked(arrays: dict[str, Any], rest: dict[str, Any], start: State) -> Position:
+    def like(tree: Any, named: dict[str, Any]) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(tree), named.values())
+
+    def params(group: str) -> Any:
+        named = arrays[group]
+        return like(start.params, {name: named[name] for name in by_name(start.params)})
+
+    optimizer = dict(sorted(arrays.get("optimizer", {}).items()))
+    state = State(
+        params("params"),
+        like(start.opt_state, optimizer),
+        arrays["step"],
+        jax.random.wrap_key_data(arrays["key"], impl=jax.random.key_impl(start.key)),
+        arrays["alive"],
+    )
+    best = None
+    if rest["best"] is not None:
+        loss, step, scores = rest["best"]
+        best = Best(loss, step, params("best"), scores)
+    since = []
+    for count, *report in rest["since"]:
+        values: list[Any] = [np.float32(value) for value in report]
+        since.append((int(count), Report(*values)))
+    return Position(state, since, best, rest["next_validation"], rest["seconds"])
+
+
+def _shapes(arrays: dict[str, Any]) -> dict[str, str]:
+    """``{"params/readout/kernel": "(64, 1) float32", ...}``."""
+    shapes = {}
+    for path, leaf in jax.tree.leaves_with_path(arrays):
+        name = "/".join(str(part.key) for part in path)
+        shapes[name] = f"{tuple(leaf.shape)} {leaf.dtype}"
+    return shapes

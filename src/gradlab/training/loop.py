@@ -1,0 +1,443 @@
+"""The loop: when to step plainly, when to measure, when to evaluate, when to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gradlab.errors import BadInput, CannotRecord, at_least
+from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink
+from gradlab.tasks.base import whole_number
+from gradlab.training.checkpoint import Best, Position
+from gradlab.training.diagnosis import diagnose
+from gradlab.training.interruption import Interruption
+from gradlab.training.program import Measured, Program
+from gradlab.training.schedule import Schedule
+from gradlab.training.step import Report, State
+
+STRETCH = 100
+"""Most steps that are made without a look at whether the run should end or be saved."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How long and how often.
+
+    Args:
+      steps: number of parameter updates.
+      batch: ``B``, examples per update.
+      log_every: measure and record at every so many steps, and at the last; None: only log-spaced.
+      log_per_decade: besides, at so many log-spaced steps of each decade; None: at none.
+      eval_every: evaluate on the validation split at every so many steps, and at the end.
+      eval_batch: examples evaluated at once; bounds memory only.
+      checkpoint_seconds: keep the position of the run at about every so many seconds, and at its
+        end; None: never.
+      mesh: ``"data"`` splits each batch over all devices of all processes; None: one device.
+      test_lengths: further lengths of the sequences to test at, each once, in timesteps.
+
+    Raises:
+      BadInput: if one of them is too small.
+    """
+
+    steps: int
+    batch: int
+    log_every: int | None = 10
+    eval_every: int = 100
+    eval_batch: int = 250
+    log_per_decade: int | None = None
+    checkpoint_seconds: float | None = 30.0
+    mesh: Literal["data"] | None = None
+    test_lengths: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch", "eval_every", "eval_batch"):
+            at_least(f"trainer.{key}", getattr(self, key), 1)
+        if self.checkpoint_seconds is not None:
+            at_least("trainer.checkpoint_seconds", self.checkpoint_seconds, 0)
+        _ = self.log  # refuses what is no schedule
+        lengths = tuple(self.test_lengths)  # so that trainers with the same ones are equal
+        for length in lengths:
+            whole_number("trainer.test_lengths", length, 1)
+        if len(set(lengths)) < len(lengths):
+            raise BadInput("trainer.test_lengths", list(lengths), "each length once")
+        object.__setattr__(self, "test_lengths", lengths)
+
+    @property
+    def log(self) -> Schedule:
+        """The steps that are measured and recorded."""
+        return Schedule(self.log_every, self.log_per_decade, "trainer.log_every")
+
+
+class Clock:
+    """Seconds of plain steps, of probed ones and of close looks, the device's work included.
+
+    The first call of each kind is left out of the rates: it is not yet steady.
+    """
+
+    def __init__(self) -> None:
+        self.plain: list[tuple[float, int]] = []
+        self.probed: list[float] = []
+        self.close: list[float] = []
+
+    def timings(self) -> dict[str, float | None]:
+        """``steps_per_second`` over all steps, and what measuring costs; None where unmeasured.
+
+        ``probe_overhead`` is the time of a probed step over that of a plain one, ``close_look``
+        the seconds of one look of the close probes, which ``steps_per_second`` leaves out.
+        """
+        plain, probed, close = self.plain[1:], self.probed[1:], self.close[1:]
+        seconds = sum(s for s, _ in plain) + sum(probed)
+        steps = sum(n for _, n in plain) + len(probed)
+        each = [s / n for s, n in plain if n]
+        overhead = float(np.median(probed) / np.median(each)) if each and probed else None
+        return {
+            "steps_per_second": steps / seconds if steps else None,
+            "probe_overhead": overhead,
+            "close_look": float(np.median(close)) if close else None,
+        }
+
+
+def train(
+    trainer: Trainer,
+    program: Program,
+    members: Sequence[Member],
+    *,
+    close: Schedule = Schedule(50),  # noqa: B008  (it is frozen)
+    interruption: Interruption | None = None,
+    now: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Train, measure and evaluate some members together; hand every row to each one's sinks.
+
+    Every member ends with an outcome: one whose numbers stop being finite as ``diverged``, one
+    whose run directory can no longer be written to as ``crashed``, and the others go on; an
+    interrupt ends all that are left as ``interrupted``. All keep what was recorded. The sinks are
+    not closed here.
+
+    A run that goes on makes the same steps as one that never stopped: what was recorded after its
+    position is computed again and not recorded twice.
+
+    Args:
+      trainer: how long and how often.
+      program: what steps the members; compiled.
+      members: in the program's order.
+      close: when the close probes measure, besides at the last step.
+      interruption: asks the runs to end after the step they are at. Over several processes they
+        end after the same one, whichever of them is asked.
+      now: a clock in seconds.
+    """
+    if interruption is None:
+        interruption = Interruption()
+    loop = _Loop(trainer, program, members, close, interruption, now)
+    try:
+        loop.go()
+    except KeyboardInterrupt:  # a second Ctrl-C: at once, so from the last position kept
+        for index, _ in loop.going_on():
+            reason = f"interrupted at step {program.step(index)}"
+            if program.steps.mesh.processes > 1:  # the others still train: nothing can be computed
+                raise KeyboardInterrupt(reason) from None
+            loop.end({index: Outcome("interrupted", reason)})
+
+
+class Member:
+    """One of the runs in the loop: what the host knows of it.
+
+    Args:
+      sinks: where its rows go.
+      position: where it goes on; None: at the start.
+      recorded: the last step whose row the sinks have already.
+      last_row: the last row recorded of a step that was made.
+      save: called with the position when it should be kept: at every
+        ``trainer.checkpoint_seconds``, when the run is interrupted, and at its end.
+      ended: called when there is an outcome, while other members may still go on.
+
+    Attributes:
+      outcome: how it ended; None while it goes on.
+      error: why its run directory could not be written to, if it could not.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        position: Position | None = None,
+        *,
+        recorded: int = -1,
+        last_row: Row | None = None,
+        save: Callable[[Position], None] | None = None,
+        ended: Callable[[Member], None] | None = None,
+    ):
+        self.sinks, self.start = sinks, position
+        self.recorded, self.last_row = recorded, last_row
+        self.save, self.ended = save, ended
+        self.since: list[tuple[int, Report]]
+        self.best: Best | None
+        self.outcome: Outcome | None = None
+        self.error: CannotRecord | None = None
+        self.done, self.since, self.best = 0, [], None
+        self.next_validation, self.seconds = 0, 0.0
+        if position is not None:
+            self.done, self.since = int(position.state.step), list(position.since)
+            self.best, self.next_validation = position.best, position.next_validation
+            self.seconds = position.seconds
+
+    def position(self, state: State, seconds: float) -> Position:
+        """Where it stands, after ``seconds`` more of training."""
+        since, at = list(self.since), self.seconds + seconds
+        return Position(state, since, self.best, self.next_validation, at)
+
+    def log(self, row: Row) -> None:
+        """Hand on a row, unless it was recorded before the run was resumed."""
+        if row.scalars:
+            self.last_row = row
+        if row.step > self.recorded:
+            for sink in self.sinks:
+                sink.log(row)
+
+
+class _Loop:
+    def __init__(self, trainer: Trainer, program: Program, members, close, interruption, now):
+        self.trainer, self.program, self.members, self.now = trainer, program, members, now
+        self.interruption, self.steps = interruption, program.steps
+        total = trainer.steps
+        self.close_steps = close.steps(total) if self.steps.looks_closely else set()
+        self.rows = sorted(trainer.log.steps(total) | self.close_steps)
+        self.clock = Clock()
+        self.began = self.saved = now()
+        if any(member.start is not None for member in members):
+            program.go_on(
+                [
+                    program.state(index) if member.start is None else member.start.state
+                    for index, member in enumerate(members)
+                ]
+            )
+
+    def going_on(self) -> list[tuple[int, Member]]:
+        """The members that have not ended."""
+        return [(i, member) for i, member in enumerate(self.members) if member.outcome is None]
+
+    def go(self) -> None:
+        """The loop itself."""
+        for step in self.rows:
+            while any(member.done < step for _, member in self.going_on()):
+                self._advance(step)
+                self._end_diverged()
+                if self._asked_to_end():
+                    return self._interrupt()
+            due = [m.outcome is None and m.done == step for m in self.members]
+            if not any(due):  # made before the runs were resumed
+                continue
+            self._measured_step(step, due)
+            if self._asked_to_end() and step + 1 < self.trainer.steps:
+                return self._interrupt()
+        self._save()
+        return self.end({index: Outcome("finished") for index, _ in self.going_on()})
+
+    def _advance(self, step: int) -> None:
+        """At most a stretch of plain steps of each member that has not reached ``step``."""
+        counts = [
+            min(STRETCH, step - m.done) if m.outcome is None and m.done < step else 0
+            for m in self.members
+        ]
+        began = self.now()
+        reports = self.program.advance(counts)
+        self.clock.plain.append((self.now() - began, max(counts)))
+        for member, count, report in zip(self.members, counts, reports, strict=True):
+            if count:
+                member.since.append((count, report))
+                member.done += count
+
+    def _measured_step(self, step: int, due: list[bool]) -> None:
+        """One step of those that are due, with all that is measured of it."""
+        closely = self._look_closely(step, due)
+        began = self.now()
+        probed = self.program.probe(due)
+        self.clock.probed.append(self.now() - began)
+        self._end_diverged()
+        due = [
+            wanted and member.outcome is None
+            for wanted, member in zip(due, self.members, strict=True)
+        ]
+        scores = self._validate(step, due)
+        for index, member in enumerate(self.members):
+            if not due[index]:
+                continue
+            report, measured = probed[index]
+            scalars = self._of_steps([*member.since, (1, report)])
+            scalars["train/grad_norm"] = float(report.grad_norm)
+            self._log(index, Row(step, scalars | scores[index], measured | closely[index]))
+            member.since, member.done = [], step + 1
+
+    def _look_closely(self, step: int, due: list[bool]) -> Sequence[Measured]:
+        """What the close probes measure, when they are due, before ``step`` is made."""
+        if step not in self.close_steps:
+            return [{}] * len(due)
+        began = self.now()
+        measured = self.program.measure(due)
+        self.clock.close.append(self.now() - began)
+        return measured
+
+    def _of_steps(self, since: list[tuple[int, Report]]) -> dict[str, float]:
+        """Means over the steps since the last row."""
+        steps = sum(count for count, _ in since)
+
+        def mean(field: str) -> float:
+            return sum(count * float(getattr(report, field)) for count, report in since) / steps
+
+        found = {"train/loss": mean("loss")}
+        if self.steps.optimizer.clips:
+            found["train/clip_rate"] = mean("clipped")
+        if self.steps.regularizer is not None:
+            found["train/penalty"] = mean("penalty")
+        return found
+
+    def _validate(self, step: int, due: list[bool]) -> list[dict[str, float]]:
+        """Validation scores of those that are due, of the parameters after ``step``."""
+        last = step == self.trainer.steps - 1
+        due = [
+            wanted and (last or step >= member.next_validation)
+            for wanted, member in zip(due, self.members, strict=True)
+        ]
+        found: list[dict[str, float]] = [{} for _ in due]
+        if not any(due):
+            return found
+        for index, scores in enumerate(self.program.score("val", due)):
+            if not due[index]:
+                continue
+            member = self.members[index]
+            member.next_validation = step + self.trainer.eval_every
+            if member.best is None or scores["loss"] < member.best.loss:
+                params = self.program.state(index).params
+                member.best = Best(scores["loss"], step, params, scores)
+            found[index] = {f"val/{name}": value for name, value in scores.items()}
+        return found
+
+    # Ending.
+
+    def _asked_to_end(self) -> bool:
+        """Whether the runs were asked to end; keeps their positions when that is due."""
+        every = self.trainer.checkpoint_seconds
+        signal = self.steps.mesh.agree(self.interruption.signal)
+        self.interruption.signal = signal or self.interruption.signal
+        if every is not None and self.now() - self.saved >= every and not signal:
+            self._save()
+        return signal != 0
+
+    def _save(self) -> None:
+        if self.trainer.checkpoint_seconds is None:
+            return
+        for index, member in self.going_on():
+            if member.save is not None:
+                position = member.position(self.program.state(index), self._seconds())
+                self._recording(index, member.save, position)
+        self.saved = self.now()
+
+    def _seconds(self) -> float:
+        return self.now() - self.began
+
+    def _interrupt(self) -> None:
+        self._save()
+        self.end(
+            {
+                index: Outcome("interrupted", f"interrupted at step {m.done}{self.interruption}")
+                for index, m in self.going_on()
+            }
+        )
+
+    def _end_diverged(self) -> None:
+        alive = self.program.alive()
+        dead = [index for index, _ in self.going_on() if not alive[index]]
+        if not dead:
+            return
+        # Their states wait at the step that was not finite, so that it can be looked into.
+        due = [index in dead for index in range(len(self.members))]
+        probed, closely = self.program.probe(due), self.program.measure(due)
+        for index in dead:
+            _, measured = probed[index]
+            self._log(index, Row(self.program.step(index), {}, measured | closely[index]))
+        self.end(
+            {
+                index: Outcome("diverged", diagnose(self.program, index))
+                for index in dead
+                if self.members[index].outcome is None
+            }
+        )
+
+    def _log(self, index: int, row: Row) -> None:
+        self._recording(index, self.members[index].log, row)
+
+    def _recording(self, index: int, act: Callable[[Any], None], what: Any) -> None:
+        """Let a member record; where it cannot any more, it ends, and the others go on."""
+        try:
+            act(what)
+        except CannotRecord as error:
+            self.members[index].error = error
+            self.end({index: Outcome("crashed", f"cannot record: {error.reason}")})
+
+    def end(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Give members their outcomes, with summary and timings."""
+        seconds = self._seconds()  # without those that the tests take
+        tests = self._tests(outcomes)
+        for index, outcome in outcomes.items():
+            member = self.members[index]
+            if outcome.status != "crashed":
+                outcome.summary = self._summary(index, tests.get(index, {}))
+            outcome.timings = self.clock.timings() | {
+                "compile_seconds": self.program.compile_seconds,
+                "train_seconds": member.seconds + seconds,
+            }
+            if len(self.members) > 1:
+                outcome.timings["members"] = float(len(self.members))
+            member.outcome = outcome
+            if member.ended is not None:
+                member.ended(member)
+
+    def _tests(self, outcomes: Mapping[int, Outcome]) -> dict[int, dict[str, float]]:
+        """Test figures of the parameters that were best in validation, at every length."""
+        best = [member.best for member in self.members]
+        due = [
+            best[index] is not None and index in outcomes and outcomes[index].status != "crashed"
+            for index in range(len(best))
+        ]
+        if not any(due):
+            return {}
+        params = [
+            self.program.state(index).params if one is None else one.params
+            for index, one in enumerate(best)
+        ]
+        found: dict[int, dict[str, float]] = {i: {} for i, wanted in enumerate(due) if wanted}
+        for length in (None, *self.trainer.test_lengths):
+            scores = self.program.score("test", due, params, length=length)
+            at = "" if length is None else f"{AT_LENGTH}{length}"
+            for index, figures in found.items():
+                figures |= {f"test/{name}{at}": value for name, value in scores[index].items()}
+        return found
+
+    def _summary(self, index: int, test: Mapping[str, float]) -> dict[str, float]:
+        """Final figures; validation and test those of the parameters best in validation."""
+        member = self.members[index]
+        found: dict[str, float] = {"steps": float(self.program.step(index))}
+        if member.last_row is not None:
+            rows = member.last_row.scalars.items()
+            found |= {name: value for name, value in rows if name.startswith("train/")}
+            for name, array in member.last_row.arrays.items():
+                found |= self._figures(name, array)
+        if member.best is not None:
+            found["best/step"] = float(member.best.step)
+            found |= {f"val/{name}": value for name, value in member.best.scores.items()}
+            found |= test
+        return found
+
+    def _figures(self, name: str, array: np.ndarray) -> dict[str, float]:
+        """What of a variable goes into the summary: numbers of the run or of each layer."""
+        dims = self.steps.variables[name].dims
+        if not dims:
+            return {name: float(array)}
+        if dims == ("layer", "index"):  # a spectrum in descending order: its largest
+            array, dims = array[:, 0], ("layer",)
+        if dims != ("layer",):
+            return {}
+        names = [f"{name}/layer_{layer.replace(' ', '_')}" for layer in self.steps.names]
+        return dict(zip(names, map(float, array), strict=True))

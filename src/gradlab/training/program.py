@@ -1,0 +1,250 @@
+"""The compiled step functions of one or many members, and the states they change.
+
+:class:`Program` is what the loop (:mod:`gradlab.training.loop`) needs of the device; it steps all
+of its members in one call. Here is the program of a single run; that of many is in
+:mod:`gradlab.training.population`. What goes out is on the host: floats and numpy arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradlab.model import per_example_accuracy, per_example_loss
+from gradlab.tasks.base import Batch, Task
+from gradlab.training.step import Report, State, Steps
+
+Split = Literal["val", "test"]
+Measured = dict[str, np.ndarray]
+
+
+class Program(Protocol):
+    """Some members of one kind, stepped together.
+
+    ``due`` says for each member whether it takes part in a call; what is returned for the others
+    means nothing.
+
+    Attributes:
+      steps: the step functions of a member; what they say of names and shapes holds for all.
+      compile_seconds: how long :meth:`compile` took.
+    """
+
+    steps: Steps
+    compile_seconds: float
+
+    def compile(self) -> None:
+        """Compile what a run needs, so that nothing is compiled between steps."""
+        ...
+
+    def go_on(self, states: Sequence[State]) -> None:
+        """Put every member at a state."""
+        ...
+
+    def state(self, member: int) -> State:
+        """The state of a member."""
+        ...
+
+    def step(self, member: int) -> int:
+        """How many steps a member has made."""
+        ...
+
+    def alive(self) -> Sequence[bool]:
+        """Whether each member's numbers are finite so far."""
+        ...
+
+    def advance(self, counts: Sequence[int]) -> Sequence[Report]:
+        """So many plain steps of each member; means over them."""
+        ...
+
+    def probe(self, due: Sequence[bool]) -> Sequence[tuple[Report, Measured]]:
+        """One measured step."""
+        ...
+
+    def measure(self, due: Sequence[bool]) -> Sequence[Measured]:
+        """What the close probes see, without a step."""
+        ...
+
+    def score(
+        self,
+        split: Split,
+        due: Sequence[bool],
+        params: Sequence[Any] | None = None,
+        *,
+        length: int | None = None,
+    ) -> Sequence[dict[str, float]]:
+        """Mean loss, and accuracy for classification, on a split.
+
+        Args:
+          split: which.
+          due: see above.
+          params: parameters of each member; None for those of its state.
+          length: of the sequences, one of ``Steps.test_tasks``, for the test split; None for that
+            of the task. Compiled, and the sequences made, when first asked for.
+        """
+        ...
+
+    def inspect(self, member: int) -> Any:
+        """:meth:`gradlab.training.step.Steps.inspect` of a member's next step, on the host."""
+        ...
+
+
+class Solo:
+    """The program of a single run; see :class:`Program`.
+
+    Args:
+      steps: its step functions.
+      key: JAX random key of the run.
+      eval_batch: examples scored at once.
+    """
+
+    def __init__(self, steps: Steps, key: jax.Array, eval_batch: int):
+        self.steps, self.eval_batch, mesh = steps, eval_batch, steps.mesh
+        self.data = mesh.replicate(steps.task.data)
+        self._state = mesh.replicate(steps.start(key))
+        self._splits = mesh.replicate(held_out(steps.task, eval_batch, mesh.devices))
+        self._scores = mesh.jit(lambda params, chunks: scores(steps, params, chunks))
+
+    def compile(self) -> None:
+        """See :meth:`Program.compile`."""
+        began, mesh = time.perf_counter(), self.steps.mesh
+        self._advance, self._probe, self._measure = compiled(
+            mesh.jit(self.steps.advance).lower(self._state, self.data, np.int32(0)),
+            mesh.jit(self.steps.probe).lower(self._state, self.data),
+            mesh.jit(self.steps.measure).lower(self._state, self.data),
+        )
+        self.compile_seconds = time.perf_counter() - began
+
+    def go_on(self, states: Sequence[State]) -> None:
+        """See :meth:`Program.go_on`."""
+        self._state = self.steps.mesh.replicate(states[0])
+
+    def state(self, member: int = 0) -> State:
+        """See :meth:`Program.state`; on the device."""
+        return self._state
+
+    def step(self, member: int = 0) -> int:
+        """See :meth:`Program.step`."""
+        return int(self._state.step)
+
+    def alive(self) -> list[bool]:
+        """See :meth:`Program.alive`."""
+        return [bool(self._state.alive)]
+
+    def advance(self, counts: Sequence[int]) -> list[Report]:
+        """See :meth:`Program.advance`."""
+        count = np.int32(counts[0])
+        self._state, report = jax.block_until_ready(self._advance(self._state, self.data, count))
+        return [jax.device_get(report)]
+
+    def probe(self, due: Sequence[bool] = (True,)) -> list[tuple[Report, Measured]]:
+        """See :meth:`Program.probe`."""
+        self._state, *seen = jax.block_until_ready(self._probe(self._state, self.data))
+        report, measured = jax.device_get(seen)
+        return [(report, measured)]
+
+    def measure(self, due: Sequence[bool] = (True,)) -> list[Measured]:
+        """See :meth:`Program.measure`."""
+        return [jax.device_get(jax.block_until_ready(self._measure(self._state, self.data)))]
+
+    def score(
+        self,
+        split: Split,
+        due: Sequence[bool] = (True,),
+        params: Sequence[Any] | None = None,
+        *,
+        length: int | None = None,
+    ) -> list[dict[str, float]]:
+        """See :meth:`Program.score`."""
+        mesh = self.steps.mesh
+        of = self._state.params if params is None else mesh.replicate(params[0])
+        if length is None:
+            cut = self._splits[split]
+        else:
+            cut = mesh.replicate(test_at(self.steps, length, self.eval_batch))
+        found = self._scores(of, cut)
+        return [{name: float(value) for name, value in found.items()}]
+
+    def inspect(self, member: int = 0) -> Any:
+        """See :meth:`Program.inspect`."""
+        inspect = self.steps.mesh.jit(self.steps.inspect)
+        return jax.device_get(inspect(self._state, self.data))
+
+
+def compiled(*lowered: Any) -> list[Callable[..., Any]]:
+    """What was lowered, compiled side by side: the compiler lets go of Python's lock."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda one: one.compile(), lowered))
+
+
+def held_out(task: Task, chunk: int, devices: int = 1) -> dict[Split, tuple[Batch, jax.Array]]:
+    """The held-out splits of a task for :func:`scores`, ``chunk`` examples at a time.
+
+    Args:
+      task: whose.
+      chunk: rounded up to a multiple of the devices.
+      devices: that each chunk is split over.
+    """
+    splits: tuple[Split, Split] = ("val", "test")
+    return {split: in_chunks(task.held_out(split), chunk, devices) for split in splits}
+
+
+def test_at(steps: Steps, length: int, chunk: int) -> tuple[Batch, jax.Array]:
+    """The test split at one of ``steps.test_tasks`` for :func:`scores`.
+
+    Args:
+      steps: whose.
+      length: of the sequences.
+      chunk: examples at a time at the task's own length; fewer where the sequences are longer, so
+        that they need no more memory.
+    """
+    own = steps.task.length
+    chunk = max(1, chunk * own // max(own, length))
+    return in_chunks(steps.test_tasks[length].held_out("test"), chunk, steps.mesh.devices)
+
+
+def scores(steps: Steps, params: Any, split: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
+    """Mean loss and, for classification, accuracy of a split from :func:`held_out`, () each."""
+    task = steps.task
+    chunks, real = split
+
+    def score(params: Any, chunk: Batch) -> tuple[tuple[()], dict[str, jax.Array]]:
+        outputs = steps.model(params)(chunk.inputs, chunk.mask).outputs
+        answer = (outputs, chunk.targets, chunk.weights)
+        found = {"loss": per_example_loss(task.loss, *answer)}
+        if task.loss == "cross_entropy":
+            found["accuracy"] = per_example_accuracy(*answer)
+        return (), found
+
+    of_chunk = steps.mesh.over_batch(score, rows=0)
+    each = jax.lax.map(lambda chunk: of_chunk(params, chunk)[1], chunks)
+    return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)) / jnp.sum(real), each)
+
+
+def in_chunks(batch: Batch, chunk: int, devices: int = 1) -> tuple[Batch, jax.Array]:
+    """A split as chunks with a new leading axis, the last filled up, and which rows are real."""
+    count = batch.inputs.shape[1]
+    chunk = math.ceil(min(chunk, count) / devices) * devices
+    chunks = math.ceil(count / chunk)
+    rows = np.minimum(np.arange(chunks * chunk), count - 1)
+
+    def cut(array: jax.Array, examples_axis: int) -> jax.Array:
+        picked = jnp.take(array, rows, axis=examples_axis)
+        parts = jnp.split(picked, chunks, axis=examples_axis)
+        return jnp.stack(parts)
+
+    time_major_targets = batch.weights is not None
+    cut_batch = Batch(
+        cut(batch.inputs, 1),
+        cut(batch.targets, 1 if time_major_targets else 0),
+        None if batch.weights is None else cut(batch.weights, 1),
+        None if batch.mask is None else cut(batch.mask, 1),
+    )
+    real = jnp.arange(chunks * chunk).reshape(chunks, chunk) < count
+    return cut_batch, real

@@ -1,0 +1,117 @@
+"""Arguments against constructors, before anything is built."""
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import pytest
+
+from gradlab.errors import BadInput
+from gradlab.launch.check import check_arguments, check_keys, check_type, in_words
+
+Word = Literal["tanh", "relu"]
+
+
+def build(
+    size: int,
+    rate: float = 0.1,
+    word: Word | Callable[[float], float] = "tanh",
+    tags: Sequence[str] = (),
+    quantiles: tuple[float, ...] = (),
+    decay: jax.typing.ArrayLike = 0.9,
+    path: Path | None = None,
+    other: Any = None,
+    *,
+    rngs: int = 0,
+):
+    """A constructor with every kind of annotation."""
+
+
+def check(given, supplied=frozenset(), target=build, **how):
+    check_arguments("task", target, given, supplied=set(supplied), **how)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"rate": 1},
+        {"word": "relu"},
+        {"word": {"_target_": "jax.nn.gelu"}},
+        {"tags": ["a", "b"]},
+        {"quantiles": [0.5, 1]},
+        {"decay": 1},
+        {"path": "anywhere"},
+        {"other": {"a": [1]}},
+    ],
+)
+def test_right_arguments_pass(given):
+    check({"size": 3} | given)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "words"),
+    [
+        ({}, "task.size", "build needs one"),
+        ({"size": "3"}, "task.size", "a whole number"),
+        ({"size": True}, "task.size", "a whole number"),
+        ({"size": None}, "task.size", "a whole number"),
+        ({"size": 2.5}, "task.size", "try: task.size=2"),
+        ({"rate": float("inf")}, "task.rate", "a finite number"),
+        ({"word": "tahn"}, "task.word", "try: task.word=tanh"),
+        ({"tags": "a"}, "task.tags", "a list of texts"),
+        ({"quantiles": [0.5, "a"]}, "task.quantiles", "a list of finite numbers"),
+        ({"decay": "a"}, "task.decay", "a finite number"),
+        ({"sise": 3}, "task.sise", "try: task.size"),
+        ({"rngs": 3}, "task.rngs", "the keys of build: decay, other, path"),
+    ],
+)
+def test_wrong_arguments_are_refused(given, key, words):
+    sized = given if "size" in given or not given else {"size": 3} | given
+    with pytest.raises(BadInput) as refusal:
+        check(sized, supplied={"rngs"})
+    assert refusal.value.key == key
+    assert words in str(refusal.value)
+
+
+def test_what_is_supplied_must_be_taken():
+    with pytest.raises(BadInput, match="a class or function that takes hidden, rngs"):
+        check({"size": 3}, supplied={"rngs", "hidden"})
+    check({"hidden": 3, "anything": 4}, supplied={"rngs"}, target=lambda **_: None)
+
+
+def test_a_part_needs_no_more_arguments():
+    check({}, partial=True)
+
+
+def test_what_cannot_be_inspected_passes():
+    check({"anything": 3}, target=dict)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a": 1}, "x.b: got nothing .null.\n  allowed: a section of its own"),
+        ({"a": 1, "b": 2}, "x.b: got 2"),
+        ({"a": 1, "b": {}, "bb": 2}, "x.bb: got 2\n  allowed: one of these keys: a, b\n  try: x.b"),
+    ],
+)
+def test_sections_have_their_keys(given, message):
+    check_keys("x", {"a": 1, "b": {"nan": float("nan")}}, {"a": int, "b": dict})
+    with pytest.raises(BadInput, match=message):
+        check_keys("x", given, {"a": int, "b": dict})
+
+
+def test_types_in_words():
+    assert in_words(int | None) == "a whole number, or null"
+    assert in_words(Word) == "tanh | relu"
+    assert in_words(list[int]) == "a list of whole numbers"
+    check_type("x", None, int | None)
+
+
+def test_a_refusal_survives_the_way_between_processes():
+    refusal = BadInput("key", 3, "more", "4")
+    again = pickle.loads(pickle.dumps(refusal))  # noqa: S301
+    assert str(again) == str(refusal) == "key: got 3\n  allowed: more\n  try: 4"

@@ -1,0 +1,522 @@
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from gradlab.cells import GRU, FeedForward, SimpleRNN
+from gradlab.errors import BadInput
+from gradlab.experiment import build_steps
+from gradlab.model import SequenceModel, per_example_accuracy, per_example_loss
+from gradlab.probes import ForgetProduct, GradNorm
+from gradlab.probes.base import CloseProbe
+from gradlab.probes.setting import supported
+from gradlab.record.base import Outcome
+from gradlab.record.reader import open_run
+from gradlab.regularizers.base import Regularizer
+from gradlab.run import run
+from gradlab.tasks.adding import Adding
+from gradlab.tasks.copying import Copying
+from gradlab.tasks.digits import Digits
+from gradlab.training.loop import Clock, Member, Trainer, train
+from gradlab.training.optimizer import Optimizer
+from gradlab.training.program import Solo
+from gradlab.training.schedule import Schedule
+from gradlab.variable import Variable
+from tests.experiments import PROBES, experiment
+from tests.oracles import as_float64
+
+
+class Rows:
+    def __init__(self, interrupt_at=None):
+        self.rows, self.interrupt_at, self.outcome = [], interrupt_at, None
+
+    def open(self, description):
+        self.description = description
+
+    def log(self, row):
+        self.rows.append(row)
+        if row.step == self.interrupt_at:
+            raise KeyboardInterrupt
+
+    def close(self, outcome):
+        self.outcome = outcome
+
+
+def trained(exp, sink=None):
+    sink = sink or Rows()
+    steps, _ = build_steps(exp)
+    program, member = Solo(steps, jax.random.key(5), exp.trainer.eval_batch), Member([sink])
+    program.compile()
+    train(exp.trainer, program, [member], close=exp.close)
+    return steps, member.outcome, program.state(), sink
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstLoss(CloseProbe):
+    """A close look that costs nothing to compile: the losses it sees."""
+
+    def variables(self, setting):
+        return {"first_loss": Variable(("example",), "loss", "loss of each example")}
+
+    def coords(self, setting):
+        return {"example": [0, 1]}
+
+    def __call__(self, closeup):
+        return {"first_loss": closeup.losses}
+
+
+@dataclasses.dataclass(frozen=True)
+class PullToZero(Regularizer):
+    """A penalty with a known gradient: half the square of every parameter."""
+
+    def penalty(self, closeup):
+        return sum(0.5 * jnp.sum(jnp.square(p)) for p in closeup.params.values())
+
+
+def test_close_probes_look_at_their_own_steps_and_at_the_last():
+    exp = experiment(probes=PROBES | {"close": FirstLoss()}, close=Schedule(4), close_examples=2)
+    _, outcome, _, sink = trained(exp)
+    assert [row.step for row in sink.rows] == [0, 4, 5, 8, 10, 11]
+    looked = [row.step for row in sink.rows if "first_loss" in row.arrays]
+    assert looked == [0, 4, 8, 11]
+    assert all("adj_h_log10" in row.arrays for row in sink.rows)
+    assert sink.rows[0].arrays["first_loss"].shape == (2,)
+    assert outcome.timings["close_look"] > 0
+    assert trained(experiment())[1].timings["close_look"] is None
+
+
+@pytest.mark.slow
+def test_a_close_look_sees_the_examples_of_the_step_and_changes_nothing():
+    exp = experiment(probes={"close": FirstLoss()}, close_examples=99, close=Schedule(3))
+    _, _, state, sink = trained(exp)
+    # All four examples of the batch, before the update: their mean is the loss of that step.
+    assert sink.rows[1].step == 3
+    only = trained(experiment(probes={}, trainer=Trainer(12, 4, log_every=1, eval_every=5)))
+    losses = [row.scalars["train/loss"] for row in only[3].rows]
+    for row in sink.rows:
+        if "first_loss" in row.arrays:
+            assert row.arrays["first_loss"].shape == (4,)
+            assert np.mean(row.arrays["first_loss"]) == pytest.approx(losses[row.step], rel=1e-5)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(only[2].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_clip_rate_is_the_share_of_clipped_steps_since_the_last_row():
+    always = trained(experiment(clip_norm=1e-6, probes={}))[3].rows
+    never = trained(experiment(clip_norm=1e6, probes={}))[3].rows
+    none = trained(experiment(clip_norm=None, probes={}))[3].rows
+    assert [row.scalars["train/clip_rate"] for row in always] == [1.0] * 4
+    assert [row.scalars["train/clip_rate"] for row in never] == [0.0] * 4
+    assert all("train/clip_rate" not in row.scalars for row in none)
+
+
+@pytest.mark.slow
+def test_a_regularizer_is_added_to_the_gradient_while_it_counts():
+    """With plain gradient descent at rate r the weights shrink by (1 - r w) besides the loss."""
+    rate, weight = 0.1, 0.3
+    base = {"rule": optax.sgd, "learning_rate": rate, "clip_norm": None, "probes": {}}
+    one = Trainer(steps=1, batch=4, log_every=5, eval_every=5)
+    start = build_steps(experiment())[0].first_params
+    plain = trained(experiment(**base, trainer=one))[2].params
+    both = trained(experiment(**base, trainer=one, regularizer=PullToZero(weight=weight, alone=0)))
+    alone = trained(experiment(**base, trainer=one, regularizer=PullToZero(weight=weight, alone=1)))
+    leaves = map(jax.tree.leaves, (start, plain, both[2].params, alone[2].params))
+    for first, without, together, only in zip(*leaves, strict=True):
+        np.testing.assert_allclose(together, without - rate * weight * first, atol=1e-6)
+        np.testing.assert_allclose(only, (1 - rate * weight) * first, atol=1e-6)
+    size = sum(0.5 * float(jnp.sum(jnp.square(p))) for p in jax.tree.leaves(start))
+    assert both[3].rows[0].scalars["train/penalty"] == pytest.approx(size, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_regularizer_stops_counting():
+    trainer = Trainer(steps=4, batch=4, log_every=1, eval_every=5)
+    over = PullToZero(weight=1.0, alone=0, until=2)
+    rows = trained(experiment(regularizer=over, trainer=trainer, probes={}))[3].rows
+    penalties = [row.scalars["train/penalty"] for row in rows]
+    assert penalties[0] > 0
+    assert penalties[1] > 0
+    assert penalties[2:] == [0.0, 0.0]
+
+
+def test_rows_come_at_the_logged_steps_with_every_variable_announced():
+    steps, outcome, state, sink = trained(experiment())
+    assert [row.step for row in sink.rows] == [0, 5, 10, 11]
+    assert int(state.step) == 12
+    assert outcome.status == "finished"
+    for row in sink.rows:
+        assert row.arrays.keys() == steps.variables.keys()
+        assert math.isfinite(row.scalars["train/loss"])
+    assert ["val/loss" in row.scalars for row in sink.rows] == [True, True, True, True]
+    assert outcome.timings["steps_per_second"] > 0
+    assert outcome.timings["probe_overhead"] > 0
+    assert {
+        "train/loss",
+        "val/loss",
+        "test/loss",
+        "adjoint_slope/layer_0",
+    } <= outcome.summary.keys()
+
+
+@pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_measuring_more_often_changes_no_parameter(layers):
+    """50 plain steps, 50 probed steps: the same arithmetic on the parameters."""
+    finals = []
+    for log_every, probes in [(1, PROBES), (50, PROBES), (50, {})]:
+        trainer = Trainer(steps=50, batch=4, log_every=log_every, eval_every=100)
+        finals.append(trained(experiment(trainer=trainer, probes=probes, layers=layers))[2])
+    for other in finals[1:]:
+        pairs = zip(jax.tree.leaves(finals[0].params), jax.tree.leaves(other.params), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_train_loss_is_the_mean_since_the_last_row():
+    every = trained(experiment(trainer=Trainer(steps=12, batch=4, log_every=1, eval_every=99)))
+    fives = trained(experiment(trainer=Trainer(steps=12, batch=4, log_every=5, eval_every=99)))
+    losses = [row.scalars["train/loss"] for row in every[3].rows]
+    got = [row.scalars["train/loss"] for row in fives[3].rows]
+    want = [losses[0], np.mean(losses[1:6]), np.mean(losses[6:11]), losses[11]]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_the_recorded_adjoint_is_that_of_one_examples_loss():
+    """Against jax.grad of a single example's loss by a nudge of h_t, whatever the batch size."""
+    exp = experiment(make_cell=GRU)
+    steps, _ = build_steps(exp)
+    state = steps.start(jax.random.key(0))
+    _, _, measured = jax.jit(steps.probe)(state, ())
+    model, batch = steps.model(state.params), steps.draw(state, ())
+    cell = model.layers[0][0]
+
+    def loss(nudges, example):
+        carry = cell.initialize_carry((1, 2))
+        for t in range(8):
+            carry, _ = cell(carry, batch.inputs[t, example : example + 1])
+            carry = carry._replace(h=carry.h + nudges[t])
+        out = model.readout(carry.h)
+        return per_example_loss("mse", out, batch.targets[example : example + 1], None)[0]
+
+    curves = []
+    for example in range(4):
+        grads = jax.grad(loss)(jnp.zeros((8, 1, 5)), example)
+        curves.append(np.log10(np.linalg.norm(np.asarray(grads, np.float64), axis=(1, 2))))
+    np.testing.assert_allclose(measured["adj_h_log10"][0], np.mean(curves, 0), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_recorded_adjoint_of_a_default_lstm_over_200_steps_equals_float64():
+    """Flax's LSTM at its default init: plain float32 autodiff reads 0 at the first timesteps."""
+    exp = experiment(
+        make_cell=nnx.OptimizedLSTMCell, task=Adding(length=200, held_out_examples=10), hidden=16
+    )
+    steps, _ = build_steps(exp)
+    state = steps.start(jax.random.key(0))
+    recorded = np.asarray(jax.jit(steps.probe)(state, ())[2]["adj_h_log10"][0])
+    batch, model = steps.draw(state, ()), steps.model(state.params)
+
+    def adjoints(model, dtype):
+        cell, inputs = model.layers[0][0], batch.inputs.astype(dtype)
+        start = (jnp.zeros((4, 16), dtype), jnp.zeros((4, 16), dtype))
+
+        def total(nudges):
+            def step(carry, read):
+                (c, h), _ = cell(carry, read[0])
+                return (c, h + read[1]), None
+
+            (_, h), _ = jax.lax.scan(step, start, (inputs, nudges))
+            return jnp.sum(jnp.square(model.readout(h) - batch.targets.astype(dtype)))
+
+        return np.asarray(jax.jit(jax.grad(total))(jnp.zeros((200, 4, 16), dtype)))
+
+    assert np.linalg.norm(adjoints(model, jnp.float32)[0]) == 0
+    with jax.enable_x64(True):
+        exact = adjoints(as_float64(model), jnp.float64)
+    want = np.log10(np.linalg.norm(exact, axis=-1)).mean(axis=-1)
+    assert np.all(np.isfinite(recorded))
+    assert want[0] < -30
+    np.testing.assert_allclose(recorded, want, atol=0.01)
+
+
+def test_nothing_compiles_after_the_first_row():
+    compiled = []
+    with jax.log_compiles(False):
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda name, _, **__: compiled.append(name) if "backend_compile" in name else None
+        )
+        counts = []
+
+        class Counting(Rows):
+            def log(self, row):
+                counts.append(len(compiled))
+
+        trained(
+            experiment(trainer=Trainer(steps=40, batch=4, log_every=5, eval_every=10)), Counting()
+        )
+        jax.monitoring.clear_event_listeners()
+    assert compiled  # the listener does see compilations
+    assert counts[-1] == counts[1]
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("chunk", [7, 30, 1000])
+def test_evaluation_in_chunks_is_the_mean_over_all_examples(chunk):
+    exp = experiment(task=Copying(length=22, held_out_examples=30), hidden=3)
+    steps, _ = build_steps(exp)
+    (scores,) = Solo(steps, jax.random.key(0), chunk).score("val")
+    batch = exp.task.held_out("val")
+    out = steps.model(steps.first_params)(batch.inputs).outputs
+    answer = (out, batch.targets, batch.weights)
+    loss = per_example_loss("cross_entropy", *answer)
+    assert scores["loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
+    assert scores["accuracy"] == pytest.approx(
+        float(per_example_accuracy(*answer).mean()), rel=1e-5
+    )
+
+
+def test_test_scores_are_those_of_the_best_validation():
+    trainer = Trainer(steps=60, batch=4, log_every=5, eval_every=5)
+    sink = Rows()
+    _, outcome, _, _ = trained(experiment(trainer=trainer, learning_rate=0.1), sink)
+    by_step = {row.step: row.scalars["val/loss"] for row in sink.rows}
+    best = min(by_step, key=by_step.get)
+    assert outcome.summary["best/step"] == best
+    assert outcome.summary["val/loss"] == by_step[best]
+
+
+# Ends.
+
+
+def test_divergence_in_the_forward_pass_names_step_layer_and_timestep():
+    exp = experiment(
+        make_cell=lambda *a, **k: SimpleRNN(*a, activation_fn="identity", **k),
+        task=Adding(length=60, held_out_examples=10),
+        rule=optax.sgd,
+        learning_rate=1e6,
+        clip_norm=None,
+        trainer=Trainer(steps=40, batch=4, log_every=7, eval_every=100),
+    )
+    _, outcome, state, sink = trained(exp)
+    assert outcome.status == "diverged"
+    assert "layer 0" in outcome.reason
+    assert "timestep" in outcome.reason
+    assert f"step {int(state.step)}:" in outcome.reason
+    last = sink.rows[-1]  # what the step that failed looked like, without a loss
+    assert (last.step, dict(last.scalars)) == (int(state.step), {})
+    assert last.arrays.keys() == PROBES.keys() - {"adjoint"} | {
+        "adj_h_log10",
+        "adj_h_log10_q",
+        "adj_h_zero",
+    }
+    assert math.isfinite(outcome.summary["train/loss"])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+
+
+def test_divergence_in_the_backward_pass_names_where_the_adjoint_left_float32():
+    def exploding(width, hidden, *, rngs):
+        cell = SimpleRNN(width, hidden, activation_fn="identity", rngs=rngs)
+        cell.dense_h.kernel[...] = 20.0 * jnp.eye(hidden)
+        cell.dense_i.kernel[...] = jnp.zeros((width, hidden))
+        return cell
+
+    exp = experiment(make_cell=exploding, task=Adding(length=60, held_out_examples=10))
+    _, outcome, _, _ = trained(exp)
+    assert outcome.status == "diverged"
+    assert "diverged at step 0" in outcome.reason
+    lag = 59 - int(outcome.reason.split("timestep ")[1].split()[0])
+    assert lag == pytest.approx(38.5 / math.log10(20), abs=2)
+
+
+def test_an_interrupt_keeps_what_was_recorded():
+    _, outcome, _, sink = trained(experiment(), Rows(interrupt_at=5))
+    assert outcome.status == "interrupted"
+    assert [row.step for row in sink.rows] == [0, 5]
+    assert "val/loss" in outcome.summary
+
+
+def test_a_crash_keeps_what_was_recorded(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError("no more room")
+
+    sink = Rows()
+    monkeypatch.setattr("gradlab.run.train", fails)
+    with pytest.raises(OSError, match="no more room"):
+        run(experiment(), tmp_path / "run", [sink])
+    assert sink.outcome.status == "crashed"
+    assert "no more room" in json.loads((tmp_path / "run" / "run.json").read_text())["reason"]
+
+
+@pytest.mark.slow
+def test_another_sink_that_fails_ends_nothing(tmp_path, caplog):
+    class Broken(Rows):
+        def log(self, row):
+            raise OSError("no more room")
+
+    outcome = run(experiment(probes={}), tmp_path / "run", [Broken()], figures=False)
+    assert outcome.status == "finished"
+    assert open_run(tmp_path / "run").scalars.sizes["step"] == 4
+    assert [record.getMessage() for record in caplog.records if "Broken" in record.getMessage()]
+
+
+def test_a_run_leaves_a_directory_that_reads_back(tmp_path):
+    exp = experiment(
+        task=Digits(length=12), hidden=4, make_cell=GRU, probes={**PROBES, "f": ForgetProduct()}
+    )
+    outcome = run(exp, tmp_path / "run", [])
+    recorded = open_run(tmp_path / "run")
+    assert recorded.status == "finished"
+    assert recorded.curves["forget_product_log10"].attrs["gate"] == "z"
+    assert recorded.curves["adj_h_log10"].dims == ("step", "layer", "t")
+    assert recorded.curves["adj_h_log10"].units == "log10"
+    np.testing.assert_array_equal(recorded.curves["lag"], np.arange(11, -1, -1))
+    assert recorded.summary["test/accuracy"] == pytest.approx(outcome.summary["test/accuracy"])
+    assert recorded.info["verdict"][0].startswith("layer 0: ")
+    assert (tmp_path / "run" / "figures" / "adjoint_over_lag.png").stat().st_size > 10_000
+
+
+def test_a_preset_leaves_out_what_a_model_cannot_measure_and_a_name_is_refused():
+    exp = experiment(make_cell=SimpleRNN, probes={"forget_product": ForgetProduct()})
+    steps, reasons = build_steps(exp)
+    assert not steps.probes
+    assert "SimpleRNN has no retention gate" in reasons["forget_product"]
+    with pytest.raises(BadInput, match="no retention gate"):
+        supported(exp.probes, steps.setting, by_preset=False)
+
+
+@pytest.mark.slow
+def test_bidirectional_layers_are_recorded_side_by_side():
+    steps, _, _, sink = trained(experiment(bidirectional=True, layers=2))
+    assert steps.names == ["0", "0 backward", "1", "1 backward"]
+    assert sink.rows[0].arrays["adj_h_log10"].shape == (4, 8)
+    assert np.all(np.isfinite(sink.rows[0].arrays["adj_h_log10"]))
+
+
+def test_a_memoryless_model_has_no_gradient_before_the_last_step():
+    _, _, _, sink = trained(experiment(make_cell=FeedForward))
+    curve = sink.rows[-1].arrays["adj_h_log10"][0]
+    assert np.all(np.isneginf(curve[:-1]))
+    assert math.isfinite(curve[-1])
+    assert math.isnan(sink.rows[-1].arrays["adjoint_slope"][0])
+
+
+def test_clipping_shows_between_the_two_gradient_norms():
+    exp = experiment(clip_norm=1e-3, probes={"grad_norm": GradNorm()})
+    _, _, _, sink = trained(exp)
+    arrays = sink.rows[0].arrays
+    assert np.linalg.norm(arrays["grad_norm"]) == pytest.approx(
+        sink.rows[0].scalars["train/grad_norm"]
+    )
+    assert np.linalg.norm(arrays["grad_norm_postclip"]) == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("key", ["steps", "batch", "log_every", "eval_every", "eval_batch"])
+def test_a_trainer_refuses_what_is_below_one(key):
+    with pytest.raises(BadInput, match=f"trainer.{key}"):
+        Trainer(**({"steps": 1, "batch": 1} | {key: 0}))
+
+
+def test_the_clock_leaves_the_first_calls_out():
+    clock = Clock()
+    clock.plain += [(9.0, 9), (1.0, 10), (1.0, 10)]
+    clock.probed += [5.0, 0.2, 0.2]
+    timings = clock.timings()
+    assert timings["steps_per_second"] == pytest.approx(22 / 2.4)
+    assert timings["probe_overhead"] == pytest.approx(2.0)
+    nothing = dict.fromkeys(("steps_per_second", "probe_overhead", "close_look"))
+    assert Clock().timings() == nothing
+
+
+def test_outcome_without_timings_is_complete():
+    assert Outcome("finished").summary == {}
+
+
+# The model and the optimizer.
+
+
+def test_losses_by_hand():
+    outputs, targets = jnp.array([[1.0, 3.0], [0.0, 0.0]]), jnp.array([[1.0, 1.0], [2.0, 0.0]])
+    np.testing.assert_allclose(per_example_loss("mse", outputs, targets, None), [2.0, 2.0])
+    logits, classes = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]])), jnp.array([0, 1])
+    want = [-math.log(0.5), -math.log(0.1)]
+    np.testing.assert_allclose(
+        per_example_loss("cross_entropy", logits, classes, None), want, rtol=1e-5
+    )
+    over_time = jnp.stack([logits, logits[::-1]])[:, :, None, :][:, :, 0]
+    both = jnp.stack([classes, classes])
+    weights = jnp.array([[0.25, 1.0], [0.75, 0.0]])
+    got = per_example_loss("cross_entropy", over_time, both, weights)
+    want = [
+        0.25 * -math.log(0.5) + 0.75 * -math.log(0.9),
+        -math.log(0.1),
+    ]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    got = per_example_accuracy(over_time, both, weights)
+    np.testing.assert_allclose(got, [1.0, 0.0])
+
+
+def test_symbols_are_read_one_hot():
+    model = SequenceModel(
+        GRU, features=1, symbols=4, hidden=3, layers=1, outputs=2, readout="last",
+        rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    symbols = jnp.array([[0, 3], [2, 1]])
+    rows = SequenceModel(
+        GRU, features=4, hidden=3, layers=1, outputs=2, readout="last", rngs=nnx.Rngs(0)
+    )
+    np.testing.assert_array_equal(model(symbols).outputs, rows(jax.nn.one_hot(symbols, 4)).outputs)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at_half", "at_end"),
+    [
+        ("constant", 1.0, 1.0),
+        ("cosine", 0.5, 0.0),
+        ("linear", 0.5, 0.0),
+        ("exponential", 10**-1.5, 1e-3),
+    ],
+)
+def test_schedules(schedule, at_half, at_end):
+    rates = []
+
+    def rule(learning_rate):
+        rates.append(learning_rate)
+        return optax.sgd(learning_rate)
+
+    _ = Optimizer(rule, steps=110, learning_rate=2.0, schedule=schedule, warmup_steps=10).update
+    rate = rates[0]
+    assert float(rate(0)) == 0
+    assert float(rate(5)) == pytest.approx(1.0)
+    assert float(rate(10)) == pytest.approx(2.0)
+    assert float(rate(60)) == pytest.approx(2 * at_half, abs=1e-6)
+    assert float(rate(110)) == pytest.approx(2 * at_end, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ({"learning_rate": 0.0}, "optimizer.learning_rate"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm"),
+        ({"clip_value": 0.0}, "optimizer.clip_value"),
+        ({"clip_value": 1.0, "clip_norm": 1.0}, "optimizer.clip_value"),
+        ({"warmup_steps": 100}, "optimizer.warmup_steps"),
+        ({"final_fraction": 1.5}, "optimizer.final_fraction"),
+    ],
+)
+def test_an_optimizer_refuses(wrong, key):
+    with pytest.raises(BadInput, match=key):
+        Optimizer(optax.adam, **({"steps": 100, "learning_rate": 1e-3} | wrong))
+
+
+def test_clip_by_value():
+    clip = Optimizer(optax.sgd, steps=1, learning_rate=1.0, clip_value=0.5).clip
+    clipped, _ = clip.update(jnp.array([-3.0, 0.1, 9.0]), clip.init(jnp.zeros(3)))
+    np.testing.assert_allclose(clipped, [-0.5, 0.1, 0.5])

@@ -71,7 +71,7 @@ class Watching(Rows):
 def solo():
     """A single run that has ended."""
     Watched.asked.clear()
-    steps, _ = build_steps(COPYING)
+    steps = build_steps(COPYING)
     program, member = Solo(steps, key_of(COPYING), eval_batch=7), Member([Watching()])
     program.compile()
     train(TRAINER, program, [member])
@@ -131,7 +131,7 @@ def test_without_the_key_a_run_is_as_ever_and_with_it_one_that_goes_on_is_tested
     for length in LENGTHS:
         want = Copying(length=length).baseline("test")._asdict()
         assert found.info["baseline"][f"test/length_{length}"] == want
-    known = describe(COPYING, *build_steps(COPYING))
+    known = describe(COPYING, build_steps(COPYING))
     assert found.info["verdict"][-2:] == at_other_lengths(solo.outcome, known, LENGTHS)
 
 
@@ -174,7 +174,7 @@ def test_members_with_tasks_of_their_own_are_tested_as_alone_and_one_that_diverg
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_is_tested_too():
     sink = Watching(interrupt_at=5)
-    steps, _ = build_steps(COPYING)
+    steps = build_steps(COPYING)
     program, member = Solo(steps, key_of(COPYING), eval_batch=7), Member([sink])
     program.compile()
     train(TRAINER, program, [member])
@@ -186,7 +186,7 @@ def test_a_run_that_is_interrupted_is_tested_too():
 
 
 def test_accuracies_have_a_line_of_their_own_and_the_terminal_no_row_for_each(solo):
-    known = describe(COPYING, *build_steps(COPYING))
+    known = describe(COPYING, build_steps(COPYING))
     lines = at_other_lengths(solo.outcome, known, LENGTHS)
     assert [line.partition(":")[0] for line in lines] == [
         "test loss at other lengths",

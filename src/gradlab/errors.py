@@ -42,7 +42,7 @@ class CannotRecord(Exception):
         self.folder, self.reason = folder, reason
         super().__init__(
             f"cannot record to {folder}: {reason}\n"
-            "  what was recorded before can be read; when it can be written to, go on with it by\n"
+            "  what was recorded before can be read; when it can be written to, resume it by\n"
             f"  trainer.resume={folder}"
         )
 
@@ -61,7 +61,7 @@ class LostPeer(Exception):
         self.reason = (reason.strip().splitlines() or [""])[0][:300]
         super().__init__(
             f"another process of this run is gone or did something else ({self.reason})\n"
-            "  its own last words say why; trainer.resume goes on from the last checkpoint"
+            "  its own last words say why; trainer.resume resumes it from the last checkpoint"
         )
 
 

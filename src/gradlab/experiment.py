@@ -12,7 +12,6 @@ from flax import nnx
 from gradlab.errors import BadInput, at_least
 from gradlab.model import MakeCell, SequenceModel
 from gradlab.probes.base import Probe
-from gradlab.probes.setting import setting_of, supported
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Task, at_length
 from gradlab.training.loop import Trainer
@@ -61,8 +60,8 @@ class Experiment:
     overrides: Sequence[str] = ()
 
 
-def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
-    """The step functions of an experiment, and why some of its probes were left out.
+def build_steps(experiment: Experiment) -> Steps:
+    """The step functions of an experiment.
 
     Raises:
       BadInput: for a cell that returns a wrong carry, a probe or regularizer that the model
@@ -82,22 +81,20 @@ def build_steps(experiment: Experiment) -> tuple[Steps, dict[str, str]]:
         bidirectional=experiment.bidirectional,
         rngs=nnx.Rngs(experiment.seed),
     )
-    optimizer = experiment.optimizer
-    setting = setting_of(model.layers, model.width, length=task.length, clips=optimizer.clips)
-    probes, reasons = supported(experiment.probes, setting, by_preset=experiment.probes_by_preset)
     steps = Steps(
         model,
         task,
-        optimizer,
-        probes,
+        experiment.optimizer,
+        experiment.probes,
         experiment.trainer.batch,
         examples=experiment.close_examples,
         regularizer=experiment.regularizer,
         mesh=mesh_of(experiment.trainer.mesh, experiment.trainer.batch),
         test_tasks=test_tasks,
+        probes_by_preset=experiment.probes_by_preset,
     )
     _check_regularizer(steps, experiment.regularizer)
-    return steps, reasons
+    return steps
 
 
 def _check_regularizer(steps: Steps, regularizer: Regularizer | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from gradlab.tasks.base import Split
 from gradlab.training.checkpoint import FOLDER as CHECKPOINTS
 from gradlab.training.checkpoint import Checkpoints, Position
 from gradlab.training.loop import Member
-from gradlab.training.step import Steps, by_name, parameter_names
+from gradlab.training.step import Steps, by_name
 
 SCALARS = {
     "train/loss": "mean training loss since the last row",
@@ -41,7 +41,7 @@ class Recording:
       experiment: the parts of the run.
       folder: the run directory.
       sinks: further places for the measurements; what goes wrong there is logged and ends nothing.
-      resume: go on with the run in ``folder``, from its last checkpoint.
+      resume: resume the run in ``folder`` from its last checkpoint.
 
     Attributes:
       steps: the step functions.
@@ -50,7 +50,7 @@ class Recording:
       is_open: whether the directory is being written to.
 
     Raises:
-      BadInput: for parts that do not fit together, or a run that cannot be gone on with.
+      BadInput: for parts that do not fit together, or a run that cannot be resumed.
     """
 
     description: Description
@@ -59,7 +59,7 @@ class Recording:
         self, experiment: Experiment, folder: Path, sinks: Sequence[Sink] = (), *, resume=False
     ):
         self.experiment, self.folder = experiment, folder
-        self.steps, self.left_out = build_steps(experiment)
+        self.steps = build_steps(experiment)
         self.key = key_of(experiment)
         self.earlier = open_run(folder) if resume else None
         if self.earlier is not None and self.earlier.damage:
@@ -71,7 +71,7 @@ class Recording:
         self.others = [Guarded(sink) for sink in sinks]
 
     def open(self) -> None:
-        """Take the folder, and find the position to go on from.
+        """Take the folder, and find the position to resume from.
 
         Raises:
           BadInput: if the folder is taken, or no checkpoint fits.
@@ -79,7 +79,7 @@ class Recording:
         """
         try:
             self.position = self.checkpoints.restore(self.steps, self.key) if self.earlier else None
-            self.description = describe(self.experiment, self.steps, self.left_out, self.earlier)
+            self.description = describe(self.experiment, self.steps, self.earlier)
             self.directory.open(self.description)
             self.is_open = True
         except BaseException:
@@ -190,10 +190,9 @@ def crashed(error: BaseException) -> Outcome:
 def describe(
     experiment: Experiment,
     steps: Steps,
-    left_out: Mapping[str, str],
     earlier: Run | None = None,
 ) -> Description:
-    """What is known before the first step; ``earlier`` is the run that is gone on with."""
+    """What is known before the first step; ``earlier`` is the run that is resumed."""
     task = experiment.task
     units = {"loss": "mean squared error" if task.loss == "mse" else "nats"}
     units |= {"accuracy": "1", "clip_rate": "1", "penalty": "1"}
@@ -212,7 +211,7 @@ def describe(
         "layer": steps.names,
         "t": list(range(task.length)),
         "gate": list(steps.setting.gates),
-        "parameter": parameter_names(steps.first_params),
+        "parameter": list(params),
     }
     for probe in steps.probes.values():
         coords |= probe.coords(steps.setting)
@@ -237,7 +236,7 @@ def describe(
             "steps": experiment.trainer.steps,
             "devices": [str(device) for device in jax.devices()],
             "overrides": list(experiment.overrides),
-            "probes_left_out": dict(left_out),
+            "probes_left_out": dict(steps.left_out),
         },
         id=earlier.info["id"] if earlier else secrets.token_hex(4),
         resumed=earlier is not None,

@@ -42,14 +42,14 @@ def run(
       experiment: its parts.
       folder: the run directory.
       sinks: further places for the measurements; what goes wrong there is logged and ends nothing.
-      resume: go on with the run in ``folder``, from its last checkpoint.
+      resume: resume the run in ``folder`` from its last checkpoint.
       figures: whether to draw ``figures/*.png``.
       company: from the position where the run begins, what to hold while it trains: the other
         processes that it is spread over do the same within it, see :func:`take_part`.
 
     Raises:
       BadInput: before anything is recorded, for parts that do not fit together, or that do not fit
-        the run that is to be gone on with.
+        the run that is to be resumed.
       CannotRecord: if the run directory can no longer be written to. What is in it stays.
     """
     recording = Recording(experiment, folder, sinks, resume=resume)
@@ -83,7 +83,7 @@ def take_part(experiment: Experiment, position: bytes, interruption: Interruptio
         start.
       interruption: asks all of them to end.
     """
-    steps, _ = build_steps(experiment)
+    steps = build_steps(experiment)
     key = key_of(experiment)
     at = from_bytes(position, steps.start(key)) if position else None
     _train(experiment, steps, key, Member([], at), interruption)

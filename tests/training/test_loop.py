@@ -15,7 +15,6 @@ from gradlab.experiment import build_steps
 from gradlab.model import SequenceModel, per_example_accuracy, per_example_loss
 from gradlab.probes import ForgetProduct, GradNorm
 from gradlab.probes.base import CloseProbe
-from gradlab.probes.setting import supported
 from gradlab.record.base import Outcome
 from gradlab.record.reader import open_run
 from gradlab.regularizers.base import Regularizer
@@ -50,7 +49,7 @@ class Rows:
 
 def trained(exp, sink=None):
     sink = sink or Rows()
-    steps, _ = build_steps(exp)
+    steps = build_steps(exp)
     program, member = Solo(steps, jax.random.key(5), exp.trainer.eval_batch), Member([sink])
     program.compile()
     train(exp.trainer, program, [member], close=exp.close)
@@ -123,7 +122,7 @@ def test_a_regularizer_is_added_to_the_gradient_while_it_counts():
     rate, weight = 0.1, 0.3
     base = {"rule": optax.sgd, "learning_rate": rate, "clip_norm": None, "probes": {}}
     one = Trainer(steps=1, batch=4, log_every=5, eval_every=5)
-    start = build_steps(experiment())[0].first_params
+    start = build_steps(experiment()).first_params
     plain = trained(experiment(**base, trainer=one))[2].params
     both = trained(experiment(**base, trainer=one, regularizer=PullToZero(weight=weight, alone=0)))
     alone = trained(experiment(**base, trainer=one, regularizer=PullToZero(weight=weight, alone=1)))
@@ -190,7 +189,7 @@ def test_train_loss_is_the_mean_since_the_last_row():
 def test_the_recorded_adjoint_is_that_of_one_examples_loss():
     """Against jax.grad of a single example's loss by a nudge of h_t, whatever the batch size."""
     exp = experiment(make_cell=GRU)
-    steps, _ = build_steps(exp)
+    steps = build_steps(exp)
     state = steps.start(jax.random.key(0))
     _, _, measured = jax.jit(steps.probe)(state, ())
     model, batch = steps.model(state.params), steps.draw(state, ())
@@ -217,7 +216,7 @@ def test_the_recorded_adjoint_of_a_default_lstm_over_200_steps_equals_float64():
     exp = experiment(
         make_cell=nnx.OptimizedLSTMCell, task=Adding(length=200, held_out_examples=10), hidden=16
     )
-    steps, _ = build_steps(exp)
+    steps = build_steps(exp)
     state = steps.start(jax.random.key(0))
     recorded = np.asarray(jax.jit(steps.probe)(state, ())[2]["adj_h_log10"][0])
     batch, model = steps.draw(state, ()), steps.model(state.params)
@@ -271,8 +270,8 @@ def test_nothing_compiles_after_the_first_row():
 @pytest.mark.parametrize("chunk", [7, 30, 1000])
 def test_evaluation_in_chunks_is_the_mean_over_all_examples(chunk):
     exp = experiment(task=Copying(length=22, held_out_examples=30), hidden=3)
-    steps, _ = build_steps(exp)
-    (scores,) = Solo(steps, jax.random.key(0), chunk).score("val")
+    steps = build_steps(exp)
+    scores = Solo(steps, jax.random.key(0), chunk).score("val")[0]
     batch = exp.task.held_out("val")
     out = steps.model(steps.first_params)(batch.inputs).outputs
     answer = (out, batch.targets, batch.weights)
@@ -385,11 +384,11 @@ def test_a_run_leaves_a_directory_that_reads_back(tmp_path):
 
 def test_a_preset_leaves_out_what_a_model_cannot_measure_and_a_name_is_refused():
     exp = experiment(make_cell=SimpleRNN, probes={"forget_product": ForgetProduct()})
-    steps, reasons = build_steps(exp)
+    steps = build_steps(exp)
     assert not steps.probes
-    assert "SimpleRNN has no retention gate" in reasons["forget_product"]
+    assert "SimpleRNN has no retention gate" in steps.left_out["forget_product"]
     with pytest.raises(BadInput, match="no retention gate"):
-        supported(exp.probes, steps.setting, by_preset=False)
+        build_steps(dataclasses.replace(exp, probes_by_preset=False))
 
 
 @pytest.mark.slow

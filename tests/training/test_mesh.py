@@ -85,7 +85,7 @@ def compare(name: str) -> None:
         parts = experiment(
             **{"trainer": trainer, "rule": optax.sgd, "learning_rate": 0.1} | CASES[name]
         )
-        steps, _ = build_steps(parts)
+        steps = build_steps(parts)
         assert steps.mesh.devices == (4 if mesh else 1)
         rows = Rows()
         program, member = Solo(steps, jax.random.key(1), trainer.eval_batch), Member([rows])
@@ -148,7 +148,7 @@ def test_one_device_says_so_and_runs_as_without(caplog):
 
 
 def test_a_position_reaches_another_process_bit_by_bit():
-    steps, _ = build_steps(experiment(rule=optax.adam))
+    steps = build_steps(experiment(rule=optax.adam))
     state = steps.start(jax.random.key(7))
     params = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
     best = Best(0.5, 3, state.params, {"loss": 0.5})

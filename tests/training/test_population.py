@@ -60,7 +60,7 @@ def different(trainer=TRAINER, **more):
 
 
 def prepared(experiments, **options):
-    steps = [build_steps(one)[0] for one in experiments]
+    steps = [build_steps(one) for one in experiments]
     keys = [jax.random.fold_in(jax.random.key(one.seed), 1) for one in experiments]
     return Population(steps, keys, 250, **options)
 
@@ -74,7 +74,7 @@ def trained(experiments, sinks=None, **options):
 
 
 def alone(one):
-    steps, _ = build_steps(one)
+    steps = build_steps(one)
     program = Solo(steps, jax.random.fold_in(jax.random.key(one.seed), 1), 250)
     program.compile()
     member = Member([Rows()])
@@ -214,7 +214,7 @@ def test_a_number_that_a_cell_holds_is_each_members_own():
     experiments = [
         experiment(make_cell=functools.partial(Leaky, leak=leak)) for leak in (0.5, 0.25)
     ]
-    steps = [build_steps(one)[0] for one in experiments]
+    steps = [build_steps(one) for one in experiments]
     assert together(*steps)
     assert numbers_of(steps[1])["model.layers.0.0.leak"] == 0.25
     _, members = trained(experiments)
@@ -252,8 +252,8 @@ def test_a_penalty_has_each_members_weight():
 
 
 def test_what_cannot_share_a_program():
-    base = build_steps(experiment())[0]
-    assert together(base, build_steps(experiment(seed=5, learning_rate=0.5))[0])
+    base = build_steps(experiment())
+    assert together(base, build_steps(experiment(seed=5, learning_rate=0.5)))
     for change in (
         {"hidden": 6},
         {"layers": 2},
@@ -266,7 +266,7 @@ def test_what_cannot_share_a_program():
         {"make_cell": SimpleRNN},
         {"regularizer": Omega()},
     ):
-        assert not together(base, build_steps(experiment(**change))[0]), change
+        assert not together(base, build_steps(experiment(**change))), change
 
 
 def test_a_number_that_decides_what_the_program_is_is_named():

@@ -110,7 +110,7 @@ def stop(exp, folder, **kwargs):
 
 def final(folder: Path) -> list[np.ndarray]:
     """Everything in the last checkpoint."""
-    steps, _ = build_steps(experiment())
+    steps = build_steps(experiment())
     checkpoints = Checkpoints(folder / "checkpoints")
     position = checkpoints.restore(steps, jax.random.key(0))
     checkpoints.close()
@@ -264,7 +264,7 @@ def position_at(step: int, steps) -> Position:
 
 @pytest.fixture
 def kept(tmp_path):
-    steps, _ = build_steps(experiment())
+    steps = build_steps(experiment())
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     for step in (3, 6, 9):
         checkpoints.save(position_at(step, steps))
@@ -304,7 +304,7 @@ def test_one_that_is_cut_in_half_gives_way_to_the_one_before(kept, caplog):
     checkpoints.close()
     assert int(found.state.step) == 6
     (warning,) = [r.getMessage() for r in caplog.records if r.name == "gradlab.training.checkpoint"]
-    assert warning.startswith("going on from step 6, for checkpoint 9: ")
+    assert warning.startswith("resumed from step 6, for checkpoint 9: ")
 
 
 def test_where_none_can_be_read_it_is_said(kept):
@@ -319,7 +319,7 @@ def test_where_none_can_be_read_it_is_said(kept):
 
 def test_one_of_another_model_is_refused(kept):
     _, checkpoints = kept
-    other, _ = build_steps(experiment(hidden=6))
+    other = build_steps(experiment(hidden=6))
     with pytest.raises(BadInput, match=r"differs in .*params/") as refusal:
         checkpoints.restore(other, jax.random.key(3))
     checkpoints.close()
@@ -327,13 +327,13 @@ def test_one_of_another_model_is_refused(kept):
 
 
 def test_a_folder_without_any_gives_none(tmp_path):
-    steps, _ = build_steps(experiment())
+    steps = build_steps(experiment())
     assert Checkpoints(tmp_path / "checkpoints").restore(steps, jax.random.key(0)) is None
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path):
-    steps, _ = build_steps(experiment())
+    steps = build_steps(experiment())
     (tmp_path / "file").write_text("")
     checkpoints = Checkpoints(tmp_path / "file" / "checkpoints")
     with pytest.raises((CannotRecord, OSError)):

@@ -100,7 +100,7 @@ def _of_every_run(experiment: Any) -> list[str]:
 def _of_its_probes(experiment: Any) -> list[str]:
     from gradlab.experiment import build_steps
 
-    steps, _ = build_steps(experiment)
+    steps = build_steps(experiment)
     layers = [f"layer_{name.replace(' ', '_')}" for name in steps.names]
     names: list[str] = []
     for name, variable in steps.variables.items():

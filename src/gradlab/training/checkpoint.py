@@ -1,4 +1,4 @@
-"""Where a run stands, kept so that it can go on as if it had not stopped."""
+"""Where a run stands, kept so that it can be resumed as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Checkpoints:
                 wrong.append(f"checkpoint {step}: {type(error).__name__}: {reason[0][:200]}")
                 continue
             for problem in wrong:
-                _log.warning("going on from step %d, for %s", step, problem)
+                _log.warning("resumed from step %d, for %s", step, problem)
             return _unpacked(arrays, rest, start)
         if wrong:
             allowed = f"a run with a checkpoint that can be read ({wrong[0]})"

@@ -117,7 +117,7 @@ def train(
     interrupt ends all that are left as ``interrupted``. All keep what was recorded. The sinks are
     not closed here.
 
-    A run that goes on makes the same steps as one that never stopped: what was recorded after its
+    A resumed run makes the same steps as one that never stopped: what was recorded after its
     position is computed again and not recorded twice.
 
     Args:
@@ -135,7 +135,7 @@ def train(
     try:
         loop.go()
     except KeyboardInterrupt:  # a second Ctrl-C: at once, so from the last position kept
-        for index, _ in loop.going_on():
+        for index in loop.training:
             reason = f"interrupted at step {program.step(index)}"
             if program.steps.mesh.processes > 1:  # the others still train: nothing can be computed
                 raise KeyboardInterrupt(reason) from None
@@ -147,15 +147,15 @@ class Member:
 
     Args:
       sinks: where its rows go.
-      position: where it goes on; None: at the start.
+      position: where it is resumed; None: at the start.
       recorded: the last step whose row the sinks have already.
       last_row: the last row recorded of a step that was made.
       save: called with the position when it should be kept: at every
         ``trainer.checkpoint_seconds``, when the run is interrupted, and at its end.
-      ended: called when there is an outcome, while other members may still go on.
+      ended: called when there is an outcome, while other members may still train.
 
     Attributes:
-      outcome: how it ended; None while it goes on.
+      outcome: how it ended; None while it trains.
       error: why its run directory could not be written to, if it could not.
     """
 
@@ -199,81 +199,73 @@ class Member:
 
 class _Loop:
     def __init__(self, trainer: Trainer, program: Program, members, close, interruption, now):
-        self.trainer, self.program, self.members, self.now = trainer, program, members, now
+        self.trainer, self.program, self.now = trainer, program, now
+        self.members: dict[int, Member] = dict(enumerate(members))
         self.interruption, self.steps = interruption, program.steps
         total = trainer.steps
         self.close_steps = close.steps(total) if self.steps.looks_closely else set()
         self.rows = sorted(trainer.log.steps(total) | self.close_steps)
         self.clock = Clock()
         self.began = self.saved = now()
-        if any(member.start is not None for member in members):
-            program.go_on(
-                [
-                    program.state(index) if member.start is None else member.start.state
-                    for index, member in enumerate(members)
-                ]
-            )
+        starts = {i: m.start.state for i, m in self.members.items() if m.start is not None}
+        if starts:
+            program.resume(starts)
 
-    def going_on(self) -> list[tuple[int, Member]]:
+    @property
+    def training(self) -> dict[int, Member]:
         """The members that have not ended."""
-        return [(i, member) for i, member in enumerate(self.members) if member.outcome is None]
+        return {i: member for i, member in self.members.items() if member.outcome is None}
 
     def go(self) -> None:
         """The loop itself."""
         for step in self.rows:
-            while any(member.done < step for _, member in self.going_on()):
-                self._advance(step)
+            while counts := self._until(step):
+                self._advance(counts)
                 self._end_diverged()
                 if self._asked_to_end():
                     return self._interrupt()
-            due = [m.outcome is None and m.done == step for m in self.members]
-            if not any(due):  # made before the runs were resumed
+            due = [i for i, member in self.training.items() if member.done == step]
+            if not due:  # made before the runs were resumed
                 continue
             self._measured_step(step, due)
             if self._asked_to_end() and step + 1 < self.trainer.steps:
                 return self._interrupt()
         self._save()
-        return self.end({index: Outcome("finished") for index, _ in self.going_on()})
+        return self.end({i: Outcome("finished") for i in self.training})
 
-    def _advance(self, step: int) -> None:
-        """At most a stretch of plain steps of each member that has not reached ``step``."""
-        counts = [
-            min(STRETCH, step - m.done) if m.outcome is None and m.done < step else 0
-            for m in self.members
-        ]
+    def _until(self, step: int) -> dict[int, int]:
+        """How many plain steps, a stretch at most, each member that is short of ``step`` makes."""
+        short = {i: step - member.done for i, member in self.training.items()}
+        return {i: min(STRETCH, count) for i, count in short.items() if count > 0}
+
+    def _advance(self, counts: Mapping[int, int]) -> None:
         began = self.now()
         reports = self.program.advance(counts)
-        self.clock.plain.append((self.now() - began, max(counts)))
-        for member, count, report in zip(self.members, counts, reports, strict=True):
-            if count:
-                member.since.append((count, report))
-                member.done += count
+        self.clock.plain.append((self.now() - began, max(counts.values())))
+        for i, report in reports.items():
+            self.members[i].since.append((counts[i], report))
+            self.members[i].done += counts[i]
 
-    def _measured_step(self, step: int, due: list[bool]) -> None:
+    def _measured_step(self, step: int, due: Sequence[int]) -> None:
         """One step of those that are due, with all that is measured of it."""
         closely = self._look_closely(step, due)
         began = self.now()
         probed = self.program.probe(due)
         self.clock.probed.append(self.now() - began)
         self._end_diverged()
-        due = [
-            wanted and member.outcome is None
-            for wanted, member in zip(due, self.members, strict=True)
-        ]
-        scores = self._validate(step, due)
-        for index, member in enumerate(self.members):
-            if not due[index]:
-                continue
-            report, measured = probed[index]
+        alive = {i: member for i, member in self.training.items() if i in due}
+        scores = self._validate(step, alive)
+        for i, member in alive.items():
+            report, measured = probed[i]
             scalars = self._of_steps([*member.since, (1, report)])
             scalars["train/grad_norm"] = float(report.grad_norm)
-            self._log(index, Row(step, scalars | scores[index], measured | closely[index]))
+            self._log(i, Row(step, scalars | scores.get(i, {}), measured | closely.get(i, {})))
             member.since, member.done = [], step + 1
 
-    def _look_closely(self, step: int, due: list[bool]) -> Sequence[Measured]:
+    def _look_closely(self, step: int, due: Sequence[int]) -> Mapping[int, Measured]:
         """What the close probes measure, when they are due, before ``step`` is made."""
         if step not in self.close_steps:
-            return [{}] * len(due)
+            return {}
         began = self.now()
         measured = self.program.measure(due)
         self.clock.close.append(self.now() - began)
@@ -293,26 +285,20 @@ class _Loop:
             found["train/penalty"] = mean("penalty")
         return found
 
-    def _validate(self, step: int, due: list[bool]) -> list[dict[str, float]]:
+    def _validate(self, step: int, members: Mapping[int, Member]) -> dict[int, dict[str, float]]:
         """Validation scores of those that are due, of the parameters after ``step``."""
         last = step == self.trainer.steps - 1
-        due = [
-            wanted and (last or step >= member.next_validation)
-            for wanted, member in zip(due, self.members, strict=True)
-        ]
-        found: list[dict[str, float]] = [{} for _ in due]
-        if not any(due):
-            return found
-        for index, scores in enumerate(self.program.score("val", due)):
-            if not due[index]:
-                continue
-            member = self.members[index]
+        due = [i for i, member in members.items() if last or step >= member.next_validation]
+        if not due:
+            return {}
+        rows = {}
+        for i, scores in self.program.score("val", due).items():
+            member = members[i]
             member.next_validation = step + self.trainer.eval_every
             if member.best is None or scores["loss"] < member.best.loss:
-                params = self.program.state(index).params
-                member.best = Best(scores["loss"], step, params, scores)
-            found[index] = {f"val/{name}": value for name, value in scores.items()}
-        return found
+                member.best = Best(scores["loss"], step, self.program.state(i).params, scores)
+            rows[i] = {f"val/{name}": value for name, value in scores.items()}
+        return rows
 
     # Ending.
 
@@ -328,10 +314,10 @@ class _Loop:
     def _save(self) -> None:
         if self.trainer.checkpoint_seconds is None:
             return
-        for index, member in self.going_on():
+        for i, member in self.training.items():
             if member.save is not None:
-                position = member.position(self.program.state(index), self._seconds())
-                self._recording(index, member.save, position)
+                position = member.position(self.program.state(i), self._seconds())
+                self._recording(i, member.save, position)
         self.saved = self.now()
 
     def _seconds(self) -> float:
@@ -341,29 +327,22 @@ class _Loop:
         self._save()
         self.end(
             {
-                index: Outcome("interrupted", f"interrupted at step {m.done}{self.interruption}")
-                for index, m in self.going_on()
+                i: Outcome("interrupted", f"interrupted at step {member.done}{self.interruption}")
+                for i, member in self.training.items()
             }
         )
 
     def _end_diverged(self) -> None:
         alive = self.program.alive()
-        dead = [index for index, _ in self.going_on() if not alive[index]]
+        dead = [i for i in self.training if not alive[i]]
         if not dead:
             return
         # Their states wait at the step that was not finite, so that it can be looked into.
-        due = [index in dead for index in range(len(self.members))]
-        probed, closely = self.program.probe(due), self.program.measure(due)
-        for index in dead:
-            _, measured = probed[index]
-            self._log(index, Row(self.program.step(index), {}, measured | closely[index]))
-        self.end(
-            {
-                index: Outcome("diverged", diagnose(self.program, index))
-                for index in dead
-                if self.members[index].outcome is None
-            }
-        )
+        probed, closely = self.program.probe(dead), self.program.measure(dead)
+        for i in dead:
+            self._log(i, Row(self.program.step(i), {}, probed[i][1] | closely[i]))
+        dead = [i for i in dead if i in self.training]
+        self.end({i: Outcome("diverged", diagnose(self.program, i)) for i in dead})
 
     def _log(self, index: int, row: Row) -> None:
         self._recording(index, self.members[index].log, row)
@@ -396,24 +375,16 @@ class _Loop:
 
     def _tests(self, outcomes: Mapping[int, Outcome]) -> dict[int, dict[str, float]]:
         """Test figures of the parameters that were best in validation, at every length."""
-        best = [member.best for member in self.members]
-        due = [
-            best[index] is not None and index in outcomes and outcomes[index].status != "crashed"
-            for index in range(len(best))
-        ]
-        if not any(due):
-            return {}
-        params = [
-            self.program.state(index).params if one is None else one.params
-            for index, one in enumerate(best)
-        ]
-        found: dict[int, dict[str, float]] = {i: {} for i, wanted in enumerate(due) if wanted}
-        for length in (None, *self.trainer.test_lengths):
-            scores = self.program.score("test", due, params, length=length)
+        best = {i: self.members[i].best for i, one in outcomes.items() if one.status != "crashed"}
+        params = {i: one.params for i, one in best.items() if one is not None}
+        figures: dict[int, dict[str, float]] = {i: {} for i in params}
+        for length in (None, *self.trainer.test_lengths) if params else ():
             at = "" if length is None else f"{AT_LENGTH}{length}"
-            for index, figures in found.items():
-                figures |= {f"test/{name}{at}": value for name, value in scores[index].items()}
-        return found
+            for i, scores in self.program.score(
+                "test", list(params), params, length=length
+            ).items():
+                figures[i] |= {f"test/{name}{at}": value for name, value in scores.items()}
+        return figures
 
     def _summary(self, index: int, test: Mapping[str, float]) -> dict[str, float]:
         """Final figures; validation and test those of the parameters best in validation."""

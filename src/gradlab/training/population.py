@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from gradlab.errors import BadInput
 from gradlab.training import lift
-from gradlab.training.program import Measured, Split, compiled, held_out, scores, test_at
+from gradlab.training.program import HeldOut, Measured, compiled, held_out, scores, test_at
 from gradlab.training.step import Report, State, Steps
 
 PARTS = ("optimizer", "task", "regularizer", "probes")
@@ -125,7 +125,7 @@ class Population:
         )
         states = [member.start(key) for member, key in zip(opened, keys, strict=True)]
         self._refuse_too_large(states[0])
-        self.go_on(states)
+        self._put(states)
         self._each_its_task = any(path.startswith("task.") for path in differing)
         self._splits = self._held_out(members, eval_batch)
         self._members, self._eval_batch = list(members), eval_batch
@@ -183,14 +183,14 @@ class Population:
             self.at_once //= 2
             self._lowered = self._lower()
         self._advance, self._probe, self._measure, *score = programs
-        self._score: dict[Split, Any] = {"val": score[0], "test": score[-1]}
+        self._score: dict[HeldOut, Any] = {"val": score[0], "test": score[-1]}
         self._score_at = self._over(self._score_one)  # compiled when a member ends
         self.compile_seconds = time.perf_counter() - began
 
     def _seconds_of_steps(self, at_once: int) -> float:
         """How long a few steps of all members take, whose results are thrown away."""
         self.at_once = at_once
-        taking = (self._own, self._state, self._counts([TRIED] * self.size))
+        taking = (self._own, self._state, self._counts(dict.fromkeys(range(self.size), TRIED)))
         (advance,) = compiled(self._over(self._advance_one).lower(taking, self._data))
         jax.block_until_ready(advance(taking, self._data))
         began = time.perf_counter()
@@ -199,7 +199,7 @@ class Population:
 
     def _lower(self) -> list[Any]:
         """What a run needs, traced: advance, probe, measure, a score for each shape of split."""
-        due, counts = self._dealt([False] * self.size), self._counts([0] * self.size)
+        due, counts = self._dealt(()), self._counts({})
         lowered = [
             self._over(self._advance_one).lower((self._own, self._state, counts), self._data),
             self._over(self._probe_one).lower((self._own, self._state, due), self._data),
@@ -219,8 +219,11 @@ class Population:
         on_cpu = self.devices[0].platform == "cpu"
         return (len(self.devices) if on_cpu else 1) * max(map(_bytes, programs))
 
-    def go_on(self, states: Sequence[State]) -> None:
-        """See :meth:`Program.go_on`."""
+    def resume(self, states: Mapping[int, State]) -> None:
+        """See :meth:`Program.resume`."""
+        self._put([states.get(member) or self.state(member) for member in range(self.size)])
+
+    def _put(self, states: Sequence[State]) -> None:
         raw = [state._replace(key=jax.random.key_data(state.key)) for state in states]
         placed = self._placed(raw)
         impl = jax.random.key_impl(states[0].key)
@@ -241,41 +244,44 @@ class Population:
         """See :meth:`Program.alive`."""
         return np.asarray(self._state.alive)[: self.size].tolist()
 
-    def advance(self, counts: Sequence[int]) -> list[Report]:
+    def advance(self, counts: Mapping[int, int]) -> dict[int, Report]:
         """See :meth:`Program.advance`."""
         taking = (self._own, self._state, self._counts(counts))
         self._state, report = jax.block_until_ready(self._advance(taking, self._data))
         self._host = None
-        return self._by_member(report)
+        return self._by_member(report, counts)
 
-    def probe(self, due: Sequence[bool]) -> list[tuple[Report, Measured]]:
+    def probe(self, members: Collection[int]) -> dict[int, tuple[Report, Measured]]:
         """See :meth:`Program.probe`."""
-        taking = (self._own, self._state, self._dealt(due))
+        taking = (self._own, self._state, self._dealt(members))
         self._state, *seen = jax.block_until_ready(self._probe(taking, self._data))
         self._host = None
-        return self._by_member(tuple(seen))
+        return self._by_member(tuple(seen), members)
 
-    def measure(self, due: Sequence[bool]) -> list[Measured]:
+    def measure(self, members: Collection[int]) -> dict[int, Measured]:
         """See :meth:`Program.measure`."""
-        taking = (self._own, self._state, self._dealt(due))
-        return self._by_member(jax.block_until_ready(self._measure(taking, self._data)))
+        taking = (self._own, self._state, self._dealt(members))
+        return self._by_member(jax.block_until_ready(self._measure(taking, self._data)), members)
 
     def score(
         self,
-        split: Split,
-        due: Sequence[bool],
-        params: Sequence[Any] | None = None,
+        split: HeldOut,
+        members: Collection[int],
+        params: Mapping[int, Any] | None = None,
         *,
         length: int | None = None,
-    ) -> list[dict[str, float]]:
+    ) -> dict[int, dict[str, float]]:
         """See :meth:`Program.score`."""
-        of = self._state.params if params is None else self._placed(params)
+        if params is None:
+            of = self._state.params
+        else:  # of those that take no part anything will do
+            of = self._placed([params.get(i, params[min(params)]) for i in range(self.size)])
         call = self._score[split] if length is None else self._score_at
         own, shared = self._dealt_split(
             self._splits[split] if length is None else self._test_at(length)
         )
-        found = self._by_member(call((self._own, of, self._dealt(due), own), shared))
-        return [{name: float(value) for name, value in one.items()} for one in found]
+        scores = self._by_member(call((self._own, of, self._dealt(members), own), shared), members)
+        return {i: {name: float(value) for name, value in s.items()} for i, s in scores.items()}
 
     def inspect(self, member: int) -> Any:
         """See :meth:`Program.inspect`."""
@@ -314,19 +320,21 @@ class Population:
         stacked = jax.tree.map(jnp.asarray, stacked)
         return jax.device_put(stacked, NamedSharding(self._mesh, P(_AXIS)))
 
-    def _dealt(self, due: Sequence[bool]) -> jax.Array:
-        return self._row(due, False, np.bool_)
+    def _dealt(self, members: Collection[int]) -> jax.Array:
+        """Which rows take part."""
+        return self._row(dict.fromkeys(members, True), np.bool_)
 
-    def _counts(self, counts: Sequence[int]) -> jax.Array:
-        return self._row(counts, 0, np.int32)
+    def _counts(self, counts: Mapping[int, int]) -> jax.Array:
+        return self._row(counts, np.int32)
 
-    def _row(self, values: Sequence[Any], filler: Any, dtype: Any) -> jax.Array:
-        row = np.array([*values, *[filler] * (self.rows - self.size)], dtype)
+    def _row(self, values: Mapping[int, Any], dtype: Any) -> jax.Array:
+        row = np.zeros(self.rows, dtype)
+        row[list(values)] = list(values.values())
         return jax.device_put(row, NamedSharding(self._mesh, P(_AXIS)))
 
-    def _by_member(self, tree: Any) -> list[Any]:
+    def _by_member(self, tree: Any, members: Collection[int]) -> dict[int, Any]:
         here = jax.device_get(tree)
-        return [_row_of(here, member) for member in range(self.size)]
+        return {member: _row_of(here, member) for member in members}
 
     def _on_host(self) -> State:
         if self._host is None:
@@ -335,7 +343,7 @@ class Population:
         assert self._host is not None
         return self._host
 
-    def _held_out(self, members: Sequence[Steps], eval_batch: int) -> dict[Split, Any]:
+    def _held_out(self, members: Sequence[Steps], eval_batch: int) -> dict[HeldOut, Any]:
         """The splits: those of one member where all have the same task, else stacked."""
         if not self._each_its_task:
             return dict(held_out(self.steps.task, eval_batch))

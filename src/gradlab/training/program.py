@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,15 @@ from gradlab.model import per_example_accuracy, per_example_loss
 from gradlab.tasks.base import Batch, Task
 from gradlab.training.step import Report, State, Steps
 
-Split = Literal["val", "test"]
+HeldOut = Literal["val", "test"]
+"""The splits that are scored."""
 Measured = dict[str, np.ndarray]
 
 
 class Program(Protocol):
-    """Some members of one kind, stepped together.
+    """Some members of one kind, stepped together, known by their numbers from 0.
 
-    ``due`` says for each member whether it takes part in a call; what is returned for the others
-    means nothing.
+    A call names the members that take part in it, and answers for those.
 
     Attributes:
       steps: the step functions of a member; what they say of names and shapes holds for all.
@@ -43,8 +43,8 @@ class Program(Protocol):
         """Compile what a run needs, so that nothing is compiled between steps."""
         ...
 
-    def go_on(self, states: Sequence[State]) -> None:
-        """Put every member at a state."""
+    def resume(self, states: Mapping[int, State]) -> None:
+        """Put members at the states that they are resumed from."""
         ...
 
     def state(self, member: int) -> State:
@@ -59,32 +59,32 @@ class Program(Protocol):
         """Whether each member's numbers are finite so far."""
         ...
 
-    def advance(self, counts: Sequence[int]) -> Sequence[Report]:
+    def advance(self, counts: Mapping[int, int]) -> dict[int, Report]:
         """So many plain steps of each member; means over them."""
         ...
 
-    def probe(self, due: Sequence[bool]) -> Sequence[tuple[Report, Measured]]:
+    def probe(self, members: Collection[int]) -> dict[int, tuple[Report, Measured]]:
         """One measured step."""
         ...
 
-    def measure(self, due: Sequence[bool]) -> Sequence[Measured]:
+    def measure(self, members: Collection[int]) -> dict[int, Measured]:
         """What the close probes see, without a step."""
         ...
 
     def score(
         self,
-        split: Split,
-        due: Sequence[bool],
-        params: Sequence[Any] | None = None,
+        split: HeldOut,
+        members: Collection[int],
+        params: Mapping[int, Any] | None = None,
         *,
         length: int | None = None,
-    ) -> Sequence[dict[str, float]]:
+    ) -> dict[int, dict[str, float]]:
         """Mean loss, and accuracy for classification, on a split.
 
         Args:
           split: which.
-          due: see above.
-          params: parameters of each member; None for those of its state.
+          members: see above.
+          params: parameters of each of them; None for those of its state.
           length: of the sequences, one of ``Steps.test_tasks``, for the test split; None for that
             of the task. Compiled, and the sequences made, when first asked for.
         """
@@ -121,8 +121,8 @@ class Solo:
         )
         self.compile_seconds = time.perf_counter() - began
 
-    def go_on(self, states: Sequence[State]) -> None:
-        """See :meth:`Program.go_on`."""
+    def resume(self, states: Mapping[int, State]) -> None:
+        """See :meth:`Program.resume`."""
         self._state = self.steps.mesh.replicate(states[0])
 
     def state(self, member: int = 0) -> State:
@@ -137,30 +137,30 @@ class Solo:
         """See :meth:`Program.alive`."""
         return [bool(self._state.alive)]
 
-    def advance(self, counts: Sequence[int]) -> list[Report]:
+    def advance(self, counts: Mapping[int, int]) -> dict[int, Report]:
         """See :meth:`Program.advance`."""
         count = np.int32(counts[0])
         self._state, report = jax.block_until_ready(self._advance(self._state, self.data, count))
-        return [jax.device_get(report)]
+        return {0: jax.device_get(report)}
 
-    def probe(self, due: Sequence[bool] = (True,)) -> list[tuple[Report, Measured]]:
+    def probe(self, members: Collection[int] = (0,)) -> dict[int, tuple[Report, Measured]]:
         """See :meth:`Program.probe`."""
         self._state, *seen = jax.block_until_ready(self._probe(self._state, self.data))
         report, measured = jax.device_get(seen)
-        return [(report, measured)]
+        return {0: (report, measured)}
 
-    def measure(self, due: Sequence[bool] = (True,)) -> list[Measured]:
+    def measure(self, members: Collection[int] = (0,)) -> dict[int, Measured]:
         """See :meth:`Program.measure`."""
-        return [jax.device_get(jax.block_until_ready(self._measure(self._state, self.data)))]
+        return {0: jax.device_get(jax.block_until_ready(self._measure(self._state, self.data)))}
 
     def score(
         self,
-        split: Split,
-        due: Sequence[bool] = (True,),
-        params: Sequence[Any] | None = None,
+        split: HeldOut,
+        members: Collection[int] = (0,),
+        params: Mapping[int, Any] | None = None,
         *,
         length: int | None = None,
-    ) -> list[dict[str, float]]:
+    ) -> dict[int, dict[str, float]]:
         """See :meth:`Program.score`."""
         mesh = self.steps.mesh
         of = self._state.params if params is None else mesh.replicate(params[0])
@@ -169,7 +169,7 @@ class Solo:
         else:
             cut = mesh.replicate(test_at(self.steps, length, self.eval_batch))
         found = self._scores(of, cut)
-        return [{name: float(value) for name, value in found.items()}]
+        return {0: {name: float(value) for name, value in found.items()}}
 
     def inspect(self, member: int = 0) -> Any:
         """See :meth:`Program.inspect`."""
@@ -183,7 +183,7 @@ def compiled(*lowered: Any) -> list[Callable[..., Any]]:
         return list(pool.map(lambda one: one.compile(), lowered))
 
 
-def held_out(task: Task, chunk: int, devices: int = 1) -> dict[Split, tuple[Batch, jax.Array]]:
+def held_out(task: Task, chunk: int, devices: int = 1) -> dict[HeldOut, tuple[Batch, jax.Array]]:
     """The held-out splits of a task for :func:`scores`, ``chunk`` examples at a time.
 
     Args:
@@ -191,8 +191,7 @@ def held_out(task: Task, chunk: int, devices: int = 1) -> dict[Split, tuple[Batc
       chunk: rounded up to a multiple of the devices.
       devices: that each chunk is split over.
     """
-    splits: tuple[Split, Split] = ("val", "test")
-    return {split: in_chunks(task.held_out(split), chunk, devices) for split in splits}
+    return {split: in_chunks(task.held_out(split), chunk, devices) for split in get_args(HeldOut)}
 
 
 def test_at(steps: Steps, length: int, chunk: int) -> tuple[Batch, jax.Array]:

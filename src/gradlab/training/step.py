@@ -22,7 +22,7 @@ from gradlab.bptt.unroll import Trace, make_taps
 from gradlab.cells import stock
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.probes.base import CloseProbe, Probe, Seen, StepProbe, norm
-from gradlab.probes.setting import setting_of
+from gradlab.probes.setting import setting_of, supported
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Batch, Task
 from gradlab.training.mesh import ONE_DEVICE, DataMesh
@@ -65,14 +65,9 @@ class Report(NamedTuple):
     penalty: jax.Array
 
 
-def parameter_names(params: nnx.State) -> list[str]:
-    """Names like ``layers/0/0/dense_h/kernel``, in the order of the leaves."""
-    return names_of(params)
-
-
 def by_name(params: Any) -> dict[str, jax.Array]:
-    """The leaves of parameters, gradients or updates by :func:`parameter_names`."""
-    return dict(zip(parameter_names(params), jax.tree.leaves(params), strict=True))
+    """The leaves of parameters, gradients or updates by name (``layers/0/0/dense_h/kernel``)."""
+    return dict(zip(names_of(params), jax.tree.leaves(params), strict=True))
 
 
 class Steps:
@@ -82,15 +77,20 @@ class Steps:
       model: gives the structure and the first parameters.
       task: where batches come from.
       optimizer: clipping and update rule.
-      probes: name -> probe. Each must support the model.
+      probes: name -> probe.
       batch: ``B``.
       examples: how many examples of the batch the close probes look at, at most ``B``.
       regularizer: a penalty beside the task's loss, or None.
       mesh: the devices that each batch is split over.
       test_tasks: the task at each further length that it is tested at.
+      probes_by_preset: whether a preset chose the probes; then those that cannot measure this model
+        are left out.
+
+    Attributes:
+      left_out: name -> reason, of the probes that were left out.
 
     Raises:
-      Unsupported: if a probe cannot measure this model.
+      BadInput: for a probe that was asked for by name and cannot measure this model.
     """
 
     def __init__(
@@ -105,18 +105,20 @@ class Steps:
         regularizer: Regularizer | None = None,
         mesh: DataMesh = ONE_DEVICE,
         test_tasks: Mapping[int, Task] | None = None,
+        probes_by_preset: bool = False,
     ):
         self.mesh, self.test_tasks = mesh, dict(test_tasks or {})
         self.graph, self.first_params, self.rest = nnx.split(model, nnx.Param, ...)
         self.names = model.layer_names()
-        self.task, self.optimizer, self.probes, self.batch = task, optimizer, probes, batch
+        self.task, self.optimizer, self.batch = task, optimizer, batch
         self.examples, self.regularizer = min(examples, batch), regularizer
         self.shape = (task.length, batch, model.width)
         self.setting = setting_of(
             model.layers, model.width, length=task.length, clips=optimizer.clips
         )
+        self.probes, self.left_out = supported(probes, self.setting, by_preset=probes_by_preset)
         self.variables: dict[str, Variable] = {}
-        for probe in probes.values():
+        for probe in self.probes.values():
             self.variables |= probe.variables(self.setting)
 
     def start(self, key: jax.Array) -> State:
@@ -191,7 +193,7 @@ class Steps:
         closeup = self.closeup(
             state.params, batch, self.examples, lambda: self._removed(state, batch)
         )
-        assert list(closeup.params) == parameter_names(state.params)
+        assert list(closeup.params) == names_of(state.params)
         measured: dict[str, jax.Array] = {}
         for one in self.probes.values():
             if isinstance(one, CloseProbe):

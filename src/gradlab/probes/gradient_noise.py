@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,8 +95,7 @@ def _plus(total: Scaled, entering: list[Scaled], wanted: jax.Array) -> Scaled:
     All examples and parameters share one exponent, the largest yet: what is lost where numbers are
     smaller by the float range is nothing beside the norms that are made of all.
     """
-    assert total.exponent is not None
-    exponents = jnp.stack([jnp.asarray(one.exponent) for one in entering])
+    exponents = jnp.stack([one.exponent for one in entering])
     own = jnp.where(wanted, exponents, scaling.ZERO)
     exponent = jnp.maximum(total.exponent, jnp.max(own))
     dtype = total.mantissa[0].dtype
@@ -114,7 +112,6 @@ def _plus(total: Scaled, entering: list[Scaled], wanted: jax.Array) -> Scaled:
 
 def _judge(total: Scaled, batch: int) -> _Curves:
     """Signal and noise of one partial sum, from each example's own."""
-    assert total.exponent is not None
     leaves = total.mantissa
     examples, dtype = len(leaves[0]), leaves[0].dtype
     means = [jnp.mean(leaf, axis=0) for leaf in leaves]
@@ -130,7 +127,7 @@ def _judge(total: Scaled, batch: int) -> _Curves:
 
 
 def _snr_log10(found: _Curves) -> jax.Array:
-    ratio = (found.signal - found.noise) * math.log10(2)
+    ratio = (found.signal - found.noise) * scaling.LOG10_2
     return jnp.where(found.signal == -jnp.inf, -jnp.inf, ratio)
 
 

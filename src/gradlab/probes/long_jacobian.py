@@ -25,8 +25,9 @@ class LongJacobian(CloseProbe):
 
     Source: Pascanu, Mikolov & Bengio (2013), equation 5; Bengio, Simard & Frasconi (1994).
 
-    Cost: the Jacobians; O(T E S³) time, a product and about two block iterations at each step, and
-    O(E S²) memory beside the Jacobians. Exponents are kept beside the product, one a column.
+    Cost: the Jacobians; O(T E S³) time, a product at each step and then, of all products at once,
+    the largest singular value: by a decomposition up to S = 32, by sixteen Lanczos steps above.
+    All products are kept for that: O(T E S²) memory beside the Jacobians.
 
     How to read it: the largest factor by which any gradient at the end can be scaled on its way to
     t, whatever the loss. The adjoint lies below it: it is one vector, which need not lie along the

@@ -12,12 +12,10 @@ from jax import lax
 
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.bptt.scaling import Scaled
+from gradlab.bptt.scaling import LOG10_2, Scaled
 from gradlab.errors import BadInput, at_least
 from gradlab.probes.base import CloseProbe, Setting, norm
 from gradlab.variable import Variable
-
-LOG10_2 = math.log10(2)
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def _long_and_short(values: list[Scaled], long: jax.Array) -> _Sums:
       values: of each parameter ``(E, *θ.shape)``, normalised.
       long: ``(E,)`` bool.
     """
-    exponents = jnp.stack([jnp.asarray(value.exponent) for value in values])
+    exponents = jnp.stack([value.exponent for value in values])
     chosen = jnp.stack([long, ~long]) & (exponents > scaling.ZERO)[:, None]
     own = jnp.where(chosen, exponents[:, None], scaling.ZERO)
     largest = jnp.max(own, axis=-1)
@@ -175,14 +173,12 @@ def _per_row(factor: jax.Array, array: jax.Array) -> jax.Array:
 
 def _of_readout(parts: jax.Array, split: int) -> tuple[jax.Array, jax.Array]:
     """The curve and the cosine of one parameter of the readout, from ``(T, ...)``."""
-    scaled = scaling.scale(parts, 1)
-    assert scaled.exponent is not None
-    curve = scaling.log2_norm(scaled.mantissa, scaled.exponent) * LOG10_2
+    curve = scaling.log10_norm(*Scaled.of(parts, 1))
     begin = len(parts) - split
     return curve, _cosine(jnp.sum(parts[:begin], axis=0), jnp.sum(parts[begin:], axis=0))
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    a, b = (scaling.normalise(Scaled(v, jnp.int32(0))).mantissa for v in (a, b))
+    a, b = (Scaled.of(v, 0).mantissa for v in (a, b))
     sizes = jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel())
     return jnp.clip(jnp.sum(a * b) / sizes, -1, 1)

@@ -16,7 +16,8 @@ import optax
 from flax import nnx
 from jax import lax
 
-from gradlab.bptt.closeup import Closeup, names_of
+from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.parts import by_name, names_of
 from gradlab.bptt.scaling import LOG10_2
 from gradlab.bptt.unroll import Trace, make_taps
 from gradlab.cells import stock
@@ -63,16 +64,6 @@ class Report(NamedTuple):
     grad_norm: jax.Array
     clipped: jax.Array
     penalty: jax.Array
-
-
-def parameter_names(params: nnx.State) -> list[str]:
-    """Names like ``layers/0/0/dense_h/kernel``, in the order of the leaves."""
-    return names_of(params)
-
-
-def by_name(params: Any) -> dict[str, jax.Array]:
-    """The leaves of parameters, gradients or updates by :func:`parameter_names`."""
-    return dict(zip(parameter_names(params), jax.tree.leaves(params), strict=True))
 
 
 class Steps:
@@ -191,7 +182,7 @@ class Steps:
         closeup = self.closeup(
             state.params, batch, self.examples, lambda: self._removed(state, batch)
         )
-        assert list(closeup.params) == parameter_names(state.params)
+        assert list(closeup.params) == names_of(state.params)
         measured: dict[str, jax.Array] = {}
         for one in self.probes.values():
             if isinstance(one, CloseProbe):

@@ -165,7 +165,7 @@ class Population:
     # The calls.
 
     def compile(self) -> None:
-        """See :meth:`Program.compile`.
+        """See :meth:`gradlab.training.program.Program.compile`.
 
         Raises:
           BadInput: if not even one member at once fits into memory.
@@ -220,7 +220,7 @@ class Population:
         return (len(self.devices) if on_cpu else 1) * max(map(_bytes, programs))
 
     def go_on(self, states: Sequence[State]) -> None:
-        """See :meth:`Program.go_on`."""
+        """See :meth:`gradlab.training.program.Program.go_on`."""
         raw = [state._replace(key=jax.random.key_data(state.key)) for state in states]
         placed = self._placed(raw)
         impl = jax.random.key_impl(states[0].key)
@@ -229,34 +229,34 @@ class Population:
         self._host: State | None = None
 
     def state(self, member: int) -> State:
-        """See :meth:`Program.state`; on the host."""
+        """See :meth:`gradlab.training.program.Program.state`; on the host."""
         here = _row_of(self._on_host(), member)
         return here._replace(key=jax.random.wrap_key_data(here.key, impl=self._impl))
 
     def step(self, member: int) -> int:
-        """See :meth:`Program.step`."""
+        """See :meth:`gradlab.training.program.Program.step`."""
         return int(self._on_host().step[member])
 
     def alive(self) -> list[bool]:
-        """See :meth:`Program.alive`."""
+        """See :meth:`gradlab.training.program.Program.alive`."""
         return np.asarray(self._state.alive)[: self.size].tolist()
 
     def advance(self, counts: Sequence[int]) -> list[Report]:
-        """See :meth:`Program.advance`."""
+        """See :meth:`gradlab.training.program.Program.advance`."""
         taking = (self._own, self._state, self._counts(counts))
         self._state, report = jax.block_until_ready(self._advance(taking, self._data))
         self._host = None
         return self._by_member(report)
 
     def probe(self, due: Sequence[bool]) -> list[tuple[Report, Measured]]:
-        """See :meth:`Program.probe`."""
+        """See :meth:`gradlab.training.program.Program.probe`."""
         taking = (self._own, self._state, self._dealt(due))
         self._state, *seen = jax.block_until_ready(self._probe(taking, self._data))
         self._host = None
         return self._by_member(tuple(seen))
 
     def measure(self, due: Sequence[bool]) -> list[Measured]:
-        """See :meth:`Program.measure`."""
+        """See :meth:`gradlab.training.program.Program.measure`."""
         taking = (self._own, self._state, self._dealt(due))
         return self._by_member(jax.block_until_ready(self._measure(taking, self._data)))
 
@@ -268,7 +268,7 @@ class Population:
         *,
         length: int | None = None,
     ) -> list[dict[str, float]]:
-        """See :meth:`Program.score`."""
+        """See :meth:`gradlab.training.program.Program.score`."""
         of = self._state.params if params is None else self._placed(params)
         call = self._score[split] if length is None else self._score_at
         own, shared = self._dealt_split(
@@ -278,7 +278,7 @@ class Population:
         return [{name: float(value) for name, value in one.items()} for one in found]
 
     def inspect(self, member: int) -> Any:
-        """See :meth:`Program.inspect`."""
+        """See :meth:`gradlab.training.program.Program.inspect`."""
         own = _row_of(jax.device_get(self._own), member)
         return jax.device_get(self._inspect(own, self.state(member), self._data))
 

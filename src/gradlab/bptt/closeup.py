@@ -82,6 +82,12 @@ class LayerView:
             )
         return self._fewer[examples]
 
+    @property
+    def lag(self) -> jax.Array:
+        """How many real steps are still to come, ``(T, E)``."""
+        upto_end = jnp.cumsum(self.mask[::-1], axis=0)[::-1]
+        return upto_end - self.mask.astype(upto_end.dtype)
+
     def _after(self) -> Any:
         return jax.tree.map(
             lambda before, final: jnp.concatenate([before[1:], final[None]]),

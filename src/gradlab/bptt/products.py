@@ -202,7 +202,7 @@ def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
         )
         found = log2_frobenius(forget), log2_frobenius(own), log2_frobenius(block)
         joined = Graded(
-            jnp.concatenate([forget.mantissa * eye, rest.mantissa], axis=-1),
+            jnp.concatenate([forget.mantissa * eye[None], rest.mantissa], axis=-1),
             jnp.concatenate([forget.exponent, rest.exponent], axis=-1),
         )
         rest = times(joined, jnp.concatenate([beside_gate(jacobian, gate), jacobian], axis=1))
@@ -211,7 +211,7 @@ def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
 
     def beside_gate(jacobian: jax.Array, gate: jax.Array) -> jax.Array:
         rows = jacobian[:, memory]
-        kept = gate[:, :, None] * eye
+        kept = gate[:, :, None] * eye[None]
         left = rows[..., memory] - kept
         noise = UNITS_OF_ROUNDING * float(jnp.finfo(dtype).eps) * kept
         return rows.at[..., memory].set(jnp.where(jnp.abs(left) <= noise, 0, left))

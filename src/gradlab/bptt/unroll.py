@@ -286,7 +286,7 @@ def _with_final(direct: Scaled, final: Any, mask: jax.Array | None) -> Scaled:
     steps = direct.mantissa.shape[0]
     ends = jnp.arange(steps)[:, None] == steps - 1
     if mask is not None:
-        ends = jnp.arange(steps)[:, None] == steps - 1 - jnp.argmax(mask[::-1], axis=0)
+        ends = jnp.arange(steps)[:, None] == steps - 1 - jnp.argmax(mask[::-1], axis=0)[None]
     return direct.add(Scaled.of(jnp.where(ends[..., None], own, 0), 2))
 
 

@@ -126,7 +126,7 @@ def mean_log10(log10: jax.Array, mask: jax.Array) -> jax.Array:
     """
     counted = mask & (log10 > -jnp.inf) | mask & jnp.isnan(log10)
     total = jnp.sum(jnp.where(counted, log10, 0), axis=-1)
-    mean = total / jnp.maximum(jnp.sum(counted, axis=-1), 1)
+    mean = total / jnp.maximum(jnp.sum(counted, axis=-1), 1).astype(total.dtype)
     nothing = jnp.where(jnp.any(mask, axis=-1), -jnp.inf, jnp.nan)
     return jnp.where(jnp.any(counted, axis=-1), mean, nothing)
 
@@ -136,7 +136,7 @@ def state_log10(adjoints: Mapping[str, jax.Array]) -> jax.Array:
     parts = jnp.stack(list(adjoints.values()))
     largest = jnp.max(parts, axis=0)
     finite = jnp.where(jnp.isfinite(largest), largest, 0)
-    joined = finite + 0.5 * jnp.log10(jnp.sum(jnp.square(10.0 ** (parts - finite)), axis=0))
+    joined = finite + 0.5 * jnp.log10(jnp.sum(jnp.square(10.0 ** (parts - finite[None])), axis=0))
     return jnp.where(jnp.isfinite(largest), joined, largest)
 
 

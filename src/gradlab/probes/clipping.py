@@ -82,7 +82,7 @@ def _readout_along(closeup: Closeup, direction: Params) -> Scaled:
     """The same of the readout; ``(T, 1)``, the sum over examples."""
     dots = jnp.zeros((closeup.length, 1), closeup.inputs.dtype)
     for name, parts in closeup.readout_contributions.items():
-        products = parts * direction[name]
+        products = parts * direction[name][None]
         dots += jnp.sum(products, axis=tuple(range(1, parts.ndim)))[:, None] * closeup.examples
     return Scaled.of(dots, 2)
 

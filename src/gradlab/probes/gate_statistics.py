@@ -82,8 +82,8 @@ class GateStatistics(CloseProbe):
         gate, real = _gate(layer), layer.mask[..., None]
         position = (jnp.log10(gate) - self.lowest) * (self.bins / -self.lowest)
         index = jnp.clip(jnp.floor(position), 0, self.bins - 1).astype(jnp.int32)
-        inside = index[..., None] == jnp.arange(self.bins)
-        counts = jnp.sum(inside & real[..., None], axis=(0, 1, 2))
+        inside = index[..., None] == jnp.arange(self.bins).reshape(1, 1, 1, -1)
+        counts = jnp.sum(inside & real[..., None], axis=(0, 1, 2)).astype(gate.dtype)
         return counts / (jnp.sum(real) * gate.shape[-1]).astype(gate.dtype)
 
 
@@ -91,7 +91,7 @@ def timescale(layer: LayerView) -> jax.Array:
     """The time scale of each unit, ``(H,)``."""
     # 1 - f is exact near 1, where the mean of f itself would round it away.
     lost = jnp.where(layer.mask[..., None], 1 - _gate(layer), 0)
-    return jnp.sum(layer.mask) / jnp.sum(lost, axis=(0, 1))
+    return jnp.sum(layer.mask).astype(lost.dtype) / jnp.sum(lost, axis=(0, 1))
 
 
 def _gate(layer: LayerView) -> jax.Array:

@@ -100,9 +100,7 @@ def _plus(total: Scaled, entering: list[Scaled], wanted: jax.Array) -> Scaled:
     exponent = jnp.maximum(total.exponent, jnp.max(own))
     dtype = total.mantissa[0].dtype
     keep = scaling.shift(jnp.ones((), dtype), total.exponent - exponent)
-    factors = scaling.shift(
-        wanted.astype(dtype) * jnp.ones((len(entering), 1), dtype), own - exponent
-    )
+    factors = scaling.shift(jnp.broadcast_to(wanted.astype(dtype), own.shape), own - exponent)
     sums = [
         old * keep + one.mantissa * factor.reshape(-1, *[1] * (old.ndim - 1))
         for old, one, factor in zip(total.mantissa, entering, factors, strict=True)
@@ -116,7 +114,7 @@ def _judge(total: Scaled, batch: int) -> _Curves:
     examples, dtype = len(leaves[0]), leaves[0].dtype
     means = [jnp.mean(leaf, axis=0) for leaf in leaves]
     pairs = zip(leaves, means, strict=True)
-    spread = jnp.stack([jnp.sum(jnp.square(leaf - mean)) for leaf, mean in pairs])
+    spread = jnp.stack([jnp.sum(jnp.square(leaf - mean[None])) for leaf, mean in pairs])
     variance = jnp.sum(spread) / (examples - 1)
     squared = jnp.sum(jnp.stack([jnp.sum(jnp.square(mean)) for mean in means]))
     squared -= variance / examples

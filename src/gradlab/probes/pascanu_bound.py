@@ -53,8 +53,7 @@ def bound(layer: LayerView) -> jax.Array:
     assert plain is not None
     (matrix,) = layer.recurrent_matrices.values()
     rate = jnp.log10(plain.steepest * jnp.linalg.norm(matrix, 2))
-    # Steps still to come: the number of Jacobians between t and the end of the example.
-    to_come = jnp.cumsum(layer.mask[::-1], axis=0)[::-1] - layer.mask
+    lag = layer.lag.astype(rate.dtype)
     # At lag 0 the bound is that of the identity, even where W is 0 and its rate -inf.
-    log10 = jnp.where(to_come > 0, to_come * jnp.where(to_come > 0, rate, 0), 0)
+    log10 = jnp.where(lag > 0, lag * jnp.where(lag > 0, rate, 0), 0)
     return mean_log10(log10, layer.mask)

@@ -83,11 +83,11 @@ class SingularSpectrum(CloseProbe):
         # Two infinities have no difference: a product that is zero is as far from regular as any.
         lost = log10[:, -1] == -jnp.inf
         condition = jnp.where(lost, jnp.inf, log10[:, 0] - jnp.where(lost, 0, log10[:, -1]))
-        exponents = log10 * math.log(10) / jnp.maximum(steps, 1)[:, None]
+        exponents = log10 * math.log(10) / jnp.maximum(steps, 1)[:, None].astype(log10.dtype)
         some = jnp.any(real, axis=0)
         every = jnp.broadcast_to(some, log10.T.shape)
         return {
             "singular_value_log10": mean_log10(log10.T, every),
             "condition_log10": mean_log10(condition, some),
-            "finite_time_exponent": mean_log10(exponents.T, every & (steps > 0)),
+            "finite_time_exponent": mean_log10(exponents.T, every & (steps > 0)[None]),
         }

@@ -101,7 +101,6 @@ class _Sums(NamedTuple):
 def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax.Array, jax.Array]]:
     """The curve and the cosine of each of a cell's parameters, by full name."""
     steps = len(view.mask)
-    lag = jnp.cumsum(view.mask[::-1], axis=0)[::-1] - view.mask
     enters, params = view.contribution, view.params
     start = _Sums(
         [jnp.zeros((2, *value.shape), value.dtype) for value in params.values()],
@@ -114,7 +113,7 @@ def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax
         parts = _long_and_short([entering[name] for name in params], long)
         return _plus(sums, parts), _log2_norms(parts)
 
-    sums, log2 = lax.scan(step, start, (jnp.arange(steps), lag >= split))
+    sums, log2 = lax.scan(step, start, (jnp.arange(steps), view.lag >= split))
     curves = log2 * LOG10_2 - math.log10(examples)
     return {
         view.prefix + name: (curves[:, n], _cosine(*sums.mantissa[n]))
@@ -133,7 +132,7 @@ def _long_and_short(values: list[Scaled], long: jax.Array) -> _Sums:
       long: ``(E,)`` bool.
     """
     exponents = jnp.stack([value.exponent for value in values])
-    chosen = jnp.stack([long, ~long]) & (exponents > scaling.ZERO)[:, None]
+    chosen = jnp.stack([long, ~long])[None] & (exponents > scaling.ZERO)[:, None]
     own = jnp.where(chosen, exponents[:, None], scaling.ZERO)
     largest = jnp.max(own, axis=-1)
     dtype = values[0].mantissa.dtype

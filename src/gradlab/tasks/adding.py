@@ -65,12 +65,12 @@ class Adding(Task):
         lengths, mask = jnp.full(batch, T), None
         if self.min_length is not None:
             lengths = self.min_length + below(bits[T], T + 1 - self.min_length)
-            mask = t < lengths
+            mask = t < lengths[None]
             values = jnp.where(mask, values, 0)
         half = lengths // 2
         first = below(bits[T + 1], half)
         second = half + below(bits[T + 2], lengths - half)
-        marks = ((t == first) | (t == second)).astype(values.dtype)
+        marks = ((t == first[None]) | (t == second[None])).astype(values.dtype)
         inputs = jnp.stack([values, marks], axis=-1)
         return Batch(inputs, jnp.sum(values * marks, axis=0)[:, None], mask=mask)
 

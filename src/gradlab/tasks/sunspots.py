@@ -138,5 +138,5 @@ class Sunspots(Task):
 
 def _windows(series: Any, start: Any, length: int) -> Batch:
     """The ``length`` values of ``series`` from each of ``start (B,)`` on, and the one after."""
-    inputs = series[start + np.arange(length)[:, None]]
+    inputs = series[start[None] + np.arange(length)[:, None]]
     return Batch(inputs[..., None], series[start + length][:, None])

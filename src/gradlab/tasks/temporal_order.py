@@ -56,13 +56,13 @@ class TemporalOrder(Task):
         T, t = self.length, jnp.arange(self.length)[:, None]
         bits = words(key, T + 4, batch)
         distractors = 2 + below(bits[:T], 4)
-        first, second = below(bits[T], 2), below(bits[T + 1], 2)
+        first, second = below(bits[T, None], 2), below(bits[T + 1, None], 2)
         p0, p1 = (
-            self._tenths(n) + below(bits[row], self._tenths(n + 1) - self._tenths(n))
+            self._tenths(n) + below(bits[row, None], self._tenths(n + 1) - self._tenths(n))
             for n, row in ((1, T + 2), (5, T + 3))
         )
         inputs = jnp.where(t == p0, first, jnp.where(t == p1, second, distractors))
-        return Batch(inputs, 2 * first + second)
+        return Batch(inputs, (2 * first + second)[0])
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:
         """See :meth:`Task.held_out`; generated from a key that no training run uses."""

@@ -187,7 +187,7 @@ class Text(Task):
     def _windows(self, text: Any, start: Any) -> Batch:
         """``length`` symbols of ``text`` from each of ``start (B,)`` on, and what comes next."""
         steps = np.arange(self.length + 1, dtype=np.int32)[:, None]
-        window = text[start + steps].astype(np.int32)
+        window = text[start[None] + steps].astype(np.int32)
         if self.predict == "last":
             return Batch(window[:-1], window[-1])
         weights = jnp.full((self.length, start.shape[0]), 1 / self.length)

@@ -143,7 +143,7 @@ class Steps:
 
         zero = Report(*(jnp.float32(0) for _ in Report._fields))
         state, total = lax.fori_loop(0, count, plain, (state, zero))
-        return state, jax.tree.map(lambda x: x / count, total)
+        return state, jax.tree.map(lambda x: x / jnp.asarray(count, x.dtype), total)
 
     def probe(self, state: State, data: Any) -> tuple[State, Report, dict[str, jax.Array]]:
         """One step with the probes' measurements, of the parameters before its update."""
@@ -282,7 +282,8 @@ class Steps:
         clip, rule = self.optimizer.clip.update, self.optimizer.update.update
         grads, penalty = self._regularized(state, batch, grads)
         clipped, clip_state = clip(grads, state.opt_state[0], state.params)
-        updates, rule_state = rule(clipped, state.opt_state[1], state.params)
+        with jax.numpy_dtype_promotion("standard"):  # Adam's own code mixes types
+            updates, rule_state = rule(clipped, state.opt_state[1], state.params)
         params = optax.apply_updates(state.params, updates)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(clipped), strict=True)
         changed = jnp.stack([jnp.any(before != after) for before, after in pairs])

@@ -194,20 +194,15 @@ def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
     def back(state: tuple[Graded, Graded, Graded], read: tuple[jax.Array, jax.Array]):
         forget, rest, product = state
         jacobian, gate = read
-        block = product._replace(
-            mantissa=product.mantissa[..., memory], exponent=product.exponent[..., memory]
-        )
-        own = rest._replace(
-            mantissa=rest.mantissa[..., memory], exponent=rest.exponent[..., memory]
-        )
-        found = log2_frobenius(forget), log2_frobenius(own), log2_frobenius(block)
+        own, block = jax.tree.map(lambda leaf: leaf[..., memory], (rest, product))
+        norms = log2_frobenius(forget), log2_frobenius(own), log2_frobenius(block)
         joined = Graded(
             jnp.concatenate([forget.mantissa * eye[None], rest.mantissa], axis=-1),
             jnp.concatenate([forget.exponent, rest.exponent], axis=-1),
         )
         rest = times(joined, jnp.concatenate([beside_gate(jacobian, gate), jacobian], axis=1))
         forget = _normalised(forget.mantissa * gate[:, None, :], forget.exponent)
-        return (forget, rest, times(product, jacobian)), found
+        return (forget, rest, times(product, jacobian)), norms
 
     def beside_gate(jacobian: jax.Array, gate: jax.Array) -> jax.Array:
         rows = jacobian[:, memory]
@@ -225,8 +220,8 @@ def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
         ),
         every._replace(mantissa=every.mantissa[:, memory]),
     )
-    _, found = lax.scan(back, start, (jacobians, gates), reverse=True)
-    return Paths(*(norm * LOG10_2 for norm in found))
+    _, norms = lax.scan(back, start, (jacobians, gates), reverse=True)
+    return Paths(*(norm * LOG10_2 for norm in norms))
 
 
 # The largest singular value.
@@ -273,7 +268,7 @@ def suffix_norms(jacobians: jax.Array) -> tuple[jax.Array, jax.Array]:
 def log10_largest(matrices: jax.Array) -> jax.Array:
     """log10 of the largest singular value of each of ``(T, E, S, S)``, ``(T, E)``; within 1e-3.
 
-    By Lanczos steps, all matrices at once. What is found is never above the true value but by
+    By Lanczos steps, all matrices at once. The result is never above the true value but by
     rounding.
     """
     shape, size = matrices.shape[:-2], matrices.shape[-1]

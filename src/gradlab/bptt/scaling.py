@@ -7,7 +7,7 @@ changes no bit of it, while the exponent is counted beside it in int32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -118,6 +118,63 @@ class Plain(NamedTuple):
     def pull(self, transpose: Callable[[Any], Any], cotangents: Any) -> tuple[Any, Any, Any]:
         """A step transposed."""
         return transpose(cotangents)
+
+
+class Sums(NamedTuple):
+    """K sums of scaled numbers over their examples, of each of N arrays, at its own exponents.
+
+    Attributes:
+      mantissa: N arrays ``(K, ...)``.
+      exponent: ``(N, K)`` int32.
+    """
+
+    mantissa: list[jax.Array]
+    exponent: jax.Array
+
+    @classmethod
+    def of(cls, values: Sequence[Scaled], wanted: jax.Array) -> Self:
+        """The sums over the examples that are wanted in each.
+
+        Each at the largest exponent of its own examples: what the others lose to it is nothing
+        beside the sum.
+
+        Args:
+          values: N of them, ``(E, ...)`` with exponents ``(E,)``, normalised.
+          wanted: ``(K, E)`` bool.
+        """
+        exponents = jnp.stack([value.exponent for value in values])
+        chosen = wanted[None] & (exponents > ZERO)[:, None]
+        own = jnp.where(chosen, exponents[:, None], ZERO)
+        largest = jnp.max(own, axis=-1)
+        dtype = values[0].mantissa.dtype
+        weights = shift(chosen.astype(dtype), own - largest[..., None])
+        return cls([_weighted(weights[n], one.mantissa) for n, one in enumerate(values)], largest)
+
+    def add(self, other: Sums) -> Self:
+        """The sums of both, at the larger exponents."""
+        exponent = jnp.maximum(self.exponent, other.exponent)
+        own, others = self._factors(exponent), other._factors(exponent)
+        pairs = zip(self.mantissa, other.mantissa, strict=True)
+        totals = [
+            old * _per_example(own[n], old) + new * _per_example(others[n], new)
+            for n, (old, new) in enumerate(pairs)
+        ]
+        return type(self)(totals, exponent)
+
+    def total(self) -> tuple[list[jax.Array], jax.Array]:
+        """Of each array the sum of its K, ``(...)``, and its exponent, ``(N,)``."""
+        largest = jnp.max(self.exponent, axis=1)
+        weights = self._factors(largest[:, None])
+        return [_weighted(weights[n], part) for n, part in enumerate(self.mantissa)], largest
+
+    def _factors(self, exponent: jax.Array) -> jax.Array:
+        ones = jnp.ones(self.exponent.shape, self.mantissa[0].dtype)
+        return shift(ones, self.exponent - exponent)
+
+
+def _weighted(weights: jax.Array, array: jax.Array) -> jax.Array:
+    """The sum of ``weights[..., e] * array[e]`` over e."""
+    return jnp.tensordot(weights, array, axes=1, precision=lax.Precision.HIGHEST)
 
 
 def _bits(dtype: Any) -> tuple[Any, int, int]:

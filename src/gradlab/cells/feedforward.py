@@ -7,13 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from gradlab.cells.base import (
-    Activation,
-    Cell,
-    HiddenCarry,
-    default_bias_init,
-    default_kernel_init,
-)
+from gradlab.cells.base import Activation, Cell, HiddenCarry, default_bias_init, default_kernel_init
 from gradlab.cells.rnn import ActivationName, NoGates, activation
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.errors import BadInput
-from gradlab.probes.base import CloseProbe, Setting, Unsupported
+from gradlab.probes.base import CloseProbe, Setting, Unsupported, over_layers
 from gradlab.variable import Variable
 
 
@@ -73,8 +73,8 @@ class GateStatistics(CloseProbe):
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
         return {
-            "retention_histogram": jnp.stack([self._shares(one) for one in closeup.layers]),
-            "timescale": jnp.stack([timescale(one) for one in closeup.layers]),
+            "retention_histogram": over_layers(self._shares, closeup.layers),
+            "timescale": over_layers(timescale, closeup.layers),
         }
 
     def _shares(self, layer: LayerView) -> jax.Array:

@@ -12,7 +12,7 @@ from jax import lax
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.scaling import Scaled
-from gradlab.probes.base import CloseProbe, Setting
+from gradlab.probes.base import CloseProbe, Setting, over_layers
 from gradlab.variable import Variable
 
 
@@ -56,11 +56,12 @@ class GradientNoise(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        found = [_of_layer(view, closeup.batch) for view in closeup.layers]
-        return {
-            "long_range_snr_log10": jnp.stack([_snr_log10(one) for one in found]),
-            "noise_horizon": jnp.stack([_horizon(one) for one in found]),
-        }
+
+        def measure(view: LayerView) -> dict[str, jax.Array]:
+            curves = _of_layer(view, closeup.batch)
+            return {"long_range_snr_log10": _snr_log10(curves), "noise_horizon": _horizon(curves)}
+
+        return over_layers(measure, closeup.layers)
 
 
 class _Curves(NamedTuple):
@@ -124,13 +125,13 @@ def _judge(total: Scaled, batch: int) -> _Curves:
     return _Curves(signal, 0.5 * jnp.log2(variance / batch) + shift)
 
 
-def _snr_log10(found: _Curves) -> jax.Array:
-    ratio = (found.signal - found.noise) * scaling.LOG10_2
-    return jnp.where(found.signal == -jnp.inf, -jnp.inf, ratio)
+def _snr_log10(curves: _Curves) -> jax.Array:
+    ratio = (curves.signal - curves.noise) * scaling.LOG10_2
+    return jnp.where(curves.signal == -jnp.inf, -jnp.inf, ratio)
 
 
-def _horizon(found: _Curves) -> jax.Array:
-    signal, noise = found.signal[::-1], found.noise[-1]
+def _horizon(curves: _Curves) -> jax.Array:
+    signal, noise = curves.signal[::-1], curves.noise[-1]
     below = signal < noise
     first = jnp.where(jnp.any(below), jnp.argmax(below), len(signal)).astype(signal.dtype)
     silent = (signal[0] == -jnp.inf) & (noise == -jnp.inf)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import suffix_norms
 from gradlab.errors import at_least
-from gradlab.probes.base import CloseProbe, Setting, mean_log10
+from gradlab.probes.base import CloseProbe, Setting, mean_log10, over_layers
 from gradlab.variable import Variable
 
 
@@ -59,12 +58,9 @@ class LongJacobian(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        curves = [
-            [mean_log10(curve, layer.mask) for curve in suffix_norms(layer.jacobian)]
-            for layer in closeup.first(self.examples)
-        ]
-        largest, frobenius = zip(*curves, strict=True)
-        return {
-            "long_jacobian_log10": jnp.stack(largest),
-            "long_jacobian_log10_frobenius": jnp.stack(frobenius),
-        }
+
+        def means(layer: LayerView) -> tuple[jax.Array, ...]:
+            return tuple(mean_log10(norm, layer.mask) for norm in suffix_norms(layer.jacobian))
+
+        largest, frobenius = over_layers(means, closeup.first(self.examples))
+        return {"long_jacobian_log10": largest, "long_jacobian_log10_frobenius": frobenius}

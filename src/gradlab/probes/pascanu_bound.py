@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10
+from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10, over_layers
 from gradlab.variable import Variable
 
 
@@ -44,7 +44,7 @@ class PascanuBound(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        return {"pascanu_bound_log10": jnp.stack([bound(layer) for layer in closeup.layers])}
+        return {"pascanu_bound_log10": over_layers(bound, closeup.layers)}
 
 
 def bound(layer: LayerView) -> jax.Array:

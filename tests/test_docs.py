@@ -1,14 +1,20 @@
-"""The documentation of the probes says what the probes say."""
+"""The documentation says what the code says: the page of the probes, and every reference."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import importlib.util
+import inspect
+import operator
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
+import gradlab
 from tests import ROOT
 
 
@@ -85,3 +91,64 @@ def test_a_bar_does_not_end_a_cell():
     assert rows == [
         r"| `grad_norm` | `parameter` | loss/parameter | gradient norm \|∂L/∂θ\| |",
     ]
+
+
+# References in the docstrings of the package.
+
+ROLES = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`~?([\w.]+)`")
+
+
+def docstrings(tree, owner=""):
+    """``(class or "", text)`` of every string that stands alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield owner, str(node.value.value)
+        inside = f"{owner}.{node.name}".lstrip(".") if isinstance(node, ast.ClassDef) else owner
+        yield from docstrings(node, inside)
+
+
+def has(owner, name):
+    """Whether a class has what is only given to its objects: declared, or set in a method."""
+    kinds = owner.__mro__ if isinstance(owner, type) else ()
+    return any(
+        name in getattr(kind, "__annotations__", {})
+        or (kind is not object and re.search(rf"\bself\.{name}\b.* = ", inspect.getsource(kind)))
+        for kind in kinds
+        if kind.__module__.startswith("gradlab")
+    )
+
+
+def leads_somewhere(owner, path):
+    """Whether following ``path`` from a module or class ends at something."""
+    first, _, rest = path.partition(".")
+    if hasattr(owner, "__path__"):  # a package, whose modules need not be loaded yet
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(f"{owner.__name__}.{first}")
+    if not hasattr(owner, first):
+        return not rest and has(owner, first)
+    return not rest or leads_somewhere(getattr(owner, first), rest)
+
+
+def test_every_reference_in_a_docstring_leads_somewhere():
+    package = Path(gradlab.__file__).parent
+    checked, lost = 0, []
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        module = importlib.import_module(name)
+        for owner, text in docstrings(ast.parse(path.read_text(encoding="utf-8"))):
+            places = [module]
+            if owner:
+                places.append(operator.attrgetter(owner)(module))
+            for reference in ROLES.findall(text):
+                checked += 1
+                absolute = reference.startswith("gradlab.")
+                found = (
+                    leads_somewhere(gradlab, reference.removeprefix("gradlab."))
+                    if absolute
+                    else any(leads_somewhere(place, reference) for place in places)
+                )
+                if not found:
+                    lost.append(f"{name}: {reference}")
+    assert checked > 150
+    assert not lost, "\n".join(lost)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from gradlab.bptt.parts import by_name
 from gradlab.cells import SimpleRNN
 from gradlab.errors import BadInput
 from gradlab.experiment import build_steps
@@ -26,7 +27,6 @@ from gradlab.tasks.base import at_length
 from gradlab.tasks.copying import Copying
 from gradlab.training.loop import Member, Trainer, train
 from gradlab.training.program import Solo
-from gradlab.training.step import by_name
 from tests.experiments import experiment
 from tests.training.test_loop import Rows
 from tests.training.test_population import Noisy, alone, optimizer, trained

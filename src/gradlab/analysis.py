@@ -19,6 +19,7 @@ from flax import nnx
 import gradlab.probes
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.parts import names_of
 from gradlab.bptt.unroll import unroll
 from gradlab.errors import BadInput, nearest
 from gradlab.model import SequenceModel, per_example_loss
@@ -28,7 +29,8 @@ from gradlab.probes.setting import setting_of, supported
 PRESETS: dict[str, type[Probe]] = {"full": Probe, "standard": StepProbe}
 """What a preset measures: every probe of this kind."""
 
-Loss = Callable[[jax.Array], jax.Array]
+PerExample = Callable[[jax.Array], jax.Array]
+"""A loss: from what is read out to that of each example."""
 
 
 def analyze(
@@ -128,7 +130,7 @@ def _check_inputs(network: _Network, inputs: jax.Array) -> None:
 class _UserLoss(NamedTuple):
     """The caller's loss, handed the outputs as the caller knows them."""
 
-    function: Loss
+    function: PerExample
     swap: bool
 
     def __call__(self, outputs: jax.Array, targets: None) -> jax.Array:
@@ -152,7 +154,7 @@ def _loss(network: _Network, inputs: jax.Array, given: Any, time_major: bool) ->
     outputs = jax.eval_shape(lambda x: _outputs(network, x), inputs).shape
     every = len(outputs) == 3
     if callable(given):
-        loss = _UserLoss(cast(Loss, given), swap=every and not time_major)
+        loss = _UserLoss(cast(PerExample, given), swap=every and not time_major)
         got = jax.eval_shape(lambda x: loss(_outputs(network, x), None), inputs).shape
         if got != (inputs.shape[1],):
             allowed = f"a loss that gives one value per example, ({inputs.shape[1]},)"
@@ -181,7 +183,7 @@ def _outputs(network: _Network, inputs: jax.Array) -> jax.Array:
     return outputs
 
 
-def _closeup(find: Any, module: Any, inputs: jax.Array, losses: Loss) -> Closeup:
+def _closeup(find: Any, module: Any, inputs: jax.Array, losses: PerExample) -> Closeup:
     layers, readout = find(module)
     if readout is None:
         return Closeup(layers, inputs, losses, every=True, prefix=lambda *_: "")
@@ -265,13 +267,9 @@ def _seen(closeup: Closeup, setting: Setting) -> Seen:
     layers = closeup.layers
 
     def log10(name: str) -> jax.Array:
-        found = []
-        for layer in layers:
-            mantissa = layer.adjoint.mantissa[..., layer.part(name)]
-            exponent = layer.adjoint.exponent
-            assert exponent is not None
-            found.append(scaling.log10_norm(mantissa, exponent))
-        return jnp.stack(found)
+        own = [layer.adjoint.mantissa[..., layer.part(name)] for layer in layers]
+        exponents = [layer.adjoint.exponent for layer in layers]
+        return jnp.stack(list(map(scaling.log10_norm, own, exponents)))
 
     gates = {name: jnp.stack([layer.gates[name] for layer in layers]) for name in setting.gates}
     return Seen(
@@ -294,7 +292,6 @@ def _dataset(
     mean_loss: Any,
     left_out: Mapping[str, str],
 ) -> xarray.Dataset:
-    layers, readout = network.find(network.module)
     t = np.arange(setting.length)
     coords: dict[str, Any] = {
         "layer": network.names,
@@ -305,7 +302,7 @@ def _dataset(
             {"units": "timesteps", "long_name": "timesteps back from the end of the sequence"},
         ),
         "gate": list(setting.gates),
-        "parameter": _parameter_names(layers, readout),
+        "parameter": names_of(nnx.state(network.module, nnx.Param)),
     }
     variables = {}
     for probe in probes.values():
@@ -322,10 +319,3 @@ def _dataset(
     }
     kept = {name: values for name, values in coords.items() if name in used}
     return xarray.Dataset(variables, kept, attrs)
-
-
-def _parameter_names(layers: Any, readout: Any) -> list[str]:
-    width = getattr(layers[0][0], "in_features", 1)
-    prefix: Any = (lambda *_: "") if readout is None else "layers/{}/{}/".format
-    empty = jnp.zeros((1, 1, width))
-    return list(Closeup(layers, empty, lambda y: y, readout=readout, prefix=prefix).params)

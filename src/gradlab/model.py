@@ -15,7 +15,7 @@ from flax import nnx
 
 from gradlab.bptt.unroll import Trace, initial_carries, unroll
 
-Loss = Literal["mse", "cross_entropy"]
+LossKind = Literal["mse", "cross_entropy"]
 Readout = Literal["last", "every"]
 MakeCell = Callable[..., nnx.RNNCellBase]
 
@@ -83,7 +83,7 @@ class SequenceModel(nnx.Module):
         Args:
           inputs: the sequences.
           mask: ``(T, B)`` bool, True where a step is real.
-          taps: from :meth:`make_taps`, to measure adjoints.
+          taps: from :func:`gradlab.bptt.unroll.make_taps`, to measure adjoints.
         """
         every = self.readout_at == "every"
         run = unroll(self.layers, self.encode(inputs), mask=mask, taps=taps, every=every)
@@ -107,7 +107,7 @@ class SequenceModel(nnx.Module):
 
 
 def per_example_loss(
-    kind: Loss, outputs: jax.Array, targets: jax.Array, weights: jax.Array | None
+    kind: LossKind, outputs: jax.Array, targets: jax.Array, weights: jax.Array | None
 ) -> jax.Array:
     """The loss ℓ of each example, ``(B,)``.
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradlab.bptt.parts import by_name
 from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.experiment import Experiment, build_steps
 from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable
@@ -22,7 +23,7 @@ from gradlab.tasks.base import Split
 from gradlab.training.checkpoint import FOLDER as CHECKPOINTS
 from gradlab.training.checkpoint import Checkpoints, Position
 from gradlab.training.loop import Member
-from gradlab.training.step import Steps, by_name
+from gradlab.training.step import Steps
 
 SCALARS = {
     "train/loss": "mean training loss since the last row",

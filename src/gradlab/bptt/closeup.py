@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import jax
@@ -22,21 +22,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from gradlab.bptt import scaling
+from gradlab.bptt.parts import Params, Parts, by_name
 from gradlab.bptt.passes import output_is_state, state_names
 from gradlab.bptt.scaling import Scaled
-from gradlab.bptt.unroll import (
-    Backward,
-    Layer,
-    Trace,
-    Unrolled,
-    backward,
-    unroll_plainly,
-)
+from gradlab.bptt.unroll import Backward, Layer, Trace, Unrolled, backward, unroll_plainly
 from gradlab.cells import stock
-
-Params = Mapping[str, jax.Array]
-"""Parameters, or their gradients, by name."""
 
 
 class LayerView:
@@ -67,8 +57,7 @@ class LayerView:
         self.mask = mask & jnp.cumprod(jnp.isfinite(_packed(self._after())).all(-1), 0).astype(bool)
         self.states = state_names(trace.before)
         self._back, self.backwards = back, backwards
-        self._graph, self._params, self._rest = nnx.split(cell, nnx.Param, ...)
-        self._names = names_of(self._params)
+        self._parts = Parts.of(cell)
         self._fewer: dict[int, LayerView] = {}
 
     def first(self, examples: int) -> LayerView:
@@ -92,6 +81,12 @@ class LayerView:
                 self.name, self.cell, self.prefix, trace, self.mask[:, few], back, self.backwards
             )
         return self._fewer[examples]
+
+    @property
+    def lag(self) -> jax.Array:
+        """How many real steps are still to come, ``(T, E)``."""
+        upto_end = jnp.cumsum(self.mask[::-1], axis=0)[::-1]
+        return upto_end - self.mask.astype(upto_end.dtype)
 
     def _after(self) -> Any:
         return jax.tree.map(
@@ -137,14 +132,13 @@ class LayerView:
 
         With other parameters, named as in :attr:`params`.
         """
-        cell = _with(self._graph, self._params, self._rest, params, self._names)
-        carry, y = cell(self.unpack(state), x)
+        carry, y = self._parts.with_params(params)(self.unpack(state), x)
         return _packed(carry), y
 
     @cached_property
     def params(self) -> Params:
         """The cell's own parameters, by their names within the cell."""
-        return dict(zip(self._names, jax.tree.leaves(self._params), strict=True))
+        return by_name(self._parts.params)
 
     @cached_property
     def jacobian(self) -> jax.Array:
@@ -156,16 +150,15 @@ class LayerView:
 
         def at(read: Any) -> jax.Array:
             state, x, real = read
-            found = jax.vmap(one)(state, x)
-            return jnp.where(real[:, None, None], found, jnp.eye(state.shape[-1]))
+            jacobians = jax.vmap(one)(state, x)
+            return jnp.where(real[:, None, None], jacobians, jnp.eye(state.shape[-1]))
 
         return lax.map(at, (self.before, self.trace.inputs, self.mask))
 
     @cached_property
     def adjoint(self) -> Scaled:
         """∂ℓ/∂s_t of each example's own loss: mantissas ``(T, E, S)``, exponents ``(T, E)``."""
-        total = self._back().adjoint
-        return Scaled(_packed(total.mantissa), total.exponent)
+        return _packed_scaled(self._back().adjoint)
 
     @cached_property
     def direct(self) -> Scaled:
@@ -206,12 +199,12 @@ class LayerView:
         return self._cotangents_of(self._back())
 
     def _cotangents_of(self, back: Backward) -> Scaled:
-        adjoint = Scaled(_packed(back.adjoint.mantissa), back.adjoint.exponent)
+        adjoint = _packed_scaled(back.adjoint)
         real = self.mask[..., None]
         if output_is_state(self.cell, jax.tree.map(lambda leaf: leaf[0], self.trace.before)):
             from_y = jnp.zeros_like(back.direct.mantissa)
         else:
-            adjoint, from_y = scaling.align(scaling.normalise(adjoint), back.direct)
+            adjoint, from_y = adjoint.normalise().align(back.direct)
         both = (jnp.where(real, adjoint.mantissa, 0), jnp.where(real, from_y, 0))
         return Scaled(both, adjoint.exponent)
 
@@ -230,7 +223,7 @@ class LayerView:
 
         Of all steps in one product, where the backward pass itself adds up one step after another.
         """
-        return self._transposed(scaling.plain(self._cotangents_of(back)))[0]
+        return self._transposed(self._cotangents_of(back).plain())[0]
 
     @cached_property
     def contribution(self) -> Callable[[Any], dict[str, Scaled]]:
@@ -244,7 +237,6 @@ class LayerView:
         parameter its own, since an input of 0 silences one and not another.
         """
         cotangents = self.cotangents
-        assert cotangents.exponent is not None
         reads = (self.before, self.trace.inputs, *cotangents)
 
         def one(state: jax.Array, x: jax.Array, cotangent: tuple[jax.Array, jax.Array]):
@@ -254,8 +246,8 @@ class LayerView:
         def at(t: Any) -> dict[str, Scaled]:
             index = t if jnp.ndim(t) == 0 else (t, jnp.arange(len(t)))
             *read, exponent = jax.tree.map(lambda array: array[index], reads)
-            found = jax.vmap(one)(*read)
-            return {name: scaling.normalise(Scaled(leaf, exponent)) for name, leaf in found.items()}
+            entering = jax.vmap(one)(*read)
+            return {name: Scaled(leaf, exponent).normalise() for name, leaf in entering.items()}
 
         return at
 
@@ -298,8 +290,8 @@ class Closeup:
         self._places = [(depth, d) for depth, one in enumerate(layers) for d in range(len(one))]
         self._prefixes = [prefix(*place) for place in self._places]
         self._names = list(names) if names else [f"{depth}" for depth, _ in self._places]
-        self._split = [nnx.split(layers[a][b], nnx.Param, ...) for a, b in self._places]
-        self._readout_split = None if readout is None else nnx.split(readout, nnx.Param, ...)
+        self._cells = [Parts.of(layers[depth][direction]) for depth, direction in self._places]
+        self._readout_parts = None if readout is None else Parts.of(readout)
 
     @cached_property
     def run(self) -> Unrolled:
@@ -358,39 +350,29 @@ class Closeup:
     @cached_property
     def params(self) -> Params:
         """Every parameter of cells and readout, by name, in the recorded order."""
-        found: dict[str, jax.Array] = {}
-        for prefix, (_, params, _) in self._parts():
-            found |= _named(prefix, params)
-        return found
-
-    def _parts(self) -> list[tuple[str, Any]]:
-        parts: list[tuple[str, Any]] = list(zip(self._prefixes, self._split, strict=True))
-        if self._readout_split is not None:
-            parts.append(("readout/", self._readout_split))
-        return parts
+        named: dict[str, jax.Array] = {}
+        for prefix, cell in zip(self._prefixes, self._cells, strict=True):
+            named |= by_name(cell.params, prefix)
+        readout = self._readout_parts
+        return named if readout is None else named | by_name(readout.params, "readout/")
 
     def loss(self, params: Params) -> jax.Array:
         """The mean loss as a function of all parameters, with nothing hidden from JAX."""
-        modules = [
-            _with(graph, own, rest, params, [prefix + name for name in names_of(own)])
-            for prefix, (graph, own, rest) in self._parts()
-        ]
-        readout = modules.pop() if self._readout_split is not None else None
-        stack = iter(modules)
+        cells = zip(self._prefixes, self._cells, strict=True)
+        stack = iter([cell.with_params(params, prefix) for prefix, cell in cells])
         layers = [[next(stack) for _ in layer] for layer in self._layers]
+        readout = self._readout_parts
+        read = None if readout is None else readout.with_params(params, "readout/")
         run = unroll_plainly(layers, self.inputs, mask=self._mask)
-        return jnp.mean(self._read(readout, run))
+        return jnp.mean(self._read(read, run))
 
     @cached_property
     def gradient(self) -> Params:
         """The gradient of the mean loss of these examples, by name."""
-        found = {}
-        flat = [one for layer in self._adjoints for one in layer]
-        for prefix, one in zip(self._prefixes, flat, strict=True):
-            found |= {
-                name: value / self.examples for name, value in _named(prefix, one.params).items()
-            }
-        return found | {
+        named: dict[str, jax.Array] = {}
+        for prefix, back in zip(self._prefixes, chain(*self._adjoints), strict=True):
+            named |= by_name(back.params, prefix)
+        return {name: value / self.examples for name, value in named.items()} | {
             name: jnp.sum(value, 0) for name, value in self.readout_contributions.items()
         }
 
@@ -400,27 +382,29 @@ class Closeup:
 
         ``(T, *θ.shape)``. With a loss at the end only, all of it enters at the last step.
         """
-        if self._readout_split is None:
+        readout = self._readout_parts
+        if readout is None:
             return {}
-        graph, own, rest = self._readout_split
         outputs = self.run.outputs if self.every else self.run.last[None]
         assert outputs is not None
 
         def mean_loss(copies: Any) -> jax.Array:
             def at(params: Any, output: jax.Array) -> jax.Array:
-                return nnx.merge(graph, params, rest, copy=True)(output)  # pyright: ignore
+                return readout._replace(params=params).module()(output)
 
             read = jax.vmap(at)(copies, outputs)
             return jnp.mean(self._losses(read if self.every else read[0]))
 
         repeat = len(outputs)
-        copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (repeat, *leaf.shape)), own)
-        found = jax.grad(mean_loss)(copies)
+        copies = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (repeat, *leaf.shape)), readout.params
+        )
         early = self.length - repeat
         padded = jax.tree.map(
-            lambda leaf: jnp.pad(leaf, [(early, 0)] + [(0, 0)] * (leaf.ndim - 1)), found
+            lambda leaf: jnp.pad(leaf, [(early, 0)] + [(0, 0)] * (leaf.ndim - 1)),
+            jax.grad(mean_loss)(copies),
         )
-        return _named("readout/", padded)
+        return by_name(padded, "readout/")
 
     @property
     def clips(self) -> bool:
@@ -451,30 +435,16 @@ class Closeup:
             passes back from the next step into this one.
         """
         parts = backward(self._layers, self.run, *self._cotangents, mask=self._mask, cuts=cuts)
-        flat = [one for layer in parts for one in layer]
         return {
             view.prefix + name: value / self.examples
-            for view, one in zip(self.layers, flat, strict=True)
-            for name, value in view.gradient_of(one).items()
+            for view, back in zip(self.layers, chain(*parts), strict=True)
+            for name, value in view.gradient_of(back).items()
         }
-
-
-def names_of(params: nnx.State) -> list[str]:
-    """Names like ``dense_h/kernel`` of a module's parameters, in the order of the leaves."""
-    return ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(params)]
-
-
-def _named(prefix: str, params: Any) -> dict[str, jax.Array]:
-    names = (prefix + name for name in names_of(params))
-    return dict(zip(names, jax.tree.leaves(params), strict=True))
-
-
-def _with(graph: Any, own: Any, rest: Any, params: Params, names: Sequence[str]) -> Any:
-    """The module with the parameters of these names in place of its own."""
-    tree = jax.tree.structure(own)
-    state = jax.tree.unflatten(tree, [params[name] for name in names])
-    return nnx.merge(graph, state, rest, copy=True)
 
 
 def _packed(carry: Any) -> jax.Array:
     return jnp.concatenate(jax.tree.leaves(carry), axis=-1)
+
+
+def _packed_scaled(carry: Scaled) -> Scaled:
+    return Scaled(_packed(carry.mantissa), carry.exponent)

@@ -8,6 +8,7 @@ Shapes: time-major ``(T, B, ...)``, in the direction's own reading order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,15 +17,22 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt import scaling
-from gradlab.bptt.scaling import Scaled
+from gradlab.bptt.parts import Parts
+from gradlab.bptt.scaling import Plain, Scaled
 
 
-class Saved(NamedTuple):
-    """What the backward pass of one direction needs, in its reading order."""
+class Trace(NamedTuple):
+    """What one direction of one layer went through, in its own reading order.
+
+    Attributes:
+      before: the carry that each step began from, leaves ``(T, B, H)``.
+      inputs: what it read, ``(T, B, I)``.
+      final: the carry after the last step, leaves ``(B, H)``.
+    """
 
     before: Any
     inputs: jax.Array
-    mask: jax.Array | None
+    final: Any
 
 
 class Gradients(NamedTuple):
@@ -33,74 +41,87 @@ class Gradients(NamedTuple):
     Attributes:
       params: the gradient of the parameters, at its true scale.
       inputs: the cotangent of what was read, ``(T, B, I)``, normalised.
-      norms: state name -> ``(T, B)``: log2 of the adjoint's norm; empty where nothing is scaled.
-      adjoint: the adjoints themselves, a carry with leaves ``(T, B, H)``, or None if not kept.
-      direct: what came in from the outputs.
+      direct: that of the outputs, as it came in.
+      observed: what was made of each step's adjoint, stacked over time.
     """
 
     params: Any
-    inputs: Scaled
-    norms: dict[str, jax.Array]
-    adjoint: Scaled | None
-    direct: Scaled | None
+    inputs: Scaled | Plain
+    direct: Any
+    observed: Any
 
 
-def forward(cell, run: Saved, wanted: bool):
-    """``(final carry, carries before each step, outputs or None)``; ``run.before`` is the start."""
-    is_state = output_is_state(cell, run.before)
+def forward(
+    cell: nnx.RNNCellBase, start: Any, inputs: jax.Array, mask: jax.Array | None, wanted: bool
+) -> tuple[Trace, jax.Array | None]:
+    """What a cell goes through from the carry ``start`` on, and its outputs if they are wanted."""
+    is_state = output_is_state(cell, start)
 
-    def step(carry, read):
+    def step(carry: Any, read: Any) -> Any:
         x, real = read
         new, y = cell(carry, x)
         new = _hold(new, carry, real)
         output = (hidden(new) if is_state else y) if wanted else None
         return new, (carry, output)
 
-    final, (before, outputs) = lax.scan(step, run.before, (run.inputs, run.mask))
-    return final, before, outputs
+    final, (before, outputs) = lax.scan(step, start, (inputs, mask))
+    return Trace(before, inputs, final), outputs
 
 
-def backward(graph, params, rest, saved: Saved, direct: Scaled | None, final: Scaled, keep, cuts):
+def backward(
+    cell: Parts,
+    trace: Trace,
+    mask: jax.Array | None,
+    direct: Any,
+    final: Any,
+    *,
+    observe: Callable[[Any], Any],
+    cut: jax.Array | None = None,
+) -> Gradients:
     """The gradients of one direction, from those of its outputs and of its final carry.
 
     Args:
-      graph, params, rest: the cell.
-      saved: what its forward pass kept.
+      cell: its parts.
+      trace: of its forward pass.
+      mask: as it was there.
       direct: cotangents of its outputs ``(T, B, H)`` in reading order, normalised, or None.
-      final: cotangents of its final carry, normalised.
-      keep: whether to give every adjoint itself besides its norm.
-      cuts: of this direction, as for :func:`gradlab.bptt.unroll.backward`.
+      final: cotangents of its final carry, normalised; the whole pass calculates in numbers of
+        this kind, :class:`gradlab.bptt.scaling.Scaled` or :class:`gradlab.bptt.scaling.Plain`.
+      observe: what to keep of each step's adjoint, itself no part of the result.
+      cut: ``(T, B)`` bool in reading order, True where nothing passes back from the next step into
+        this one; of scaled numbers only.
     """
 
-    def apply(params, carry, x):
-        return merge(graph, params, rest)(carry, x)
+    def apply(params: Any, carry: Any, x: jax.Array) -> Any:
+        return cell._replace(params=params).module()(carry, x)
 
-    is_state = output_is_state(merge(graph, params, rest), final.mantissa)
+    is_state = output_is_state(cell.module(), final.mantissa)
 
-    def step(state, read):
+    def step(state: Any, read: Any) -> Any:
         after, total = state
-        before, x, real, from_output, cut = read
-        after = _cut(after, cut)
+        before, x, real, from_output, cut_here = read
+        if cut_here is not None:
+            after = _cut(after, cut_here)
         adjoint, from_y = _inject(after, from_output, is_state)
-        gradient, earlier, from_x = _transpose(apply, params, before, x, adjoint, from_y, real)
+        _, transpose = jax.vjp(apply, cell.params, before, x)
+        cotangents = _silence((adjoint.mantissa, from_y), real)
+        gradient, earlier, from_x = adjoint.pull(transpose, cotangents)
+        earlier = adjoint._replace(mantissa=_hold(earlier, adjoint.mantissa, real)).normalise()
         total = jax.tree.map(jnp.add, total, gradient)
-        return (earlier, total), (from_x, _log2_norms(adjoint), adjoint if keep else None)
+        return (earlier, total), (adjoint._replace(mantissa=from_x), observe(adjoint))
 
-    start = (final, jax.tree.map(jnp.zeros_like, params))
-    reads = (saved.before, saved.inputs, saved.mask, direct, cuts)
-    (_, total), (inputs, norms, adjoints) = lax.scan(step, start, reads, reverse=True)
-    return Gradients(total, scaling.normalise(inputs), norms, adjoints, direct)
+    start = (final, jax.tree.map(jnp.zeros_like, cell.params))
+    reads = (trace.before, trace.inputs, mask, direct, cut)
+    (_, total), (inputs, observed) = lax.scan(step, start, reads, reverse=True)
+    return Gradients(total, inputs.normalise(), direct, observed)
 
 
-def _cut(adjoint: Scaled, cut: jax.Array | None) -> Scaled:
-    if cut is None:
-        return adjoint
-    assert adjoint.exponent is not None
+def _cut(adjoint: Scaled, cut: jax.Array) -> Scaled:
     mantissa = jax.tree.map(lambda leaf: jnp.where(cut[:, None], 0, leaf), adjoint.mantissa)
     return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
 
 
-def _inject(after: Scaled, direct: Scaled | None, is_state: bool) -> tuple[Scaled, jax.Array]:
+def _inject(after: Any, direct: Any, is_state: bool) -> tuple[Any, jax.Array]:
     """The total adjoint of the state, and the cotangent of the output where that is not a state.
 
     Both at one exponent, that of the result.
@@ -108,30 +129,14 @@ def _inject(after: Scaled, direct: Scaled | None, is_state: bool) -> tuple[Scale
     nothing = jnp.zeros_like(hidden(after.mantissa))
     if direct is None:
         return after, nothing
-    aligned, from_y = scaling.align(after, direct)
+    aligned, from_y = after.align(direct)
     if is_state:
-        return Scaled(hidden_plus(aligned.mantissa, from_y), aligned.exponent), nothing
+        return aligned._replace(mantissa=hidden_plus(aligned.mantissa, from_y)), nothing
     return aligned, from_y
 
 
-def _transpose(apply, params, before, x, adjoint: Scaled, from_y: jax.Array, real):
-    """One step transposed: ``(parameter gradient, adjoint before it, gradient of x)``.
-
-    The parameters are shared by all examples, so their gradient is taken at its true scale; the
-    other two keep the exponent of the adjoint.
-    """
-    _, pull = jax.vjp(apply, params, before, x)
-    cotangent = _silence((adjoint.mantissa, from_y), real)
-    gradient, earlier, from_x = pull(cotangent)
-    if adjoint.exponent is not None:
-        gradient, _, _ = pull(scaling.shift(cotangent, adjoint.exponent))
-    earlier = Scaled(_hold(earlier, adjoint.mantissa, real), adjoint.exponent)
-    return gradient, scaling.normalise(earlier), Scaled(from_x, adjoint.exponent)
-
-
-def _log2_norms(adjoint: Scaled) -> dict[str, jax.Array]:
-    if adjoint.exponent is None:
-        return {}
+def log2_norms(adjoint: Scaled) -> dict[str, jax.Array]:
+    """log2 of the norm of each part of the state, ``(B,)``, by name."""
     leaves = jax.tree.leaves(adjoint.mantissa)
     return {
         name: scaling.log2_norm(leaf, adjoint.exponent)
@@ -181,11 +186,6 @@ def _silence(tree: Any, real: jax.Array | None) -> Any:
     if real is None:
         return tree
     return jax.tree.map(lambda leaf: jnp.where(real[:, None], leaf, 0), tree)
-
-
-def merge(graph, params, rest):
-    """The cell with these parameters; a copy of its own, so that a trace cannot leak into it."""
-    return nnx.merge(graph, params, rest, copy=True)
 
 
 def output_is_state(cell: nnx.RNNCellBase, carry: Any) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from gradlab.bptt import scaling
-from gradlab.bptt.scaling import Scaled
+from gradlab.bptt.scaling import LOG10_2, Scaled
 
 HIGHEST = lax.Precision.HIGHEST
 """Matrix products in full float32 on accelerators, too, where the default keeps fewer digits."""
@@ -55,13 +55,12 @@ def qr_growth(jacobians: jax.Array, count: int, interval: int = 1) -> jax.Array:
 
     def grow(value: Scaled, jacobian: jax.Array) -> tuple[Scaled, None]:
         product = _multiply(jacobian, value.mantissa)
-        return scaling.normalise(Scaled(product, value.exponent)), None
+        return Scaled(product, value.exponent).normalise(), None
 
     def over(q: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
         grown, _ = lax.scan(grow, Scaled(q, jnp.zeros(examples, jnp.int32)), group)
         q, r = jnp.linalg.qr(grown.mantissa)
         diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
-        assert grown.exponent is not None
         shift = grown.exponent[:, None].astype(r.dtype) * math.log(2)
         return q, jnp.log(diagonal) + shift
 
@@ -195,24 +194,19 @@ def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
     def back(state: tuple[Graded, Graded, Graded], read: tuple[jax.Array, jax.Array]):
         forget, rest, product = state
         jacobian, gate = read
-        block = product._replace(
-            mantissa=product.mantissa[..., memory], exponent=product.exponent[..., memory]
-        )
-        own = rest._replace(
-            mantissa=rest.mantissa[..., memory], exponent=rest.exponent[..., memory]
-        )
-        found = log2_frobenius(forget), log2_frobenius(own), log2_frobenius(block)
+        own, block = jax.tree.map(lambda leaf: leaf[..., memory], (rest, product))
+        norms = log2_frobenius(forget), log2_frobenius(own), log2_frobenius(block)
         joined = Graded(
-            jnp.concatenate([forget.mantissa * eye, rest.mantissa], axis=-1),
+            jnp.concatenate([forget.mantissa * eye[None], rest.mantissa], axis=-1),
             jnp.concatenate([forget.exponent, rest.exponent], axis=-1),
         )
         rest = times(joined, jnp.concatenate([beside_gate(jacobian, gate), jacobian], axis=1))
         forget = _normalised(forget.mantissa * gate[:, None, :], forget.exponent)
-        return (forget, rest, times(product, jacobian)), found
+        return (forget, rest, times(product, jacobian)), norms
 
     def beside_gate(jacobian: jax.Array, gate: jax.Array) -> jax.Array:
         rows = jacobian[:, memory]
-        kept = gate[:, :, None] * eye
+        kept = gate[:, :, None] * eye[None]
         left = rows[..., memory] - kept
         noise = UNITS_OF_ROUNDING * float(jnp.finfo(dtype).eps) * kept
         return rows.at[..., memory].set(jnp.where(jnp.abs(left) <= noise, 0, left))
@@ -226,8 +220,8 @@ def paths(jacobians: jax.Array, gates: jax.Array, memory: slice) -> Paths:
         ),
         every._replace(mantissa=every.mantissa[:, memory]),
     )
-    _, found = lax.scan(back, start, (jacobians, gates), reverse=True)
-    return Paths(*(norm * math.log10(2) for norm in found))
+    _, norms = lax.scan(back, start, (jacobians, gates), reverse=True)
+    return Paths(*(norm * LOG10_2 for norm in norms))
 
 
 # The largest singular value.
@@ -267,35 +261,32 @@ def suffix_norms(jacobians: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     start = graded_identity(examples, size, jacobians.dtype)
     _, (products, exponents) = lax.scan(back, start, jacobians, reverse=True)
-    largest = log10_largest(products) + exponents.astype(products.dtype) * scaling.LOG10_2
+    largest = log10_largest(products) + exponents.astype(products.dtype) * LOG10_2
     return largest, scaling.log10_norm(products, exponents)
 
 
 def log10_largest(matrices: jax.Array) -> jax.Array:
     """log10 of the largest singular value of each of ``(T, E, S, S)``, ``(T, E)``; within 1e-3.
 
-    By Lanczos steps, all matrices at once. What is found is never above the true value but by
+    By Lanczos steps, all matrices at once. The result is never above the true value but by
     rounding.
     """
     shape, size = matrices.shape[:-2], matrices.shape[-1]
-    flat = scaling.scale(matrices.reshape(-1, size, size), 1)
-    assert flat.exponent is not None
+    flat = Scaled.of(matrices.reshape(-1, size, size), 1)
     if size <= SMALL:
         log2 = jnp.log2(jnp.linalg.svd(flat.mantissa, compute_uv=False)[..., 0])
     else:
         log2 = _log2_largest(flat.mantissa)
-    return ((log2 + flat.exponent.astype(log2.dtype)) * scaling.LOG10_2).reshape(shape)
+    return ((log2 + flat.exponent.astype(log2.dtype)) * LOG10_2).reshape(shape)
 
 
 def _log2_largest(matrices: jax.Array) -> jax.Array:
     """``(N,)`` of ``(N, S, S)`` whose largest entry is near 1, or that are 0."""
     squarings, steps = _effort(matrices.shape[-1])
-    power = scaling.scale(_multiply(matrices, _transposed(matrices)), 1)
+    power = Scaled.of(_multiply(matrices, _transposed(matrices)), 1)
     for _ in range(squarings):
-        assert power.exponent is not None
         squared = Scaled(_multiply(power.mantissa, power.mantissa), 2 * power.exponent)
-        power = scaling.normalise(squared)
-    assert power.exponent is not None
+        power = squared.normalise()
     log2 = jnp.log2(jnp.maximum(_largest_eigenvalue(power.mantissa, steps), 0))
     # What is exactly zero has an exponent of its own, far from 0, that squaring may carry anywhere.
     zero = jnp.all(power.mantissa == 0, axis=(-2, -1))
@@ -388,11 +379,10 @@ def triangular_product(jacobians: jax.Array) -> Graded:
 
     def forward(state: tuple[jax.Array, Graded], jacobian: jax.Array):
         q, rows = state
-        scaled = scaling.scale(jacobian, 1)
+        scaled = Scaled.of(jacobian, 1)
         q, r = jnp.linalg.qr(_multiply(scaled.mantissa, q))
         r = _resolved(r)
         rows = times(rows, _transposed(r))
-        assert scaled.exponent is not None
         exponent = jnp.maximum(rows.exponent + scaled.exponent[:, None], scaling.ZERO)
         return (q, rows._replace(exponent=exponent)), None
 
@@ -450,7 +440,7 @@ def graded_singular_values(matrix: Graded) -> jax.Array:
         scaling.log2_norm(one, own)
         for one, own in ((pairs.top, pairs.top_exponent), (pairs.low, pairs.low_exponent))
     ]
-    found = jnp.concatenate(norms, axis=-1) * math.log10(2)
+    found = jnp.concatenate(norms, axis=-1) * LOG10_2
     return -jnp.sort(-found, axis=-1)[:, :size]
 
 

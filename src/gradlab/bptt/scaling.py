@@ -7,7 +7,8 @@ changes no bit of it, while the exponent is counted beside it in int32.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,154 @@ class Scaled(NamedTuple):
 
     Attributes:
       mantissa: a pytree of arrays ``(*E, ...)``, all with the same leading axes ``E``.
-      exponent: ``E`` int32, or None for an exponent of 0 everywhere (nothing is rescaled).
+      exponent: ``E`` int32.
     """
 
     mantissa: Any
-    exponent: jax.Array | None
+    exponent: jax.Array
+
+    @classmethod
+    def of(cls, tree: Any, axes: int) -> Self:
+        """A pytree of plain arrays with ``axes`` leading example axes, as normalised numbers."""
+        first = jax.tree.leaves(tree)[0]
+        return cls(tree, jnp.zeros(first.shape[:axes], jnp.int32)).normalise()
+
+    def normalise(self) -> Self:
+        """The same numbers with every example's largest mantissa in [1, 2) (or exactly 0)."""
+        axes = self.exponent.ndim
+        leaves = jax.tree.leaves(self.mantissa)
+        largest = jnp.stack([magnitude(leaf, axes) for leaf in leaves]).max(0)
+        by = exponent_of(largest)
+        mantissa = jax.tree.map(
+            lambda leaf: leaf * _per_example(pow2(-by, leaf.dtype), leaf), self.mantissa
+        )
+        return type(self)(mantissa, jnp.where(largest == 0, ZERO, self.exponent + by))
+
+    def align(self, other: Scaled) -> tuple[Self, Any]:
+        """These and the other's mantissa at the larger exponent; both must be normalised."""
+        exponent = jnp.maximum(self.exponent, other.exponent)
+
+        def to_common(tree: Any, own: jax.Array) -> Any:
+            return jax.tree.map(
+                lambda leaf: leaf * _per_example(_pow2_or_zero(own - exponent, leaf.dtype), leaf),
+                tree,
+            )
+
+        own = type(self)(to_common(self.mantissa, self.exponent), exponent)
+        return own, to_common(other.mantissa, other.exponent)
+
+    def add(self, other: Scaled) -> Self:
+        """The sum, normalised; both must be normalised."""
+        aligned, addend = self.align(other)
+        total = jax.tree.map(jnp.add, aligned.mantissa, addend)
+        return aligned._replace(mantissa=total).normalise()
+
+    def plain(self) -> Any:
+        """The numbers themselves, rounded to 0 or inf where their dtype ends."""
+        return shift(self.mantissa, self.exponent)
+
+    def pull(self, transpose: Callable[[Any], Any], cotangents: Any) -> tuple[Any, Any, Any]:
+        """A step transposed: ``transpose(cotangents)`` with the parameters' part at its true scale.
+
+        Args:
+          transpose: from cotangents to those of parameters, state and input.
+          cotangents: mantissas of these exponents.
+        """
+        _, state, x = transpose(cotangents)
+        params, _, _ = transpose(shift(cotangents, self.exponent))
+        return params, state, x
+
+
+class Plain(NamedTuple):
+    """Numbers as they are: a :class:`Scaled` that costs nothing, for a pass that is not measured.
+
+    Attributes:
+      mantissa: a pytree of arrays.
+    """
+
+    mantissa: Any
+
+    @classmethod
+    def of(cls, tree: Any, axes: int) -> Self:
+        """The arrays themselves."""
+        return cls(tree)
+
+    def normalise(self) -> Self:
+        """The same."""
+        return self
+
+    def align(self, other: Plain) -> tuple[Self, Any]:
+        """Both as they are."""
+        return self, other.mantissa
+
+    def add(self, other: Plain) -> Self:
+        """The sum."""
+        return type(self)(jax.tree.map(jnp.add, self.mantissa, other.mantissa))
+
+    def plain(self) -> Any:
+        """The numbers themselves."""
+        return self.mantissa
+
+    def pull(self, transpose: Callable[[Any], Any], cotangents: Any) -> tuple[Any, Any, Any]:
+        """A step transposed."""
+        return transpose(cotangents)
+
+
+class Sums(NamedTuple):
+    """K sums of scaled numbers over their examples, of each of N arrays, at its own exponents.
+
+    Attributes:
+      mantissa: N arrays ``(K, ...)``.
+      exponent: ``(N, K)`` int32.
+    """
+
+    mantissa: list[jax.Array]
+    exponent: jax.Array
+
+    @classmethod
+    def of(cls, values: Sequence[Scaled], wanted: jax.Array) -> Self:
+        """The sums over the examples that are wanted in each.
+
+        Each at the largest exponent of its own examples: what the others lose to it is nothing
+        beside the sum.
+
+        Args:
+          values: N of them, ``(E, ...)`` with exponents ``(E,)``, normalised.
+          wanted: ``(K, E)`` bool.
+        """
+        exponents = jnp.stack([value.exponent for value in values])
+        chosen = wanted[None] & (exponents > ZERO)[:, None]
+        own = jnp.where(chosen, exponents[:, None], ZERO)
+        largest = jnp.max(own, axis=-1)
+        dtype = values[0].mantissa.dtype
+        weights = shift(chosen.astype(dtype), own - largest[..., None])
+        return cls([_weighted(weights[n], one.mantissa) for n, one in enumerate(values)], largest)
+
+    def add(self, other: Sums) -> Self:
+        """The sums of both, at the larger exponents."""
+        exponent = jnp.maximum(self.exponent, other.exponent)
+        own, others = self._factors(exponent), other._factors(exponent)
+        pairs = zip(self.mantissa, other.mantissa, strict=True)
+        totals = [
+            old * _per_example(own[n], old) + new * _per_example(others[n], new)
+            for n, (old, new) in enumerate(pairs)
+        ]
+        return type(self)(totals, exponent)
+
+    def total(self) -> tuple[list[jax.Array], jax.Array]:
+        """Of each array the sum of its K, ``(...)``, and its exponent, ``(N,)``."""
+        largest = jnp.max(self.exponent, axis=1)
+        weights = self._factors(largest[:, None])
+        return [_weighted(weights[n], part) for n, part in enumerate(self.mantissa)], largest
+
+    def _factors(self, exponent: jax.Array) -> jax.Array:
+        ones = jnp.ones(self.exponent.shape, self.mantissa[0].dtype)
+        return shift(ones, self.exponent - exponent)
+
+
+def _weighted(weights: jax.Array, array: jax.Array) -> jax.Array:
+    """The sum of ``weights[..., e] * array[e]`` over e."""
+    return jnp.tensordot(weights, array, axes=1, precision=lax.Precision.HIGHEST)
 
 
 def _bits(dtype: Any) -> tuple[Any, int, int]:
@@ -79,62 +223,10 @@ def magnitude(leaf: jax.Array, axes: int) -> jax.Array:
     return jnp.max(jnp.abs(leaf), axis=tuple(range(axes, leaf.ndim)))
 
 
-def normalise(value: Scaled) -> Scaled:
-    """The same numbers with every example's largest mantissa in [1, 2) (or exactly 0).
-
-    Numbers without an exponent come back as they are.
-    """
-    if value.exponent is None:
-        return value
-    axes = value.exponent.ndim
-    leaves = jax.tree.leaves(value.mantissa)
-    largest = jnp.stack([magnitude(leaf, axes) for leaf in leaves]).max(0)
-    by = exponent_of(largest)
-    mantissa = jax.tree.map(
-        lambda leaf: leaf * _per_example(pow2(-by, leaf.dtype), leaf), value.mantissa
-    )
-    return Scaled(mantissa, jnp.where(largest == 0, ZERO, value.exponent + by))
-
-
-def scale(tree: Any, axes: int) -> Scaled:
-    """A pytree of plain arrays with ``axes`` leading example axes, as normalised numbers."""
-    first = jax.tree.leaves(tree)[0]
-    return normalise(Scaled(tree, jnp.zeros(first.shape[:axes], jnp.int32)))
-
-
-def align(a: Scaled, b: Scaled) -> tuple[Scaled, Any]:
-    """``a`` and the mantissa of ``b`` at the larger of the two exponents; both must be normalised.
-
-    Numbers without an exponent come back as they are.
-    """
-    if a.exponent is None or b.exponent is None:
-        return a, b.mantissa
-    exponent = jnp.maximum(a.exponent, b.exponent)
-
-    def to_common(tree: Any, own: jax.Array) -> Any:
-        return jax.tree.map(
-            lambda leaf: leaf * _per_example(_pow2_or_zero(own - exponent, leaf.dtype), leaf), tree
-        )
-
-    return Scaled(to_common(a.mantissa, a.exponent), exponent), to_common(b.mantissa, b.exponent)
-
-
-def add(a: Scaled, b: Scaled) -> Scaled:
-    """``a + b``, normalised; both must be normalised."""
-    aligned, addend = align(a, b)
-    total = jax.tree.map(jnp.add, aligned.mantissa, addend)
-    return normalise(Scaled(total, aligned.exponent))
-
-
 def _pow2_or_zero(exponent: jax.Array, dtype: Any) -> jax.Array:
     """``2.0**exponent`` for exponents <= 0, and 0 where that is below the normal range."""
     _, _, bias = _bits(dtype)
     return jnp.where(exponent > -bias, pow2(exponent, dtype), jnp.zeros((), dtype))
-
-
-def plain(value: Scaled) -> Any:
-    """The numbers themselves, rounded to 0 or inf where their dtype ends."""
-    return value.mantissa if value.exponent is None else shift(value.mantissa, value.exponent)
 
 
 def log2_norm(leaf: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -153,3 +245,11 @@ def log2_norm(leaf: jax.Array, exponent: jax.Array) -> jax.Array:
 def log10_norm(leaf: jax.Array, exponent: jax.Array) -> jax.Array:
     """The same in log10."""
     return log2_norm(leaf, exponent) * LOG10_2
+
+
+# The same as functions.
+normalise = Scaled.normalise
+scale = Scaled.of
+align = Scaled.align
+add = Scaled.add
+plain = Scaled.plain

@@ -15,43 +15,23 @@ reads: for a backward direction t = 0 is the last input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from gradlab.bptt import passes, scaling
-from gradlab.bptt.passes import (
-    Saved,
-    hidden,
-    hidden_plus,
-    merge,
-    output_is_state,
-    state_names,
-)
-from gradlab.bptt.scaling import Scaled
+from gradlab.bptt import passes
+from gradlab.bptt.parts import Parts
+from gradlab.bptt.passes import Gradients, Trace, hidden, hidden_plus, output_is_state, state_names
+from gradlab.bptt.scaling import Plain, Scaled
 from gradlab.errors import BadInput
 
 Layer = Sequence[nnx.RNNCellBase]
 """The cells that read the same input: one, or a forward and a backward one."""
-
-
-class Trace(NamedTuple):
-    """What one direction of one layer went through, in its own reading order.
-
-    Attributes:
-      before: the carry that each step began from, leaves ``(T, B, H)``.
-      inputs: what it read, ``(T, B, I)``.
-      final: the carry after the last step, leaves ``(B, H)``.
-    """
-
-    before: Any
-    inputs: jax.Array
-    final: Any
 
 
 class Unrolled(NamedTuple):
@@ -60,8 +40,8 @@ class Unrolled(NamedTuple):
     Attributes:
       outputs: the top layer's output at every step, ``(T, B, D)``; None with ``every=False``.
       last: its output after the last real step of each example, ``(B, D)``.
-      traces: a tuple per layer with one :class:`Trace` per direction. Observations only: no
-        gradient flows through them.
+      traces: a tuple per layer with one :class:`gradlab.bptt.passes.Trace` per direction.
+        Observations only: no gradient flows through them.
     """
 
     outputs: jax.Array | None
@@ -143,12 +123,11 @@ def unroll(
     """
     start = initial_carries(layers, inputs.shape)
     top_is_state = _top_is_state(layers, start)
-    spec, params, rest = _parts(layers, every or not top_is_state)
-    ran: Any = _run(spec, params, rest, start, inputs, mask, taps)  # custom_vjp hides the type
-    outputs, finals, seen = ran
-    traces = lax.stop_gradient(_traces(seen, finals))
-    last = _last(outputs, finals, mask, top_is_state)
-    return Unrolled(outputs if every else None, last, traces)
+    cells = _parts(layers)
+    ran: Any = _run(every or not top_is_state, cells, start, inputs, mask, taps)
+    outputs, traces = ran  # custom_vjp hides the type
+    last = _last(outputs, traces, mask, top_is_state)
+    return Unrolled(outputs if every else None, last, lax.stop_gradient(traces))
 
 
 def unroll_plainly(
@@ -160,10 +139,9 @@ def unroll_plainly(
     the traces. Arguments as for :func:`unroll`.
     """
     start = initial_carries(layers, inputs.shape)
-    spec, params, rest = _parts(layers, every=True)
-    (outputs, finals, seen), _ = _run_forward(spec, params, rest, start, inputs, mask, None)
-    last = _last(outputs, finals, mask, _top_is_state(layers, start))
-    return Unrolled(outputs, last, _traces(seen, finals))
+    (outputs, traces), _ = _run_forward(True, _parts(layers), start, inputs, mask, None)
+    last = _last(outputs, traces, mask, _top_is_state(layers, start))
+    return Unrolled(outputs, last, traces)
 
 
 class Backward(NamedTuple):
@@ -202,13 +180,6 @@ def backward(
       cuts: for each direction ``(T, B)`` bool in its own reading order, True where nothing passes
         back from the next step into this one, as in truncated backpropagation.
     """
-    spec, params, rest = _parts(layers, every=True)
-    saved = []
-    for layer in run.traces:
-        masks = [_reading_order(mask, direction) for direction in range(len(layer))]
-        saved.append(
-            [Saved(trace.before, trace.inputs, m) for trace, m in zip(layer, masks, strict=True)]
-        )
     finals = [
         [jax.tree.map(jnp.zeros_like, trace.final) for trace in layer] for layer in run.traces
     ]
@@ -221,107 +192,102 @@ def backward(
     else:
         _, pull = jax.vjp(lambda outputs: _last_output(outputs, mask), from_outputs)
         from_outputs = from_outputs + pull(from_last)[0]
-    pieces = (params, rest, saved)
+
+    def adjoint_itself(adjoint: Scaled) -> Scaled:
+        return adjoint
+
     results, _ = _backward_through(
-        spec, pieces, from_outputs, finals, scaled=True, keep=True, cuts=cuts
+        _parts(layers), run.traces, mask, from_outputs, finals, adjoint_itself, cuts=cuts
     )
+
+    def whole(result: Gradients, final: Any, direction: int) -> Backward:
+        own_mask = _reading_order(mask, direction)
+        return Backward(result.params, result.observed, _with_final(result.direct, final, own_mask))
+
     return tuple(
-        tuple(
-            Backward(
-                one.params, cast(Scaled, one.adjoint), _with_final(one.direct, final, part.mask)
-            )
-            for one, final, part in zip(layer, layer_finals, layer_saved, strict=True)
-        )
-        for layer, layer_finals, layer_saved in zip(results, finals, saved, strict=True)
+        tuple(map(whole, layer, layer_finals, range(2)))
+        for layer, layer_finals in zip(results, finals, strict=True)
     )
-
-
-class Spec(NamedTuple):
-    """The static part of an unroll: what the compiled program depends on."""
-
-    graphs: tuple[tuple[Any, ...], ...]
-    every: bool
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(spec: Spec, params, rest, start, inputs, mask, taps):
-    return _run_forward(spec, params, rest, start, inputs, mask, taps)[0]
+def _run(every: bool, cells, start, inputs, mask, taps):
+    return _run_forward(every, cells, start, inputs, mask, taps)[0]
 
 
-def _run_forward(spec: Spec, params, rest, start, inputs, mask, taps):
-    finals, saved = [], []
-    read = inputs
-    for depth, graphs in enumerate(spec.graphs):
-        wanted = spec.every or depth < len(spec.graphs) - 1
-        layer, ends, outputs = [], [], []
-        for direction, graph in enumerate(graphs):
-            cell = merge(graph, params[depth][direction], rest[depth][direction])
-            one = Saved(start[depth][direction], *_reading_order((read, mask), direction))
-            final, before, own_outputs = passes.forward(cell, one, wanted)
-            ends.append(final)
-            layer.append(one._replace(before=before))
-            outputs.append(_reading_order(own_outputs, direction))
-        saved.append(layer)
-        finals.append(ends)
+def _run_forward(every: bool, cells, start, inputs, mask, taps):
+    """The outputs and the traces, and what the backward pass needs besides."""
+    read, traces = inputs, []
+    for depth, layer in enumerate(cells):
+        wanted = every or depth < len(cells) - 1
+        runs = []
+        for direction, (cell, carry) in enumerate(zip(layer, start[depth], strict=True)):
+            own_read, own_mask = _reading_order((read, mask), direction)
+            runs.append(passes.forward(cell.module(), carry, own_read, own_mask, wanted))
+        outputs = [_reading_order(own, direction) for direction, (_, own) in enumerate(runs)]
         read = outputs[0] if len(outputs) == 1 or not wanted else jnp.concatenate(outputs, -1)
-    seen = [[(one.before, one.inputs) for one in layer] for layer in saved]
-    return (read, finals, seen), (params, rest, saved, taps is not None)
+        traces.append(tuple(trace for trace, _ in runs))
+    return (read, tuple(traces)), (cells, tuple(traces), mask, taps is not None)
 
 
-def _run_backward(spec: Spec, residuals, cotangents):
-    *parts, scaled = residuals
-    from_outputs, from_finals, _ = cotangents
-    results, from_inputs = _backward_through(spec, parts, from_outputs, from_finals, scaled=scaled)
-    param_grads = [[one.params for one in layer] for layer in results]
-    norms = [[one.norms for one in layer] for layer in results]
-    return param_grads, None, None, scaling.plain(from_inputs), None, norms if scaled else None
+def _run_backward(every: bool, residuals, cotangents):
+    cells, traces, mask, measured = residuals
+    from_outputs, from_traces = cotangents
+    finals = [[trace.final for trace in layer] for layer in from_traces]
+    observe = passes.log2_norms if measured else None
+    results, from_inputs = _backward_through(cells, traces, mask, from_outputs, finals, observe)
+    grads = [[Parts(None, result.params, None) for result in layer] for layer in results]
+    norms = [[result.observed for result in layer] for layer in results]
+    return grads, None, from_inputs.plain(), None, norms if measured else None
 
 
 def _backward_through(
-    spec: Spec, parts, from_outputs, from_finals, *, scaled, keep=False, cuts=None
-):
-    """Every layer's :class:`Gradients`, found from the top down, and the inputs' cotangent."""
-    params, rest, saved = parts
-    from_above = None if from_outputs is None else _as_scaled(from_outputs, 2, scaled)
-    found = []
-    for depth in reversed(range(len(spec.graphs))):
-        results = [
+    cells: Sequence[Sequence[Parts]],
+    traces: Sequence[Sequence[Trace]],
+    mask: jax.Array | None,
+    from_outputs: jax.Array | None,
+    from_finals: Sequence[Sequence[Any]],
+    observe: Callable[[Scaled], Any] | None,
+    cuts: Sequence[jax.Array] | None = None,
+) -> tuple[list[list[Gradients]], Any]:
+    """Every layer's gradients, from the top down, and the inputs' cotangent.
+
+    With nothing to observe, all of it in plain numbers.
+    """
+    kind = Plain if observe is None else Scaled
+    from_above: Any = None if from_outputs is None else kind.of(from_outputs, 2)
+    results: list[list[Gradients]] = []
+    for depth in reversed(range(len(cells))):
+        layer = [
             passes.backward(
-                graph,
-                params[depth][direction],
-                rest[depth][direction],
-                saved[depth][direction],
-                _part_of(from_above, direction, saved[depth]),
-                _as_scaled(from_finals[depth][direction], 1, scaled),
-                keep,
-                None if cuts is None else cuts[direction],
+                cell,
+                traces[depth][direction],
+                _reading_order(mask, direction),
+                _part_of(from_above, direction, traces[depth]),
+                kind.of(from_finals[depth][direction], 1),
+                observe=observe or (lambda _: None),
+                cut=None if cuts is None else cuts[direction],
             )
-            for direction, graph in enumerate(spec.graphs[depth])
+            for direction, cell in enumerate(cells[depth])
         ]
-        found.insert(0, results)
-        from_above = results[0].inputs
-        for direction, result in enumerate(results[1:], start=1):
-            from_above = scaling.add(from_above, _reading_order(result.inputs, direction))
-    assert from_above is not None
-    return found, from_above
+        results.insert(0, layer)
+        from_above = layer[0].inputs
+        for direction, result in enumerate(layer[1:], start=1):
+            from_above = from_above.add(_reading_order(result.inputs, direction))
+    return results, from_above
 
 
 _run.defvjp(_run_forward, _run_backward)
 
 
-def _with_final(direct: Any, final: Any, mask: jax.Array | None) -> Scaled:
+def _with_final(direct: Scaled, final: Any, mask: jax.Array | None) -> Scaled:
     """``direct`` with the cotangent of the final h put in at each example's last real step."""
     own = hidden(final)
     steps = direct.mantissa.shape[0]
     ends = jnp.arange(steps)[:, None] == steps - 1
     if mask is not None:
-        ends = jnp.arange(steps)[:, None] == steps - 1 - jnp.argmax(mask[::-1], axis=0)
-    placed = scaling.scale(jnp.where(ends[..., None], own, 0), 2)
-    return scaling.add(direct, placed)
-
-
-def _as_scaled(tree: Any, axes: int, scaled: bool) -> Scaled:
-    return scaling.scale(tree, axes) if scaled else Scaled(tree, None)
+        ends = jnp.arange(steps)[:, None] == steps - 1 - jnp.argmax(mask[::-1], axis=0)[None]
+    return direct.add(Scaled.of(jnp.where(ends[..., None], own, 0), 2))
 
 
 def _reading_order(tree: Any, direction: int) -> Any:
@@ -329,42 +295,28 @@ def _reading_order(tree: Any, direction: int) -> Any:
     return jax.tree.map(lambda a: a[::-1], tree) if direction else tree
 
 
-def _part_of(joined: Scaled | None, direction: int, layer: list[Saved]) -> Scaled | None:
+def _part_of(joined: Any, direction: int, layer: Sequence[Trace]) -> Any:
     """One direction's share of the cotangent of the joined outputs, in its reading order."""
     if joined is None or len(layer) == 1:
         return joined
-    widths = [hidden(one.before).shape[-1] for one in layer]
+    widths = [hidden(trace.final).shape[-1] for trace in layer]
     begin = sum(widths[:direction])
-    part = Scaled(joined.mantissa[..., begin : begin + widths[direction]], joined.exponent)
-    return _reading_order(scaling.normalise(part), direction)
+    part = joined._replace(mantissa=joined.mantissa[..., begin : begin + widths[direction]])
+    return _reading_order(part.normalise(), direction)
 
 
-def _parts(layers: Sequence[Layer], every: bool):
-    """The static part of a stack of cells, its parameters and whatever else it holds."""
-    split = [[nnx.split(cell, nnx.Param, ...) for cell in layer] for layer in layers]
-    spec = Spec(tuple(tuple(graph for graph, _, _ in layer) for layer in split), every)
-    params = [[params for _, params, _ in layer] for layer in split]
-    return spec, params, [[rest for _, _, rest in layer] for layer in split]
-
-
-def _traces(seen: Any, finals: Any) -> tuple[tuple[Trace, ...], ...]:
-    return tuple(
-        tuple(
-            Trace(before, read, final)
-            for (before, read), final in zip(layer, layer_finals, strict=True)
-        )
-        for layer, layer_finals in zip(seen, finals, strict=True)
-    )
+def _parts(layers: Sequence[Layer]) -> list[list[Parts]]:
+    return [[Parts.of(cell) for cell in layer] for layer in layers]
 
 
 def _top_is_state(layers: Sequence[Layer], carries: Any) -> bool:
     return all(map(output_is_state, layers[-1], carries[-1]))
 
 
-def _last(outputs: Any, finals: Any, mask: jax.Array | None, is_state: bool) -> jax.Array:
+def _last(outputs: Any, traces: Any, mask: jax.Array | None, is_state: bool) -> jax.Array:
     """The top layer's output after the last real step of each example."""
     if is_state:
-        return jnp.concatenate([hidden(final) for final in finals[-1]], axis=-1)
+        return jnp.concatenate([hidden(trace.final) for trace in traces[-1]], axis=-1)
     return _last_output(outputs, mask)
 
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
-from flax.typing import Dtype, Initializer, PromoteDtypeFn
+from flax.typing import Dtype, Initializer
 
 from gradlab.errors import BadInput, nearest
 
@@ -105,6 +105,19 @@ class Cell(nnx.RNNCellBase):
     hidden_features: int
     param_dtype: Dtype = jnp.float32
 
+    def _dense(
+        self,
+        in_features: int,
+        hidden_features: int,
+        dtype: Dtype | None,
+        param_dtype: Dtype,
+        rngs: nnx.Rngs,
+    ) -> Callable[..., nnx.Linear]:
+        """Takes note of sizes and types; gives :func:`dense` for layers of these types."""
+        self.in_features, self.hidden_features = in_features, hidden_features
+        self.param_dtype = param_dtype
+        return partial(dense, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
     def step(self, carry: Any, x: jax.Array) -> tuple[Any, NamedTuple]:
         """``(carry, (B, I)) -> (carry, gates)``, with the carry as ``self.Carry``."""
         raise NotImplementedError
@@ -172,13 +185,9 @@ class Cell(nnx.RNNCellBase):
 def dense(
     in_features: int,
     out_features: int,
-    *,
     kernel_init: Initializer,
     bias_init: Initializer | None,
-    dtype: Dtype | None,
-    param_dtype: Dtype,
-    promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
-    rngs: nnx.Rngs,
+    **types: Any,
 ) -> nnx.Linear:
     """A Flax linear layer; without a bias when ``bias_init`` is None."""
     return nnx.Linear(
@@ -187,10 +196,7 @@ def dense(
         use_bias=bias_init is not None,
         kernel_init=kernel_init,
         bias_init=bias_init or default_bias_init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        promote_dtype=promote_dtype,
-        rngs=rngs,
+        **types,
     )
 
 

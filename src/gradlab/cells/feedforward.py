@@ -7,15 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from gradlab.cells.base import (
-    Activation,
-    Cell,
-    HiddenCarry,
-    default_bias_init,
-    default_kernel_init,
-    dense,
-)
-from gradlab.cells.rnn import ACTIVATIONS, ActivationName, NoGates
+from gradlab.cells.base import Activation, Cell, HiddenCarry, default_bias_init, default_kernel_init
+from gradlab.cells.rnn import ActivationName, NoGates, activation
 
 
 class FeedForward(Cell):
@@ -44,19 +37,9 @@ class FeedForward(Cell):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.in_features, self.hidden_features = in_features, hidden_features
-        self.param_dtype = param_dtype
-        named = isinstance(activation_fn, str)
-        self.activation_fn = ACTIVATIONS[activation_fn] if named else activation_fn
-        self.dense = dense(
-            in_features,
-            hidden_features,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        dense = self._dense(in_features, hidden_features, dtype, param_dtype, rngs)
+        self.activation_fn = activation(activation_fn)
+        self.dense = dense(in_features, hidden_features, kernel_init, bias_init)
 
     def step(self, carry: HiddenCarry, x: jax.Array) -> tuple[HiddenCarry, NoGates]:
         """See :meth:`gradlab.cells.base.Cell.step`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from gradlab.cells.base import (
     RecurrentInit,
     default_bias_init,
     default_kernel_init,
-    dense,
     recurrent_init,
 )
 
@@ -81,21 +80,12 @@ class GRU(Cell):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.in_features, self.hidden_features = in_features, hidden_features
-        self.param_dtype = param_dtype
+        dense = self._dense(in_features, hidden_features, dtype, param_dtype, rngs)
         self.gate_fn, self.activation_fn = gate_fn, activation_fn
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        width = 3 * hidden_features
-        self.dense_i = dense(
-            in_features, width, kernel_init=kernel_init, bias_init=bias_init, **types
-        )
-        self.dense_h = dense(
-            hidden_features,
-            width,
-            kernel_init=recurrent_init(recurrent_kernel_init, recurrent_gain),
-            bias_init=bias_init if recurrent_bias else None,
-            **types,
-        )
+        recurrent = recurrent_init(recurrent_kernel_init, recurrent_gain)
+        own_bias = bias_init if recurrent_bias else None
+        self.dense_i = dense(in_features, 3 * hidden_features, kernel_init, bias_init)
+        self.dense_h = dense(hidden_features, 3 * hidden_features, recurrent, own_bias)
 
     def step(self, carry: HiddenCarry, x: jax.Array) -> tuple[HiddenCarry, GRUGates]:
         """See :meth:`gradlab.cells.base.Cell.step`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +14,6 @@ from gradlab.cells.base import (
     RecurrentInit,
     default_bias_init,
     default_kernel_init,
-    dense,
     recurrent_init,
 )
 from gradlab.cells.gru import GRUGates
@@ -50,19 +47,12 @@ class GRUResetBefore(Cell):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.in_features, self.hidden_features = in_features, hidden_features
-        self.param_dtype = param_dtype
+        dense = self._dense(in_features, hidden_features, dtype, param_dtype, rngs)
         self.gate_fn, self.activation_fn = gate_fn, activation_fn
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        recurrent: dict[str, Any] = {
-            "kernel_init": recurrent_init(recurrent_kernel_init, recurrent_gain),
-            "bias_init": None,
-        }
-        self.dense_i = dense(
-            in_features, 3 * hidden_features, kernel_init=kernel_init, bias_init=bias_init, **types
-        )
-        self.dense_rz = dense(hidden_features, 2 * hidden_features, **recurrent, **types)
-        self.dense_n = dense(hidden_features, hidden_features, **recurrent, **types)
+        recurrent = recurrent_init(recurrent_kernel_init, recurrent_gain)
+        self.dense_i = dense(in_features, 3 * hidden_features, kernel_init, bias_init)
+        self.dense_rz = dense(hidden_features, 2 * hidden_features, recurrent, None)
+        self.dense_n = dense(hidden_features, hidden_features, recurrent, None)
 
     def step(self, carry: HiddenCarry, x: jax.Array) -> tuple[HiddenCarry, GRUGates]:
         """See :meth:`gradlab.cells.base.Cell.step`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from gradlab.cells.base import (
     RecurrentInit,
     default_bias_init,
     default_kernel_init,
-    dense,
     recurrent_init,
 )
 
@@ -81,19 +80,11 @@ class LSTM(Cell):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.in_features, self.hidden_features = in_features, hidden_features
-        self.param_dtype = param_dtype
+        dense = self._dense(in_features, hidden_features, dtype, param_dtype, rngs)
         self.gate_fn, self.activation_fn = gate_fn, activation_fn
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        width = 4 * hidden_features
-        self.dense_i = dense(in_features, width, kernel_init=kernel_init, bias_init=None, **types)
-        self.dense_h = dense(
-            hidden_features,
-            width,
-            kernel_init=recurrent_init(recurrent_kernel_init, recurrent_gain),
-            bias_init=bias_init,
-            **types,
-        )
+        recurrent = recurrent_init(recurrent_kernel_init, recurrent_gain)
+        self.dense_i = dense(in_features, 4 * hidden_features, kernel_init, None)
+        self.dense_h = dense(hidden_features, 4 * hidden_features, recurrent, bias_init)
         bias = self.dense_h.bias
         assert bias is not None
         forget = slice(hidden_features, 2 * hidden_features)

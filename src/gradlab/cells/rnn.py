@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from gradlab.cells.base import (
     RecurrentInit,
     default_bias_init,
     default_kernel_init,
-    dense,
     recurrent_init,
 )
 
@@ -27,6 +26,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": jax.nn.sigmoid,
     "identity": lambda x: x,
 }
+
+
+def activation(given: ActivationName | Activation) -> Activation:
+    """The function itself, or the one of this name."""
+    return ACTIVATIONS[given] if isinstance(given, str) else given
 
 
 class NoGates(NamedTuple):
@@ -64,21 +68,11 @@ class SimpleRNN(Cell):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.in_features, self.hidden_features = in_features, hidden_features
-        self.param_dtype = param_dtype
-        named = isinstance(activation_fn, str)
-        self.activation_fn = ACTIVATIONS[activation_fn] if named else activation_fn
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.dense_h = dense(
-            hidden_features,
-            hidden_features,
-            kernel_init=recurrent_init(recurrent_kernel_init, recurrent_gain),
-            bias_init=None,
-            **types,
-        )
-        self.dense_i = dense(
-            in_features, hidden_features, kernel_init=kernel_init, bias_init=bias_init, **types
-        )
+        dense = self._dense(in_features, hidden_features, dtype, param_dtype, rngs)
+        self.activation_fn = activation(activation_fn)
+        recurrent = recurrent_init(recurrent_kernel_init, recurrent_gain)
+        self.dense_h = dense(hidden_features, hidden_features, recurrent, None)
+        self.dense_i = dense(in_features, hidden_features, kernel_init, bias_init)
 
     def step(self, carry: HiddenCarry, x: jax.Array) -> tuple[HiddenCarry, NoGates]:
         """See :meth:`gradlab.cells.base.Cell.step`."""

@@ -45,7 +45,7 @@ class AdjointSlope(StepProbe):
 def least_squares_slope(x: jax.Array, curves: jax.Array) -> jax.Array:
     """Slopes of ``curves`` ``(L, T)`` over ``x`` ``(T,)`` through the finite points; else nan."""
     used = jnp.isfinite(curves)
-    n = jnp.sum(used, axis=-1, keepdims=True)
+    n = jnp.sum(used, axis=-1, keepdims=True).astype(curves.dtype)
     y = jnp.where(used, curves, 0)
     x = jnp.broadcast_to(x, curves.shape)
     x_centred = jnp.where(used, x - jnp.sum(jnp.where(used, x, 0), -1, keepdims=True) / n, 0)

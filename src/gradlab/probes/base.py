@@ -15,13 +15,13 @@ Shapes: ``L`` layers (both directions of a bidirectional one counted), ``T`` ste
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.variable import Variable
 
 
@@ -126,9 +126,14 @@ def mean_log10(log10: jax.Array, mask: jax.Array) -> jax.Array:
     """
     counted = mask & (log10 > -jnp.inf) | mask & jnp.isnan(log10)
     total = jnp.sum(jnp.where(counted, log10, 0), axis=-1)
-    mean = total / jnp.maximum(jnp.sum(counted, axis=-1), 1)
+    mean = total / jnp.maximum(jnp.sum(counted, axis=-1), 1).astype(total.dtype)
     nothing = jnp.where(jnp.any(mask, axis=-1), -jnp.inf, jnp.nan)
     return jnp.where(jnp.any(counted, axis=-1), mean, nothing)
+
+
+def over_layers(measure: Callable[[LayerView], Any], layers: Sequence[LayerView]) -> Any:
+    """What is measured of each layer, a pytree of arrays, stacked over the layers."""
+    return jax.tree.map(lambda *each: jnp.stack(each), *map(measure, layers))
 
 
 def state_log10(adjoints: Mapping[str, jax.Array]) -> jax.Array:
@@ -136,7 +141,7 @@ def state_log10(adjoints: Mapping[str, jax.Array]) -> jax.Array:
     parts = jnp.stack(list(adjoints.values()))
     largest = jnp.max(parts, axis=0)
     finite = jnp.where(jnp.isfinite(largest), largest, 0)
-    joined = finite + 0.5 * jnp.log10(jnp.sum(jnp.square(10.0 ** (parts - finite)), axis=0))
+    joined = finite + 0.5 * jnp.log10(jnp.sum(jnp.square(10.0 ** (parts - finite[None])), axis=0))
     return jnp.where(jnp.isfinite(largest), joined, largest)
 
 

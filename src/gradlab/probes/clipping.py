@@ -74,22 +74,21 @@ def _along(view: LayerView, direction: Params) -> Scaled:
     pairs = zip(motion, cotangents.mantissa, strict=True)
     # Where masked the cotangent is 0, which a motion that is not finite must not undo.
     dots = sum(jnp.sum(jnp.where(c == 0, 0, m * c), axis=-1) for m, c in pairs)
-    found = Scaled(dots, cotangents.exponent)
-    return jax.tree.map(lambda array: array[::-1], found) if view.backwards else found
+    along = Scaled(dots, cotangents.exponent)
+    return jax.tree.map(lambda array: array[::-1], along) if view.backwards else along
 
 
 def _readout_along(closeup: Closeup, direction: Params) -> Scaled:
     """The same of the readout; ``(T, 1)``, the sum over examples."""
     dots = jnp.zeros((closeup.length, 1), closeup.inputs.dtype)
     for name, parts in closeup.readout_contributions.items():
-        products = parts * direction[name]
+        products = parts * direction[name][None]
         dots += jnp.sum(products, axis=tuple(range(1, parts.ndim)))[:, None] * closeup.examples
-    return scaling.scale(dots, 2)
+    return Scaled.of(dots, 2)
 
 
 def _sum_over_examples(parts: list[Scaled]) -> jax.Array:
     """``(T,)``: the sum of all columns, in units in which the largest number is about 1."""
     joined = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
-    mantissa, exponent = scaling.normalise(joined)
-    assert exponent is not None
+    mantissa, exponent = joined.normalise()
     return jnp.sum(scaling.shift(mantissa, exponent - jnp.max(exponent)), axis=1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from gradlab.bptt import scaling
-from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import Closeup
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
 from gradlab.variable import Variable
 
@@ -43,12 +42,6 @@ class DirectAdjoint(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        log10 = jnp.stack([_log10(view) for view in closeup.layers])
+        log10 = jnp.stack([scaling.log10_norm(*view.direct) for view in closeup.layers])
         mask = jnp.stack([view.mask for view in closeup.layers])
         return {"adj_h_direct_log10": mean_log10(log10, mask)}
-
-
-def _log10(view: LayerView) -> jax.Array:
-    direct = view.direct
-    assert direct.exponent is not None
-    return scaling.log2_norm(direct.mantissa, direct.exponent) * math.log10(2)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import Paths, paths
 from gradlab.errors import at_least
-from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10
+from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10, over_layers
 from gradlab.variable import Variable
 
 
@@ -71,20 +71,13 @@ class ForgetPath(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        found = [_paths(layer) for layer in closeup.first(self.examples)]
-        return {
-            f"{name}_path_log10": jnp.stack(
-                [
-                    mean_log10(getattr(one, name), layer.mask)
-                    for one, layer in zip(found, closeup.first(self.examples), strict=True)
-                ]
-            )
-            for name in Paths._fields
-        }
+        means = over_layers(_mean_paths, closeup.first(self.examples))
+        return {f"{name}_path_log10": mean for name, mean in means._asdict().items()}
 
 
-def _paths(layer: LayerView) -> Paths:
+def _mean_paths(layer: LayerView) -> Paths:
     gate = layer.retention
     assert gate is not None
     kept = jnp.where(layer.mask[..., None], gate, 1)
-    return paths(layer.jacobian, kept, layer.part(layer.memory))
+    norms = paths(layer.jacobian, kept, layer.part(layer.memory))
+    return Paths(*(mean_log10(norm, layer.mask) for norm in norms))

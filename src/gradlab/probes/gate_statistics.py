@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.errors import BadInput
-from gradlab.probes.base import CloseProbe, Setting, Unsupported
+from gradlab.probes.base import CloseProbe, Setting, Unsupported, over_layers
 from gradlab.variable import Variable
 
 
@@ -73,8 +73,8 @@ class GateStatistics(CloseProbe):
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
         return {
-            "retention_histogram": jnp.stack([self._shares(one) for one in closeup.layers]),
-            "timescale": jnp.stack([timescale(one) for one in closeup.layers]),
+            "retention_histogram": over_layers(self._shares, closeup.layers),
+            "timescale": over_layers(timescale, closeup.layers),
         }
 
     def _shares(self, layer: LayerView) -> jax.Array:
@@ -82,8 +82,8 @@ class GateStatistics(CloseProbe):
         gate, real = _gate(layer), layer.mask[..., None]
         position = (jnp.log10(gate) - self.lowest) * (self.bins / -self.lowest)
         index = jnp.clip(jnp.floor(position), 0, self.bins - 1).astype(jnp.int32)
-        inside = index[..., None] == jnp.arange(self.bins)
-        counts = jnp.sum(inside & real[..., None], axis=(0, 1, 2))
+        inside = index[..., None] == jnp.arange(self.bins).reshape(1, 1, 1, -1)
+        counts = jnp.sum(inside & real[..., None], axis=(0, 1, 2)).astype(gate.dtype)
         return counts / (jnp.sum(real) * gate.shape[-1]).astype(gate.dtype)
 
 
@@ -91,7 +91,7 @@ def timescale(layer: LayerView) -> jax.Array:
     """The time scale of each unit, ``(H,)``."""
     # 1 - f is exact near 1, where the mean of f itself would round it away.
     lost = jnp.where(layer.mask[..., None], 1 - _gate(layer), 0)
-    return jnp.sum(layer.mask) / jnp.sum(lost, axis=(0, 1))
+    return jnp.sum(layer.mask).astype(lost.dtype) / jnp.sum(lost, axis=(0, 1))
 
 
 def _gate(layer: LayerView) -> jax.Array:

@@ -52,7 +52,7 @@ class GradientMass(StepProbe):
         found = mass_horizon(log10[:, ::-1], seen.mask[:, ::-1], self.share)
         some = jnp.any(log10 != -jnp.inf, axis=1)
         total = jnp.sum(jnp.where(some, found, 0), axis=-1)
-        return {"gradient_mass_horizon": total / jnp.sum(some, axis=-1)}
+        return {"gradient_mass_horizon": total / jnp.sum(some, axis=-1).astype(total.dtype)}
 
 
 def mass_horizon(log10: jax.Array, mask: jax.Array, share: float) -> jax.Array:
@@ -66,4 +66,4 @@ def mass_horizon(log10: jax.Array, mask: jax.Array, share: float) -> jax.Array:
         jnp.take_along_axis(array, last, axis=1)[:, 0]
         for array in (mass, upto, jnp.cumsum(mask, axis=1))
     )
-    return steps - (upto_there - wanted[:, 0]) / mass_there
+    return steps.astype(mass.dtype) - (upto_there - wanted[:, 0]) / mass_there

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from jax import lax
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.scaling import Scaled
-from gradlab.probes.base import CloseProbe, Setting
+from gradlab.probes.base import CloseProbe, Setting, over_layers
 from gradlab.variable import Variable
 
 
@@ -57,11 +56,12 @@ class GradientNoise(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        found = [_of_layer(view, closeup.batch) for view in closeup.layers]
-        return {
-            "long_range_snr_log10": jnp.stack([_snr_log10(one) for one in found]),
-            "noise_horizon": jnp.stack([_horizon(one) for one in found]),
-        }
+
+        def measure(view: LayerView) -> dict[str, jax.Array]:
+            curves = _of_layer(view, closeup.batch)
+            return {"long_range_snr_log10": _snr_log10(curves), "noise_horizon": _horizon(curves)}
+
+        return over_layers(measure, closeup.layers)
 
 
 class _Curves(NamedTuple):
@@ -96,15 +96,12 @@ def _plus(total: Scaled, entering: list[Scaled], wanted: jax.Array) -> Scaled:
     All examples and parameters share one exponent, the largest yet: what is lost where numbers are
     smaller by the float range is nothing beside the norms that are made of all.
     """
-    assert total.exponent is not None
-    exponents = jnp.stack([jnp.asarray(one.exponent) for one in entering])
+    exponents = jnp.stack([one.exponent for one in entering])
     own = jnp.where(wanted, exponents, scaling.ZERO)
     exponent = jnp.maximum(total.exponent, jnp.max(own))
     dtype = total.mantissa[0].dtype
     keep = scaling.shift(jnp.ones((), dtype), total.exponent - exponent)
-    factors = scaling.shift(
-        wanted.astype(dtype) * jnp.ones((len(entering), 1), dtype), own - exponent
-    )
+    factors = scaling.shift(jnp.broadcast_to(wanted.astype(dtype), own.shape), own - exponent)
     sums = [
         old * keep + one.mantissa * factor.reshape(-1, *[1] * (old.ndim - 1))
         for old, one, factor in zip(total.mantissa, entering, factors, strict=True)
@@ -114,12 +111,11 @@ def _plus(total: Scaled, entering: list[Scaled], wanted: jax.Array) -> Scaled:
 
 def _judge(total: Scaled, batch: int) -> _Curves:
     """Signal and noise of one partial sum, from each example's own."""
-    assert total.exponent is not None
     leaves = total.mantissa
     examples, dtype = len(leaves[0]), leaves[0].dtype
     means = [jnp.mean(leaf, axis=0) for leaf in leaves]
     pairs = zip(leaves, means, strict=True)
-    spread = jnp.stack([jnp.sum(jnp.square(leaf - mean)) for leaf, mean in pairs])
+    spread = jnp.stack([jnp.sum(jnp.square(leaf - mean[None])) for leaf, mean in pairs])
     variance = jnp.sum(spread) / (examples - 1)
     squared = jnp.sum(jnp.stack([jnp.sum(jnp.square(mean)) for mean in means]))
     squared -= variance / examples
@@ -129,13 +125,13 @@ def _judge(total: Scaled, batch: int) -> _Curves:
     return _Curves(signal, 0.5 * jnp.log2(variance / batch) + shift)
 
 
-def _snr_log10(found: _Curves) -> jax.Array:
-    ratio = (found.signal - found.noise) * math.log10(2)
-    return jnp.where(found.signal == -jnp.inf, -jnp.inf, ratio)
+def _snr_log10(curves: _Curves) -> jax.Array:
+    ratio = (curves.signal - curves.noise) * scaling.LOG10_2
+    return jnp.where(curves.signal == -jnp.inf, -jnp.inf, ratio)
 
 
-def _horizon(found: _Curves) -> jax.Array:
-    signal, noise = found.signal[::-1], found.noise[-1]
+def _horizon(curves: _Curves) -> jax.Array:
+    signal, noise = curves.signal[::-1], curves.noise[-1]
     below = signal < noise
     first = jnp.where(jnp.any(below), jnp.argmax(below), len(signal)).astype(signal.dtype)
     silent = (signal[0] == -jnp.inf) & (noise == -jnp.inf)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import suffix_norms
 from gradlab.errors import at_least
-from gradlab.probes.base import CloseProbe, Setting, mean_log10
+from gradlab.probes.base import CloseProbe, Setting, mean_log10, over_layers
 from gradlab.variable import Variable
 
 
@@ -25,8 +24,9 @@ class LongJacobian(CloseProbe):
 
     Source: Pascanu, Mikolov & Bengio (2013), equation 5; Bengio, Simard & Frasconi (1994).
 
-    Cost: the Jacobians; O(T E S³) time, a product and about two block iterations at each step, and
-    O(E S²) memory beside the Jacobians. Exponents are kept beside the product, one a column.
+    Cost: the Jacobians; O(T E S³) time, a product at each step and then, of all products at once,
+    the largest singular value: by a decomposition up to S = 32, by sixteen Lanczos steps above.
+    All products are kept for that: O(T E S²) memory beside the Jacobians.
 
     How to read it: the largest factor by which any gradient at the end can be scaled on its way to
     t, whatever the loss. The adjoint lies below it: it is one vector, which need not lie along the
@@ -58,12 +58,9 @@ class LongJacobian(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        curves = [
-            [mean_log10(curve, layer.mask) for curve in suffix_norms(layer.jacobian)]
-            for layer in closeup.first(self.examples)
-        ]
-        largest, frobenius = zip(*curves, strict=True)
-        return {
-            "long_jacobian_log10": jnp.stack(largest),
-            "long_jacobian_log10_frobenius": jnp.stack(frobenius),
-        }
+
+        def means(layer: LayerView) -> tuple[jax.Array, ...]:
+            return tuple(mean_log10(norm, layer.mask) for norm in suffix_norms(layer.jacobian))
+
+        largest, frobenius = over_layers(means, closeup.first(self.examples))
+        return {"long_jacobian_log10": largest, "long_jacobian_log10_frobenius": frobenius}

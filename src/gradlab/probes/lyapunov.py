@@ -121,8 +121,8 @@ class Lyapunov(CloseProbe):
         counted = spans[:, 0] >= self._begin(length)
         growth, spans = growth[counted], spans[counted]
         passed = jnp.pad(jnp.cumsum(layer.mask, axis=0), [(1, 0), (0, 0)])
-        steps = passed[spans[:, 1]] - passed[spans[0, 0]]
-        average = jnp.cumsum(growth, axis=0) / jnp.maximum(steps, 1)[..., None]
+        steps = passed[spans[:, 1]] - passed[spans[0, :1]]
+        average = jnp.cumsum(growth, axis=0) / jnp.maximum(steps, 1)[..., None].astype(growth.dtype)
         some = jnp.broadcast_to(steps[-1] > 0, average[-1].T.shape)
         exponents = -jnp.sort(-mean_log10(average[-1].T, some))
         first = mean_log10(average[..., 0], steps > 0)
@@ -148,7 +148,9 @@ def kaplan_yorke(exponents: jax.Array, size: int) -> jax.Array:
     k = jnp.sum(jnp.cumprod(sums >= -rounding))
     above = jnp.maximum(jnp.where(k > 0, sums[k - 1], 0), 0)
     next_one = exponents[jnp.minimum(k, count - 1)]
-    found = k + above / jnp.maximum(jnp.abs(next_one), jnp.finfo(exponents.dtype).tiny)
+    found = k.astype(above.dtype) + above / jnp.maximum(
+        jnp.abs(next_one), jnp.finfo(exponents.dtype).tiny
+    )
     full = size if count == size else jnp.nan
     found = jnp.where(k == count, full, found)
     return jnp.where(jnp.any(jnp.isnan(exponents)), jnp.nan, found)

@@ -72,7 +72,7 @@ def strengths(layer: LayerView) -> tuple[jax.Array, jax.Array]:
     (matrix,) = layer.recurrent_matrices.values()
     real = layer.mask[..., None]
     drive = jnp.where(real, plain.drive(layer.trace.inputs), 0)
-    count = jnp.sum(real) * drive.shape[-1]
+    count = (jnp.sum(real) * drive.shape[-1]).astype(drive.dtype)
     return len(matrix) * jnp.var(matrix), jnp.sum(jnp.square(drive)) / count
 
 

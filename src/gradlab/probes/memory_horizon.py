@@ -49,5 +49,5 @@ def horizon(by_lag: jax.Array) -> jax.Array:
     drop = above - below
     # From -inf there is nothing to interpolate to: the fall is complete at that lag.
     share = jnp.where(jnp.isfinite(drop), (above - by_lag[0] + 1) / jnp.maximum(drop, 1e-30), 1)
-    found = first - 1 + share
+    found = (first - 1).astype(share.dtype) + share
     return jnp.where(jnp.isfinite(by_lag[0]), jnp.where(jnp.any(fallen), found, steps), jnp.nan)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10
+from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10, over_layers
 from gradlab.variable import Variable
 
 
@@ -44,7 +44,7 @@ class PascanuBound(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        return {"pascanu_bound_log10": jnp.stack([bound(layer) for layer in closeup.layers])}
+        return {"pascanu_bound_log10": over_layers(bound, closeup.layers)}
 
 
 def bound(layer: LayerView) -> jax.Array:
@@ -53,8 +53,7 @@ def bound(layer: LayerView) -> jax.Array:
     assert plain is not None
     (matrix,) = layer.recurrent_matrices.values()
     rate = jnp.log10(plain.steepest * jnp.linalg.norm(matrix, 2))
-    # Steps still to come: the number of Jacobians between t and the end of the example.
-    to_come = jnp.cumsum(layer.mask[::-1], axis=0)[::-1] - layer.mask
+    lag = layer.lag.astype(rate.dtype)
     # At lag 0 the bound is that of the identity, even where W is 0 and its rate -inf.
-    log10 = jnp.where(to_come > 0, to_come * jnp.where(to_come > 0, rate, 0), 0)
+    log10 = jnp.where(lag > 0, lag * jnp.where(lag > 0, rate, 0), 0)
     return mean_log10(log10, layer.mask)

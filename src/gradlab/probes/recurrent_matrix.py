@@ -77,9 +77,8 @@ class RecurrentMatrix(CloseProbe):
 def figures(matrix: jax.Array, length: int) -> dict[str, jax.Array]:
     """The four numbers of one matrix ``(H, H)``; nan if it is not finite."""
     finite = jnp.all(jnp.isfinite(matrix))
-    scaled = scaling.scale(jnp.where(finite, matrix, 0), 0)
+    scaled = Scaled.of(jnp.where(finite, matrix, 0), 0)
     mantissa, exponent = scaled
-    assert exponent is not None
     moduli = jnp.abs(jnp.linalg.eigvals(mantissa))
     excess = jnp.sum(jnp.square(mantissa)) - jnp.sum(jnp.square(moduli))
     found = {
@@ -108,17 +107,16 @@ def transient_growth(matrix: Scaled, length: int) -> jax.Array:
     confused. Once ``‖W^m‖ < 1`` no later power can be a new largest one, since
     ``‖W^(m+j)‖ ≤ ‖W^m‖ ‖W^j‖``.
     """
-    eye = scaling.scale(jnp.eye(len(matrix.mantissa), dtype=matrix.mantissa.dtype), 0)
+    eye = Scaled.of(jnp.eye(len(matrix.mantissa), dtype=matrix.mantissa.dtype), 0)
 
     def goes_on(state: _Powers) -> jax.Array:
-        frobenius = scaling.log2_norm(state.power.mantissa, _exponent(state.power))
+        frobenius = scaling.log2_norm(*state.power)
         return (state.k < length) & (frobenius >= 0)
 
     def step(state: _Powers) -> _Powers:
         product = jnp.matmul(matrix.mantissa, state.power.mantissa, precision=HIGHEST)
-        power = Scaled(product, _exponent(state.power) + _exponent(matrix))
-        power = scaling.normalise(power)
-        log2 = jnp.log2(norm_estimate(power.mantissa)) + _exponent(power).astype(product.dtype)
+        power = Scaled(product, state.power.exponent + matrix.exponent).normalise()
+        log2 = jnp.log2(norm_estimate(power.mantissa)) + power.exponent.astype(product.dtype)
         larger = log2 > state.log2
         largest = jax.tree.map(lambda new, old: jnp.where(larger, new, old), power, state.largest)
         return _Powers(state.k + 1, power, largest, jnp.where(larger, log2, state.log2))
@@ -127,7 +125,7 @@ def transient_growth(matrix: Scaled, length: int) -> jax.Array:
     start = _Powers(jnp.int32(0), eye, eye, jnp.asarray(-jnp.inf, matrix.mantissa.dtype))
     largest = lax.while_loop(goes_on, step, start).largest
     exact = jnp.log2(jnp.linalg.norm(largest.mantissa, 2))
-    return jnp.maximum(exact + _exponent(largest).astype(exact.dtype), 0)
+    return jnp.maximum(exact + largest.exponent.astype(exact.dtype), 0)
 
 
 def norm_estimate(matrix: jax.Array) -> jax.Array:
@@ -147,8 +145,3 @@ def norm_estimate(matrix: jax.Array) -> jax.Array:
 
 def _squared(matrix: jax.Array) -> jax.Array:
     return jnp.matmul(matrix, matrix, precision=HIGHEST)
-
-
-def _exponent(value: Scaled) -> jax.Array:
-    assert value.exponent is not None
-    return value.exponent

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import log10_singular_values
 from gradlab.errors import BadInput
-from gradlab.probes.base import CloseProbe, Setting, mean_log10
+from gradlab.probes.base import CloseProbe, Setting, mean_log10, over_layers
 from gradlab.variable import Variable
 
 
@@ -73,21 +73,22 @@ class SingularSpectrum(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        spectra = [self._spectrum(layer) for layer in closeup.first(self.examples)]
-        return {name: jnp.stack([one[name] for one in spectra]) for name in spectra[0]}
+        return over_layers(spectrum, closeup.first(self.examples))
 
-    def _spectrum(self, layer: LayerView) -> dict[str, jax.Array]:
-        real = layer.mask
-        log10 = log10_singular_values(layer.jacobian)
-        steps = jnp.sum(real[1:], axis=0)
-        # Two infinities have no difference: a product that is zero is as far from regular as any.
-        lost = log10[:, -1] == -jnp.inf
-        condition = jnp.where(lost, jnp.inf, log10[:, 0] - jnp.where(lost, 0, log10[:, -1]))
-        exponents = log10 * math.log(10) / jnp.maximum(steps, 1)[:, None]
-        some = jnp.any(real, axis=0)
-        every = jnp.broadcast_to(some, log10.T.shape)
-        return {
-            "singular_value_log10": mean_log10(log10.T, every),
-            "condition_log10": mean_log10(condition, some),
-            "finite_time_exponent": mean_log10(exponents.T, every & (steps > 0)),
-        }
+
+def spectrum(layer: LayerView) -> dict[str, jax.Array]:
+    """The three variables of one layer."""
+    real = layer.mask
+    log10 = log10_singular_values(layer.jacobian)
+    steps = jnp.sum(real[1:], axis=0)
+    # Two infinities have no difference: a product that is zero is as far from regular as any.
+    lost = log10[:, -1] == -jnp.inf
+    condition = jnp.where(lost, jnp.inf, log10[:, 0] - jnp.where(lost, 0, log10[:, -1]))
+    exponents = log10 * math.log(10) / jnp.maximum(steps, 1)[:, None].astype(log10.dtype)
+    some = jnp.any(real, axis=0)
+    every = jnp.broadcast_to(some, log10.T.shape)
+    return {
+        "singular_value_log10": mean_log10(log10.T, every),
+        "condition_log10": mean_log10(condition, some),
+        "finite_time_exponent": mean_log10(exponents.T, every & (steps > 0)[None]),
+    }

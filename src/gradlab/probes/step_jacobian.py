@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +80,6 @@ def _blocks(layer: LayerView) -> jax.Array:
 
     def norm(to: str, source: str) -> jax.Array:
         block = layer.jacobian[..., layer.part(to), layer.part(source)]
-        return mean_log10(scaling.log2_norm(block, plain) * math.log10(2), layer.mask)
+        return mean_log10(scaling.log10_norm(block, plain), layer.mask)
 
     return jnp.stack([jnp.stack([norm(to, one) for one in layer.states]) for to in layer.states])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,10 @@ from jax import lax
 
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.bptt.scaling import Scaled
+from gradlab.bptt.scaling import LOG10_2, Scaled, Sums
 from gradlab.errors import BadInput, at_least
 from gradlab.probes.base import CloseProbe, Setting, norm
 from gradlab.variable import Variable
-
-LOG10_2 = math.log10(2)
 
 
 @dataclass(frozen=True)
@@ -88,35 +85,22 @@ class TemporalContribution(CloseProbe):
         }
 
 
-class _Sums(NamedTuple):
-    """Sums over examples and time, of the N parameters of a cell.
-
-    Attributes:
-      mantissa: of each parameter ``(2, *θ.shape)``: from long lags, and from short ones.
-      exponent: ``(N, 2)``.
-    """
-
-    mantissa: list[jax.Array]
-    exponent: jax.Array
-
-
 def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax.Array, jax.Array]]:
     """The curve and the cosine of each of a cell's parameters, by full name."""
     steps = len(view.mask)
-    lag = jnp.cumsum(view.mask[::-1], axis=0)[::-1] - view.mask
     enters, params = view.contribution, view.params
-    start = _Sums(
+    start = Sums(
         [jnp.zeros((2, *value.shape), value.dtype) for value in params.values()],
         jnp.full((len(params), 2), scaling.ZERO, jnp.int32),
     )
 
-    def step(sums: _Sums, read: tuple[jax.Array, jax.Array]):
+    def step(sums: Sums, read: tuple[jax.Array, jax.Array]):
         t, long = read
         entering = enters(t)
-        parts = _long_and_short([entering[name] for name in params], long)
-        return _plus(sums, parts), _log2_norms(parts)
+        parts = Sums.of([entering[name] for name in params], jnp.stack([long, ~long]))
+        return sums.add(parts), _log2_norms(parts)
 
-    sums, log2 = lax.scan(step, start, (jnp.arange(steps), lag >= split))
+    sums, log2 = lax.scan(step, start, (jnp.arange(steps), view.lag >= split))
     curves = log2 * LOG10_2 - math.log10(examples)
     return {
         view.prefix + name: (curves[:, n], _cosine(*sums.mantissa[n]))
@@ -124,65 +108,20 @@ def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax
     }
 
 
-def _long_and_short(values: list[Scaled], long: jax.Array) -> _Sums:
-    """Sums over the examples with a long lag and over the others.
-
-    Each at the largest exponent of its own examples: what the others lose to it is nothing beside
-    the sum.
-
-    Args:
-      values: of each parameter ``(E, *θ.shape)``, normalised.
-      long: ``(E,)`` bool.
-    """
-    exponents = jnp.stack([jnp.asarray(value.exponent) for value in values])
-    chosen = jnp.stack([long, ~long]) & (exponents > scaling.ZERO)[:, None]
-    own = jnp.where(chosen, exponents[:, None], scaling.ZERO)
-    largest = jnp.max(own, axis=-1)
-    dtype = values[0].mantissa.dtype
-    weights = scaling.shift(chosen.astype(dtype), own - largest[..., None])
-    return _Sums([_weighted(weights[n], value.mantissa) for n, value in enumerate(values)], largest)
-
-
-def _plus(a: _Sums, b: _Sums) -> _Sums:
-    """``a + b`` at the larger exponents."""
-    exponent = jnp.maximum(a.exponent, b.exponent)
-    ones = jnp.ones(exponent.shape, a.mantissa[0].dtype)
-    factors = [scaling.shift(ones, one.exponent - exponent) for one in (a, b)]
-    total = [
-        old * _per_row(factors[0][n], old) + new * _per_row(factors[1][n], new)
-        for n, (old, new) in enumerate(zip(a.mantissa, b.mantissa, strict=True))
-    ]
-    return _Sums(total, exponent)
-
-
-def _log2_norms(parts: _Sums) -> jax.Array:
+def _log2_norms(parts: Sums) -> jax.Array:
     """Of each parameter, log2 of the norm of both parts together, ``(N,)``."""
-    largest = jnp.max(parts.exponent, axis=1)
-    ones = jnp.ones(parts.exponent.shape, parts.mantissa[0].dtype)
-    weights = scaling.shift(ones, parts.exponent - largest[:, None])
-    sizes = [norm(_weighted(weights[n], part)) for n, part in enumerate(parts.mantissa)]
-    return jnp.log2(jnp.stack(sizes)) + largest.astype(ones.dtype)
-
-
-def _weighted(weights: jax.Array, array: jax.Array) -> jax.Array:
-    """The sum of ``weights[..., e] * array[e]`` over e."""
-    return jnp.tensordot(weights, array, axes=1, precision=lax.Precision.HIGHEST)
-
-
-def _per_row(factor: jax.Array, array: jax.Array) -> jax.Array:
-    return factor.reshape(-1, *[1] * (array.ndim - 1))
+    totals, exponent = parts.total()
+    return jnp.log2(jnp.stack(list(map(norm, totals)))) + exponent.astype(totals[0].dtype)
 
 
 def _of_readout(parts: jax.Array, split: int) -> tuple[jax.Array, jax.Array]:
     """The curve and the cosine of one parameter of the readout, from ``(T, ...)``."""
-    scaled = scaling.scale(parts, 1)
-    assert scaled.exponent is not None
-    curve = scaling.log2_norm(scaled.mantissa, scaled.exponent) * LOG10_2
+    curve = scaling.log10_norm(*Scaled.of(parts, 1))
     begin = len(parts) - split
     return curve, _cosine(jnp.sum(parts[:begin], axis=0), jnp.sum(parts[begin:], axis=0))
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    a, b = (scaling.normalise(Scaled(v, jnp.int32(0))).mantissa for v in (a, b))
+    a, b = (Scaled.of(v, 0).mantissa for v in (a, b))
     sizes = jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel())
     return jnp.clip(jnp.sum(a * b) / sizes, -1, 1)

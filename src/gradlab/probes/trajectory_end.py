@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.probes.base import CloseProbe, Setting
+from gradlab.probes.base import CloseProbe, Setting, over_layers
 from gradlab.variable import Variable
 
 
@@ -37,7 +37,7 @@ class TrajectoryEnd(CloseProbe):
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        return {"trajectory_end": jnp.stack([end(layer) for layer in closeup.layers])}
+        return {"trajectory_end": over_layers(end, closeup.layers)}
 
 
 def end(layer: LayerView) -> jax.Array:

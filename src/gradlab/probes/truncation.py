@@ -60,7 +60,7 @@ class Truncation(CloseProbe):
         size = jnp.asarray(windows(closeup.length))[:, None, None]
         # Between the states at lags K and K - 1, so that a loss at the end reaches back K steps.
         lags = [closeup.lag_in(direction) for direction in range(closeup.directions)]
-        cuts = [(lag > 0) & (lag % size == 0) for lag in lags]
+        cuts = [(lag > 0)[None] & (lag[None] % size == 0) for lag in lags]
 
         def compare(cuts: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
             cut = closeup.truncated(cuts)

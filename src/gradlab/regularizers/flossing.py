@@ -76,7 +76,8 @@ class Flossing(Regularizer):
         found = [self._exponents(layer) for layer in closeup.layers]
         alive = jnp.stack([alive for _, alive in found])
         distance = jnp.stack([jnp.mean(jnp.square(own - self.target), -1) for own, _ in found])
-        return jnp.sum(jnp.where(alive, distance, 0)) / jnp.maximum(jnp.sum(alive), 1)
+        count = jnp.maximum(jnp.sum(alive), 1).astype(distance.dtype)
+        return jnp.sum(jnp.where(alive, distance, 0)) / count
 
     def check_model(self, closeup: Closeup) -> None:
         """Refuse a model that keeps fewer directions than are asked for; see the base."""
@@ -99,7 +100,7 @@ class Flossing(Regularizer):
         alive = jnp.all(jnp.isfinite(growth) & (behind > depth), axis=(0, 2))
         real = jnp.sum(layer.mask, axis=0)
         total = jnp.sum(jnp.where(alive[:, None], growth, 0), axis=0)
-        return total / jnp.maximum(real, 1)[:, None], alive & (real > 0)
+        return total / jnp.maximum(real, 1)[:, None].astype(total.dtype), alive & (real > 0)
 
 
 def tangent_growth(layer: LayerView, count: int, interval: int) -> jax.Array:

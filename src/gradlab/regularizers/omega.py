@@ -63,5 +63,5 @@ def _log2_norm(vectors: jax.Array) -> jax.Array:
     exponent = scaling.exponent_of(scaling.magnitude(lax.stop_gradient(vectors), 2))
     near_one = vectors * scaling.pow2(-exponent, vectors.dtype)[..., None]
     squares = jnp.sum(jnp.square(near_one), axis=-1)
-    log2 = 0.5 * jnp.log2(jnp.where(squares > 0, squares, 1)) + exponent
+    log2 = 0.5 * jnp.log2(jnp.where(squares > 0, squares, 1)) + exponent.astype(squares.dtype)
     return jnp.where(squares > 0, log2, -jnp.inf)

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from gradlab.tasks.base import (
-    Baseline,
-    Batch,
-    Split,
-    Task,
-    below,
-    generate_held_out,
-    whole_number,
-    words,
-)
+from gradlab.tasks.base import Baseline, Batch, Generated, Split, below, whole_number, words
 
 
 @dataclass(frozen=True)
-class Adding(Task):
+class Adding(Generated):
     """Add the two marked numbers of a sequence of random ones.
 
     ``x_t = (value, marker)`` with values uniform on [0, 1] and exactly two markers, one in each
@@ -65,18 +55,14 @@ class Adding(Task):
         lengths, mask = jnp.full(batch, T), None
         if self.min_length is not None:
             lengths = self.min_length + below(bits[T], T + 1 - self.min_length)
-            mask = t < lengths
+            mask = t < lengths[None]
             values = jnp.where(mask, values, 0)
         half = lengths // 2
         first = below(bits[T + 1], half)
         second = half + below(bits[T + 2], lengths - half)
-        marks = ((t == first) | (t == second)).astype(values.dtype)
+        marks = ((t == first[None]) | (t == second[None])).astype(values.dtype)
         inputs = jnp.stack([values, marks], axis=-1)
         return Batch(inputs, jnp.sum(values * marks, axis=0)[:, None], mask=mask)
-
-    def held_out(self, split: Literal["val", "test"]) -> Batch:
-        """See :meth:`Task.held_out`; generated from a key that no training run uses."""
-        return generate_held_out(self, split, self.held_out_examples)
 
     def baseline(self, split: Split) -> Baseline:
         """Exact: the variance of the sum of two independent uniforms, 2/12."""

@@ -146,6 +146,12 @@ def at_length(task: Task, length: int, key: str) -> Task:
     return other
 
 
+def settle(task: Task, **computed: Any) -> None:
+    """Set what a frozen task computes from its options when it is made."""
+    for name, value in computed.items():
+        object.__setattr__(task, name, value)
+
+
 def held_out_key(split: str) -> jax.Array:
     """The random key of a generated task's validation or test set: fixed, and no run's own."""
     return jax.random.fold_in(jax.random.key(0x7E57), {"val": 1, "test": 2}[split])
@@ -162,6 +168,20 @@ def generate_held_out(task: Task, split: str, examples: int) -> Batch:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _generate(task: Task, key: jax.Array, examples: int) -> Batch:
     return task.sample((), key, examples)
+
+
+class Generated(Task):
+    """A task without ``data``, whose held-out examples are drawn like all others.
+
+    Attributes:
+      held_out_examples: how many in each of validation and test.
+    """
+
+    held_out_examples: int
+
+    def held_out(self, split: Literal["val", "test"]) -> Batch:
+        """See :meth:`Task.held_out`; generated from a key that no training run uses."""
+        return generate_held_out(self, split, self.held_out_examples)
 
 
 def words(key: jax.Array, rows: int, batch: int) -> jax.Array:

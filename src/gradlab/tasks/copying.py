@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from gradlab.tasks.base import (
-    Baseline,
-    Batch,
-    Split,
-    Task,
-    below,
-    generate_held_out,
-    whole_number,
-    words,
-)
+from gradlab.tasks.base import Baseline, Batch, Generated, Split, below, whole_number, words
 
 MEMORY = 10
 """How many symbols are shown at the start and asked for at the end."""
@@ -31,7 +21,7 @@ GO = 9
 
 
 @dataclass(frozen=True)
-class Copying(Task):
+class Copying(Generated):
     """Hold ten symbols over a long blank, then write them down in order.
 
     The network reads ``T = delay + 20`` symbols, as in Arjovsky et al. (2016): ten of eight
@@ -68,10 +58,6 @@ class Copying(Task):
         inputs = blank.at[:MEMORY].set(memory).at[self.length - MEMORY - 1].set(GO)
         targets = blank.at[self.length - MEMORY :].set(memory)
         return Batch(inputs, targets, jnp.full((self.length, batch), 1 / self.length))
-
-    def held_out(self, split: Literal["val", "test"]) -> Batch:
-        """See :meth:`Task.held_out`; generated from a key that no training run uses."""
-        return generate_held_out(self, split, self.held_out_examples)
 
     def baseline(self, split: Split) -> Baseline:
         """Exact: ``10 ln 8 / T`` nats; the accuracy is the share of right steps among all T."""

@@ -20,6 +20,7 @@ from gradlab.tasks.base import (
     below,
     check_fractions,
     check_sizes,
+    settle,
     split_sizes,
     whole_number,
     words,
@@ -153,8 +154,8 @@ class Dates(Task):
         for name, part in (("val", val), ("test", test)):
             chosen = random.permutation(len(part) * len(FORMS))[: self.held_out_examples]
             held_out[name] = _take(table, _rows(part)[chosen])
-        object.__setattr__(self, "_held_out", held_out)
-        object.__setattr__(self, "data", jax.tree.map(jnp.asarray, _take(table, _rows(train))))
+        data = jax.tree.map(jnp.asarray, _take(table, _rows(train)))
+        settle(self, _held_out=held_out, data=data)
 
     def sample(self, data: Table, key: jax.Array, batch: int) -> Batch:
         """See :meth:`Task.sample`; inputs, targets (int32) and weights, all ``(T, B)``.

@@ -18,6 +18,7 @@ from gradlab.tasks.base import (
     below,
     check_fractions,
     check_sizes,
+    settle,
     split_sizes,
     whole_number,
     words,
@@ -91,8 +92,7 @@ class Digits(Task):
             )
             for name, members in self._members(labels).items()
         }
-        object.__setattr__(self, "_splits", splits)
-        object.__setattr__(self, "data", splits["train"])
+        settle(self, _splits=splits, data=splits["train"])
 
     def sample(self, data: Batch, key: jax.Array, batch: int) -> Batch:
         """See :meth:`Task.sample`; inputs ``(T, B, 1)``, targets ``(B,)`` int32.

@@ -17,6 +17,7 @@ from gradlab.tasks.base import (
     Task,
     below,
     check_fractions,
+    settle,
     split_sizes,
     whole_number,
     words,
@@ -93,16 +94,10 @@ class Sunspots(Task):
                 "a shorter task.length, or smaller task.val_fraction and task.test_fraction",
             )
         mean, std = numbers[:train].mean(), numbers[:train].std()
-        computed: dict[str, Any] = {
-            "years": years,
-            "series": (numbers - mean) / std,
-            "mean": float(mean),
-            "std": float(std),
-            "first_year": {"train": 0, "val": train, "test": train + sizes["val"]},
-        }
-        computed["data"] = jnp.asarray(computed["series"][:train], jnp.result_type(float))
-        for name, value in computed.items():
-            object.__setattr__(self, name, value)
+        series = (numbers - mean) / std
+        data = jnp.asarray(series[:train], jnp.result_type(float))
+        settle(self, years=years, series=series, mean=float(mean), std=float(std), data=data)
+        settle(self, first_year={"train": 0, "val": train, "test": train + sizes["val"]})
 
     def sample(self, data: jax.Array, key: jax.Array, batch: int) -> Batch:
         """See :meth:`Task.sample`; inputs ``(T, B, 1)``, targets ``(B, 1)``, both standardised.
@@ -138,5 +133,5 @@ class Sunspots(Task):
 
 def _windows(series: Any, start: Any, length: int) -> Batch:
     """The ``length`` values of ``series`` from each of ``start (B,)`` on, and the one after."""
-    inputs = series[start + np.arange(length)[:, None]]
+    inputs = series[start[None] + np.arange(length)[:, None]]
     return Batch(inputs[..., None], series[start + length][:, None])

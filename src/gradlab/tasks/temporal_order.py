@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from gradlab.tasks.base import (
-    Baseline,
-    Batch,
-    Split,
-    Task,
-    below,
-    generate_held_out,
-    whole_number,
-    words,
-)
+from gradlab.tasks.base import Baseline, Batch, Generated, Split, below, whole_number, words
 
 
 @dataclass(frozen=True)
-class TemporalOrder(Task):
+class TemporalOrder(Generated):
     """Say which of A and B came first and which second among distractors.
 
     Six symbols: A = 0, B = 1, and the distractors c, d, e, f = 2 … 5. An A or a B, each as
@@ -56,17 +46,13 @@ class TemporalOrder(Task):
         T, t = self.length, jnp.arange(self.length)[:, None]
         bits = words(key, T + 4, batch)
         distractors = 2 + below(bits[:T], 4)
-        first, second = below(bits[T], 2), below(bits[T + 1], 2)
+        first, second = below(bits[T, None], 2), below(bits[T + 1, None], 2)
         p0, p1 = (
-            self._tenths(n) + below(bits[row], self._tenths(n + 1) - self._tenths(n))
+            self._tenths(n) + below(bits[row, None], self._tenths(n + 1) - self._tenths(n))
             for n, row in ((1, T + 2), (5, T + 3))
         )
         inputs = jnp.where(t == p0, first, jnp.where(t == p1, second, distractors))
-        return Batch(inputs, 2 * first + second)
-
-    def held_out(self, split: Literal["val", "test"]) -> Batch:
-        """See :meth:`Task.held_out`; generated from a key that no training run uses."""
-        return generate_held_out(self, split, self.held_out_examples)
+        return Batch(inputs, (2 * first + second)[0])
 
     def baseline(self, split: Split) -> Baseline:
         """Exact: four classes, equally likely."""

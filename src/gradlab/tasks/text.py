@@ -21,6 +21,7 @@ from gradlab.tasks.base import (
     Task,
     below,
     check_fractions,
+    settle,
     split_sizes,
     whole_number,
     words,
@@ -119,13 +120,11 @@ class Text(Task):
         train, val, test = np.split(codes, borders)
         found, counts = np.unique(train, return_counts=True)  # ascending by code point
         kept = found[np.argsort(-counts, kind="stable")][: self.vocabulary]
-        object.__setattr__(self, "alphabet", "".join(map(chr, kept)))
-        object.__setattr__(self, "symbols", len(kept) + 1)
-        object.__setattr__(self, "outputs", len(kept) + 1)
+        symbols = len(kept) + 1
+        settle(self, alphabet="".join(map(chr, kept)), symbols=symbols, outputs=symbols)
         splits = {"train": train, "val": val, "test": test}
         splits = {name: self._encode(part) for name, part in splits.items()}
-        object.__setattr__(self, "_splits", splits)
-        object.__setattr__(self, "data", jnp.asarray(splits["train"]))
+        settle(self, _splits=splits, data=jnp.asarray(splits["train"]))
 
     @property
     def readout(self) -> Literal["every", "last"]:  # type: ignore[override]
@@ -187,7 +186,7 @@ class Text(Task):
     def _windows(self, text: Any, start: Any) -> Batch:
         """``length`` symbols of ``text`` from each of ``start (B,)`` on, and what comes next."""
         steps = np.arange(self.length + 1, dtype=np.int32)[:, None]
-        window = text[start + steps].astype(np.int32)
+        window = text[start[None] + steps].astype(np.int32)
         if self.predict == "last":
             return Batch(window[:-1], window[-1])
         weights = jnp.full((self.length, start.shape[0]), 1 / self.length)

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gradlab.bptt.parts import by_name
 from gradlab.errors import BadInput, CannotRecord
-from gradlab.training.step import Report, State, Steps, by_name
+from gradlab.training.step import Report, State, Steps
 
 FOLDER = "checkpoints"
 KEPT = 2

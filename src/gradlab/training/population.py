@@ -165,7 +165,7 @@ class Population:
     # The calls.
 
     def compile(self) -> None:
-        """See :meth:`Program.compile`.
+        """See :meth:`gradlab.training.program.Program.compile`.
 
         Raises:
           BadInput: if not even one member at once fits into memory.
@@ -220,7 +220,7 @@ class Population:
         return (len(self.devices) if on_cpu else 1) * max(map(_bytes, programs))
 
     def resume(self, states: Mapping[int, State]) -> None:
-        """See :meth:`Program.resume`."""
+        """See :meth:`gradlab.training.program.Program.resume`."""
         self._put([states.get(member) or self.state(member) for member in range(self.size)])
 
     def _put(self, states: Sequence[State]) -> None:
@@ -232,34 +232,34 @@ class Population:
         self._host: State | None = None
 
     def state(self, member: int) -> State:
-        """See :meth:`Program.state`; on the host."""
+        """See :meth:`gradlab.training.program.Program.state`; on the host."""
         here = _row_of(self._on_host(), member)
         return here._replace(key=jax.random.wrap_key_data(here.key, impl=self._impl))
 
     def step(self, member: int) -> int:
-        """See :meth:`Program.step`."""
+        """See :meth:`gradlab.training.program.Program.step`."""
         return int(self._on_host().step[member])
 
     def alive(self) -> list[bool]:
-        """See :meth:`Program.alive`."""
+        """See :meth:`gradlab.training.program.Program.alive`."""
         return np.asarray(self._state.alive)[: self.size].tolist()
 
     def advance(self, counts: Mapping[int, int]) -> dict[int, Report]:
-        """See :meth:`Program.advance`."""
+        """See :meth:`gradlab.training.program.Program.advance`."""
         taking = (self._own, self._state, self._counts(counts))
         self._state, report = jax.block_until_ready(self._advance(taking, self._data))
         self._host = None
         return self._by_member(report, counts)
 
     def probe(self, members: Collection[int]) -> dict[int, tuple[Report, Measured]]:
-        """See :meth:`Program.probe`."""
+        """See :meth:`gradlab.training.program.Program.probe`."""
         taking = (self._own, self._state, self._dealt(members))
         self._state, *seen = jax.block_until_ready(self._probe(taking, self._data))
         self._host = None
         return self._by_member(tuple(seen), members)
 
     def measure(self, members: Collection[int]) -> dict[int, Measured]:
-        """See :meth:`Program.measure`."""
+        """See :meth:`gradlab.training.program.Program.measure`."""
         taking = (self._own, self._state, self._dealt(members))
         return self._by_member(jax.block_until_ready(self._measure(taking, self._data)), members)
 
@@ -271,7 +271,7 @@ class Population:
         *,
         length: int | None = None,
     ) -> dict[int, dict[str, float]]:
-        """See :meth:`Program.score`."""
+        """See :meth:`gradlab.training.program.Program.score`."""
         if params is None:
             of = self._state.params
         else:  # of those that take no part anything will do
@@ -284,7 +284,7 @@ class Population:
         return {i: {name: float(value) for name, value in s.items()} for i, s in scores.items()}
 
     def inspect(self, member: int) -> Any:
-        """See :meth:`Program.inspect`."""
+        """See :meth:`gradlab.training.program.Program.inspect`."""
         own = _row_of(jax.device_get(self._own), member)
         return jax.device_get(self._inspect(own, self.state(member), self._data))
 

@@ -16,7 +16,8 @@ import optax
 from flax import nnx
 from jax import lax
 
-from gradlab.bptt.closeup import Closeup, names_of
+from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.parts import by_name, names_of
 from gradlab.bptt.scaling import LOG10_2
 from gradlab.bptt.unroll import Trace, make_taps
 from gradlab.cells import stock
@@ -63,11 +64,6 @@ class Report(NamedTuple):
     grad_norm: jax.Array
     clipped: jax.Array
     penalty: jax.Array
-
-
-def by_name(params: Any) -> dict[str, jax.Array]:
-    """The leaves of parameters, gradients or updates by name (``layers/0/0/dense_h/kernel``)."""
-    return dict(zip(names_of(params), jax.tree.leaves(params), strict=True))
 
 
 class Steps:
@@ -154,7 +150,7 @@ class Steps:
 
         zero = Report(*(jnp.float32(0) for _ in Report._fields))
         state, total = lax.fori_loop(0, count, plain, (state, zero))
-        return state, jax.tree.map(lambda x: x / count, total)
+        return state, jax.tree.map(lambda x: x / jnp.asarray(count, x.dtype), total)
 
     def probe(self, state: State, data: Any) -> tuple[State, Report, dict[str, jax.Array]]:
         """One step with the probes' measurements, of the parameters before its update."""
@@ -293,7 +289,8 @@ class Steps:
         clip, rule = self.optimizer.clip.update, self.optimizer.update.update
         grads, penalty = self._regularized(state, batch, grads)
         clipped, clip_state = clip(grads, state.opt_state[0], state.params)
-        updates, rule_state = rule(clipped, state.opt_state[1], state.params)
+        with jax.numpy_dtype_promotion("standard"):  # Adam's own code mixes types
+            updates, rule_state = rule(clipped, state.opt_state[1], state.params)
         params = optax.apply_updates(state.params, updates)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(clipped), strict=True)
         changed = jnp.stack([jnp.any(before != after) for before, after in pairs])

@@ -107,7 +107,7 @@ class Run:
             ).isel(step=slice(self.whole_rows))
             dataset.coords.to_dataset().load()
             for name in dataset.dims:
-                dataset = dataset.set_xindex(name)
+                dataset = dataset.set_xindex(str(name))
         except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
             allowed = f"{readable} ({type(error).__name__}: {error})"
             raise BadInput("run", str(self.path), allowed) from None

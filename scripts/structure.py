@@ -85,7 +85,7 @@ def main(source: Path) -> None:
         rooms[str(path.parent)] += lines_of(text) + Counter(modules=1)
     rooms["total"] = sum(rooms.values(), Counter())
     print(f"{'room':32}" + "".join(f"{kind:>10}" for kind in ("modules", *KINDS)))
-    for room, counted in sorted(rooms.items(), key=lambda item: (item[0] == "total", item[0]))():
+    for room, counted in sorted(rooms.items(), key=lambda item: (item[0] == "total", item[0])):
         print(f"{room:32}" + "".join(f"{counted[kind]:10,}" for kind in ("modules", *KINDS)))
     longest = max(texts, key=lambda path: len(texts[path].splitlines()))
     root = [path for path in texts if path.parent == Path("gradlab") and path.name[0] != "_"]

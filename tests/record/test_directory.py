@@ -442,6 +442,37 @@ def test_a_run_that_was_cut_reads_as_far_as_it_is_whole(tmp_path, monkeypatch, n
     np.testing.assert_array_equal(run.curves["adj_h_log10_q"].values.reshape(-1), expected.ravel())
 
 
+@pytest.mark.parametrize("length", [4, 8192])
+def test_a_run_cut_anywhere_reads_what_is_whole_or_is_refused(tmp_path, monkeypatch, length):
+    """Whatever the version of zarr makes of a file that ends too early."""
+    from gradlab.record import arrays
+
+    monkeypatch.setattr(arrays, "CHUNK_ROWS", length)
+    description = describe(T=4, steps=60)
+    record(tmp_path, description, [make_row(description, step) for step in range(20)])
+    whole = open_run(tmp_path)
+    expected = xarray.merge([whole.scalars, whole.curves]).load()
+    shown = []
+    for name in ("step", "t", "lag", "quantile", "train_loss", "adj_h_log10_q"):
+        (file,) = (f for f in (tmp_path / "arrays.zarr" / name / "c").rglob("*") if f.is_file())
+        content = file.read_bytes()
+        for keep in (int(part * len(content)) for part in (0, 0.3, 0.99, 0.999)):
+            file.write_bytes(content[:keep])
+            run = open_run(tmp_path)
+            try:
+                left = xarray.merge([run.scalars, run.curves]).load()
+            except BadInput:
+                assert name in expected.coords
+                continue
+            rows = left.sizes["step"]
+            shown.append(rows)
+            assert f"{name}/c/0" in run.damage[0]
+            assert f"rows from {rows} on, of 20" in run.damage[0]
+            xarray.testing.assert_identical(left, expected.isel(step=slice(rows)))
+        file.write_bytes(content)
+    assert (max(shown) > 0) == (length == 4)
+
+
 @pytest.mark.parametrize("name", ["quantile", "step"])
 def test_a_file_that_is_missing_is_named(tmp_path, name):
     description = describe(T=4, steps=1)

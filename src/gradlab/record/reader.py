@@ -24,6 +24,8 @@ from gradlab.record.shard import cut_chunks
 BLOCK = 256
 """Rows that :func:`recorded_rows` reads at once."""
 _CODECS = {"bytes", "zstd", "vlen-utf8", "sharding_indexed"}
+_NO_STEPS = f"{ARRAYS}/step/c/0 is cut: rows from 0 on"
+"""Damage by which no row can be placed."""
 _TYPES = {"float32", "float64", "int64", "string"}
 
 
@@ -95,13 +97,20 @@ class Run:
     def _arrays(self) -> xarray.Dataset:
         folder = self.path / ARRAYS
         _check_arrays(self.path, folder)
+        readable = f"a run with a readable {ARRAYS}"
+        if lost := [part for part in self.damage if part.startswith(_NO_STEPS)]:
+            raise BadInput("run", str(self.path), f"{readable} ({lost[0]})")
         try:
-            dataset = xarray.open_zarr(folder, consolidated=True, zarr_format=3, chunks=None)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:  # a coordinate that is cut
-            allowed = f"a run with a readable {ARRAYS} ({type(error).__name__}: {error})"
+            # Without indexes at first: they would read all of ``step``, also what is cut.
+            dataset = xarray.open_zarr(
+                folder, consolidated=True, zarr_format=3, chunks=None, create_default_indexes=False
+            ).isel(step=slice(self.whole_rows))
+            dataset.coords.to_dataset().load()
+            for name in dataset.dims:
+                dataset = dataset.set_xindex(str(name))
+        except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
+            allowed = f"{readable} ({type(error).__name__}: {error})"
             raise BadInput("run", str(self.path), allowed) from None
-        if self.whole_rows is not None:
-            dataset = dataset.isel(step=slice(self.whole_rows))
         renamed = {name: v.attrs.pop("name") for name, v in dataset.items() if "name" in v.attrs}
         return dataset.rename(renamed)
 

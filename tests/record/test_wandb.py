@@ -240,7 +240,7 @@ def test_arrays_and_code_are_artifacts_with_files_that_are_there(recorded):
     }
     assert {file.path for file in arrays.manifest.contents} == on_disk
     code = artifacts["code-run0run0"]
-    assert {"record/wandb_sink.py", "__main__.py"} <= {file.path for file in code.manifest.contents}
+    assert {"record/wandb/sink.py", "__main__.py"} <= {file.path for file in code.manifest.contents}
     for artifact in artifacts.values():
         for file in artifact.manifest.contents:
             assert (sink.directory / file.local_path).stat().st_size == file.size

@@ -70,7 +70,7 @@ class TensorBoardSink:
         self._step = 0
 
     def open(self, description: Description) -> None:
-        """Start a new file, in place of the earlier ones if the run goes on from a process."""
+        """Start a new file, in place of the earlier ones if the run is resumed."""
         from tensorboardX import RecordWriter
 
         self._keys, self._histories = Keys(description), Histories(description)

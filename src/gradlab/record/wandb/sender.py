@@ -33,7 +33,7 @@ _staging_lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
-class Recorder:
+class Sender:
     """Makes every call to W&B, in a thread of its own: none of them may hold up training.
 
     Attributes:

@@ -23,7 +23,7 @@ import wandb
 from gradlab.errors import BadInput
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.directory import RunDirectory
-from gradlab.record.wandb import recorder as wandb_recorder
+from gradlab.record.wandb import sender
 from gradlab.record.wandb.charts import TABLE_ROWS, VANISHING, Charts
 from gradlab.record.wandb.file import BLOCK, Contents, contents, load, records, rewrite
 from gradlab.record.wandb.sink import WandbSink
@@ -240,7 +240,7 @@ def test_arrays_and_code_are_artifacts_with_files_that_are_there(recorded):
     }
     assert {file.path for file in arrays.manifest.contents} == on_disk
     code = artifacts["code-run0run0"]
-    assert {"record/wandb_sink.py", "__main__.py"} <= {file.path for file in code.manifest.contents}
+    assert {"record/wandb/sink.py", "__main__.py"} <= {file.path for file in code.manifest.contents}
     for artifact in artifacts.values():
         for file in artifact.manifest.contents:
             assert (sink.directory / file.local_path).stat().st_size == file.size
@@ -433,7 +433,7 @@ def test_rows_that_are_missing_are_told(tmp_path, monkeypatch, caplog):
 
 
 def test_a_copy_that_was_closed_without_all_rows_is_told(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(wandb_recorder, "contents", lambda _: Contents(2, True))
+    monkeypatch.setattr(sender, "contents", lambda _: Contents(2, True))
     record(tmp_path, described(), range(5))
     (warning,) = warnings_in(caplog)
     assert warning.startswith("W&B's copy holds 2 of 5 rows (")

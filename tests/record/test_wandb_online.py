@@ -184,7 +184,7 @@ def test_online_and_offline_then_sync_arrive_as_the_same_run(server, tmp_path, c
         by_type = {artifact.type: artifact for artifact in artifacts}
         assert by_type["run-arrays"].name == "arrays-same0000"
         assert "zarr.json" in by_type["run-arrays"].files
-        assert "record/wandb_sink.py" in by_type["code"].files
+        assert "record/wandb/sink.py" in by_type["code"].files
         assert all(a.committed and len(a.uploaded) == len(set(a.files)) for a in artifacts)
     assert not list((tmp_path / "online").rglob("staging/*"))
 

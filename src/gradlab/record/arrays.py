@@ -48,7 +48,7 @@ class Arrays:
     Args:
       folder: the group.
       description: says which arrays there are.
-      resumed: go on with the arrays in ``folder``; otherwise they are made anew.
+      resumed: add to the arrays in ``folder``; otherwise they are made anew.
 
     Raises:
       BadInput: if the arrays in ``folder`` are not those described.
@@ -148,7 +148,7 @@ class _Growing:
         self.chunk, slot = divmod(rows, self.length)
         self.changed = self.pending = False
         if rows:
-            self._go_on(slot)
+            self._resume(slot)
 
     def put(self, row: int, value: Any) -> None:
         """Set ``row``; None leaves the fill value."""
@@ -198,7 +198,7 @@ class _Growing:
         self.block.fill(self.fill)
         self.changed = self.pending = False
 
-    def _go_on(self, slot: int) -> None:
+    def _resume(self, slot: int) -> None:
         """Take up the chunk that was being filled, up to ``slot``; what lies beyond is dropped."""
         number, place = divmod(self.chunk, self.chunks)
         later = number + 1
@@ -300,7 +300,7 @@ def _check_same(
     description: Description,
     coords: Mapping[str, list[Any]],
 ) -> None:
-    """Refuse to go on with arrays that are not those of the description."""
+    """Refuse to resume arrays that are not those of the description."""
     expected: dict[str, Any] = {name: ([name], [len(v)]) for name, v in coords.items()}
     if "lag" in expected:
         expected["lag"] = (["t"], expected["t"][1])

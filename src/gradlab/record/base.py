@@ -35,7 +35,7 @@ class Description:
       facts: what else a reader wants to see: ``task``, ``model``, ``parameters`` (a count),
         ``readout`` ("last" or "every"), ``T``, ``steps``.
       id: the run's own, eight lower-case letters and digits; kept when a run is resumed.
-      resumed: whether the run goes on from an earlier process.
+      resumed: whether the run was begun by an earlier process.
       recorded: the last step whose row an earlier process recorded; -1 for none.
     """
 

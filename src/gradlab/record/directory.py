@@ -72,10 +72,10 @@ class RunDirectory:
     def open(self, description: Description) -> None:
         """Write ``run.json`` with status ``running`` and the arrays with no rows.
 
-        With ``description.resumed`` the run in the folder is gone on with: its rows are kept.
+        With ``description.resumed`` the run in the folder is resumed: its rows are kept.
 
         Raises:
-          BadInput: if the folder already holds a run, or, to go on with, another run; or if
+          BadInput: if the folder already holds a run, or, to be resumed, another run; or if
             somebody is writing to it.
           CannotRecord: if nothing can be written there.
         """
@@ -217,7 +217,7 @@ def _first_info(description: Description) -> dict[str, Any]:
         "facts": facts,
         "baseline": description.baseline,
         "versions": _versions(),
-        "git": _git(Path(__file__).parent),
+        "git": checkout(),
         "config": description.config,
     }
 
@@ -238,17 +238,22 @@ def _versions() -> dict[str, str]:
 
 
 @functools.cache
-def _git(folder: Path) -> dict[str, Any] | None:
+def checkout() -> dict[str, Any] | None:
     """Commit of the checkout that holds this file, None if git does not know this file."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def git(*words: str) -> str:
+    """What git says, asked in the folder of this file.
+
+    Raises:
+      OSError: if there is no git.
+      SubprocessError: if it fails or does not answer.
+    """
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()

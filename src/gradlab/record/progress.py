@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TextIO, cast
+from typing import NamedTuple, Self, TextIO
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gradlab.record.terminal import console_for, duration, figure
+from gradlab.record.terminal import PLAIN_LINES, Screen, duration, figure
 
 STATES = {
     "running": "",
@@ -34,10 +31,6 @@ OPEN = ("waiting", "compiling", "running")
 """A member in one of these states has not ended."""
 ROWS = 16
 """Most members that get a line of their own on a terminal."""
-PLAIN_LINES = 10
-"""About this many lines are printed over the whole sweep where there is no terminal."""
-PER_SECOND = 4
-"""How often the terminal is drawn anew."""
 WINDOW = 30.0
 """Seconds over which the speed is taken."""
 SHOWN = ("train/loss", "val/loss")
@@ -54,7 +47,7 @@ class _Seen(NamedTuple):
     speed: float | None
 
 
-class SweepProgress:
+class SweepProgress(Screen):
     """Shows how far the members of a sweep are, in what state, and how long it takes yet.
 
     On a terminal a bar over the steps of all members, how many are in which state, steps per second
@@ -74,11 +67,10 @@ class SweepProgress:
     def __init__(
         self, names: Sequence[str], total_steps: Sequence[int], stream: TextIO | None = None
     ):
+        super().__init__(stream)
         if len(names) != len(total_steps):
             raise ValueError(f"{len(names)} names, but {len(total_steps)} numbers of steps")
         self.names, self.totals = list(names), [int(total) for total in total_steps]
-        self.console: Console = console_for(stream or cast(TextIO, sys.stdout))
-        self.live: Live | None = None
         self._lock = threading.RLock()
         self._states = ["waiting"] * len(self.names)
         self._steps = [0] * len(self.names)
@@ -98,11 +90,7 @@ class SweepProgress:
         count = len(self.names)
         text = f"sweep of {count} {'member' if count == 1 else 'members'}, {self._total:,} steps"
         self._print(text, style="bold")
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self.live = Live(
-                console=self.console, get_renderable=self._drawn, refresh_per_second=PER_SECOND
-            )
-            self.live.start()
+        self._begin_live(self._drawn)
 
     def show(
         self, index: int, state: str, step: int, scalars: Mapping[str, float] | None = None
@@ -149,22 +137,14 @@ class SweepProgress:
             if self._stopped:
                 return
             self._stopped = True
-        if self.live:
-            self.live.stop()  # draws once more, without the table
-            self.live = None
-        else:
+        if not self._end_live():  # what is drawn once more is without the table
             self._print(self._summary(self._seen()))
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.stop()
 
     def _sample(self, now: float) -> None:
@@ -286,9 +266,6 @@ class SweepProgress:
             return []
         words = ", ".join(f"{count} {state}" for state, count in counts.items())
         return [Text(f"and {words}", style="bright_black")]
-
-    def _print(self, text: str, **style: Any) -> None:
-        self.console.print(Text(text, **style), soft_wrap=True)
 
 
 def _speed(speed: float) -> str:

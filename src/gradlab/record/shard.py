@@ -27,7 +27,7 @@ class Shard:
     page, which the system changes in one piece.)
 
     Args:
-      path: the file; made if missing, else gone on with.
+      path: the file; made if missing, else added to.
       chunks: how many chunks it has room for.
       room: most bytes of an encoded chunk.
     """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import TextIO, cast
+from collections.abc import Callable
+from typing import Any, TextIO, cast
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -16,11 +17,44 @@ from rich.text import Text
 from gradlab.record.base import AT_LENGTH, Description, Outcome, Row
 
 PLAIN_LINES = 10
-"""About this many progress lines are printed where no live line can be shown."""
+"""About this many progress lines are printed where nothing can be kept up to date."""
+PER_SECOND = 4
+"""How often a terminal is drawn anew."""
 _COLOURS = {"finished": "green", "diverged": "red", "crashed": "red"}
 
 
-class Terminal:
+class Screen:
+    """Where progress is shown: lines, and on a terminal something that is kept up to date.
+
+    Args:
+      stream: where to print; standard output if None.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        self.console: Console = console_for(stream or cast(TextIO, sys.stdout))
+        self.live: Live | None = None
+
+    def _begin_live(self, drawn: Callable[[], RenderableType]) -> None:
+        """Show what ``drawn`` gives from now on, if this is a terminal."""
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.live = Live(
+                console=self.console, get_renderable=drawn, refresh_per_second=PER_SECOND
+            )
+            self.live.start()
+
+    def _end_live(self) -> bool:
+        """Draw it once more and leave it; whether there was anything."""
+        if self.live is None:
+            return False
+        self.live.stop()
+        self.live = None
+        return True
+
+    def _print(self, text: str, **style: Any) -> None:
+        self.console.print(Text(text, **style), soft_wrap=True)
+
+
+class Terminal(Screen):
     """A sink that shows a header, progress, and at the end a table and the verdict.
 
     On a terminal one live line is kept up to date; elsewhere (a file, a pipe) about ten plain
@@ -29,10 +63,6 @@ class Terminal:
     Args:
       stream: where to print; standard output if None.
     """
-
-    def __init__(self, stream: TextIO | None = None):
-        self.console = console_for(stream or cast(TextIO, sys.stdout))
-        self.live: Live | None = None
 
     def open(self, description: Description) -> None:
         """Print the header line; start the live line on a terminal."""
@@ -45,12 +75,11 @@ class Terminal:
         self.recorded = description.recorded
         if description.resumed:
             self._print(f"going on; rows up to step {self.recorded} are recorded already")
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self.live = Live(Text("compiling…"), console=self.console, refresh_per_second=4)
-            self.live.start()
+        self.last = (-1, "compiling…")
+        self._begin_live(lambda: Text(self.last[1]))
 
     def log(self, row: Row) -> None:
-        """Show the latest figures; of a run that goes on, those that are new."""
+        """Show the latest figures; of a run that is resumed, those that are new."""
         if row.step <= self.recorded:
             return
         now = time.monotonic()
@@ -58,9 +87,7 @@ class Terminal:
         self.latest |= row.scalars
         self.latest |= {name: row.arrays[name] for name in ("adjoint_slope",) if name in row.arrays}
         line = self._line(row.step, now)
-        if self.live:
-            self.live.update(Text(line))
-        elif row.step >= self.next_line:
+        if not self.live and row.step >= self.next_line:
             self._print(line)
             self.shown = row.step
             self.next_line = row.step + (self.steps or 0) / PLAIN_LINES
@@ -68,10 +95,7 @@ class Terminal:
 
     def close(self, outcome: Outcome) -> None:
         """Print the last progress line, a table of the final figures, and the verdict."""
-        if self.live:
-            self.live.stop()
-            self.live = None
-        elif self.start and self.last[0] != self.shown:
+        if not self._end_live() and self.start and self.last[0] != self.shown:
             self._print(self.last[1])
         figures = _table(outcome)
         if figures.row_count:
@@ -81,9 +105,6 @@ class Terminal:
         self._print(ending, style=_COLOURS.get(outcome.status, "yellow"))
         for line in outcome.verdict:
             self._print(line)
-
-    def _print(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _line(self, step: int, now: float) -> str:
         total = f"/{self.steps}" if self.steps else ""

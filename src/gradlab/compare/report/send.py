@@ -16,7 +16,7 @@ from gradlab.compare.recorded import Recorded
 from gradlab.compare.report.build import report, workspace
 from gradlab.compare.report.content import Content, Headline, content
 from gradlab.record.shard import replace
-from gradlab.record.wandb.recorder import answers
+from gradlab.record.wandb.sender import answers
 from gradlab.record.wandb.start import has_account
 
 REPORT, WORKSPACE, SYNC = "wandb_report.json", "wandb_workspace.json", "wandb_sync.sh"

@@ -13,56 +13,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import xarray
 
-from gradlab.record.figures import (
-    adjoint_heatmap,
-    adjoint_over_lag,
-    clipping,
-    curvature,
-    direct_adjoint,
-    forget_product,
-    gates,
-    gradient_noise,
-    horizons,
-    long_jacobian,
-    loss,
-    lyapunov,
-    paths,
-    recurrent_matrix,
-    singular_spectrum,
-    step_jacobian,
-    temporal_contribution,
-    truncation,
-)
 from gradlab.record.figures.common import STYLE, colour_limits, heat_colours
 
 __all__ = ["FIGURES", "colour_limits", "draw", "heat_colours"]
 
 FIGURES = {
-    module.__name__.rpartition(".")[2]: module.figure
-    for module in (
-        adjoint_over_lag,
-        adjoint_heatmap,
-        forget_product,
-        paths,
-        long_jacobian,
-        step_jacobian,
-        singular_spectrum,
-        lyapunov,
-        direct_adjoint,
-        temporal_contribution,
-        gradient_noise,
-        truncation,
-        clipping,
-        curvature,
-        gates,
-        recurrent_matrix,
-        horizons,
-        loss,
+    name: import_module(f"{__name__}.{name}").figure
+    for name in (
+        "adjoint_over_lag",
+        "adjoint_heatmap",
+        "forget_product",
+        "paths",
+        "long_jacobian",
+        "step_jacobian",
+        "singular_spectrum",
+        "lyapunov",
+        "direct_adjoint",
+        "temporal_contribution",
+        "gradient_noise",
+        "truncation",
+        "clipping",
+        "curvature",
+        "gates",
+        "recurrent_matrix",
+        "horizons",
+        "loss",
     )
 }
 """What draws each figure, by its name, in the order in which they are drawn."""

@@ -2,138 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import xarray
+from xarray import Dataset
 
-from gradlab.record.figures.common import (
-    GREY,
-    PURPLE,
-    by_lag,
-    finite,
-    last_measured,
-    line,
-    mark_float32,
-    new_figure,
-    panels,
-    set_title,
-    several_measured,
-    subject,
-    within,
-)
+from gradlab.record.figures import common
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_DASHED: Any = (0, (4, 2))
+QUESTION = "How far back does the gradient reach?"
+HINT = "left = recent past,  down = the gradient has vanished"
+_DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4}
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """log10 of the adjoint's norm over lag, a line per training step, a panel per layer."""
-    found = several_measured(curves, "adj_h_log10")
-    if found is None:
+    chosen = common.several_measured(curves, "adj_h_log10")
+    if chosen is None:
         return None
-    chosen, colours = found
-    layers = curves["layer"].values
-    page = new_figure(len(layers))
-    set_title(
-        page,
-        f"How far back does the gradient reach?{subject(info)}\n"
-        "left = recent past,  down = the gradient has vanished",
-    )
-    for index, (axes, layer) in enumerate(zip(panels(page, len(layers)), layers, strict=True)):
-        panel = chosen.isel(layer=index)
-        for k, step in enumerate(chosen["step"].values):
-            one, colour = panel.isel(step=k), colours[k]
-            line(axes, one, "adj_h_log10", color=colour, label=f"step {step:,}")
-            line(axes, one, "adj_c_log10", color=colour, linestyle=_DASHED, lw=1.4)
-        _quantile_band(axes, panel, colours[-1])
-        horizon, zeros = _mark_horizon(axes, panel), _mark_zeros(panel)
-        axes.set_title("\n".join(filter(None, [f"layer {layer}{horizon}", zeros])), fontsize=12)
+    page = common.Page(info, QUESTION, HINT, curves.sizes["layer"])
+    for row, axes in page.layers(curves, "log10 of the gradient's norm"):
+        panel = chosen.isel(layer=row)
+        for one, style in common.each_step(panel):
+            common.line(axes, one, "adj_h_log10", **style)
+            common.line(axes, one, "adj_c_log10", color=style["color"], **_DASHED)
+        _quantile_band(axes, one, style["color"])
+        horizon, zeros = _mark_horizon(axes, one), _zeros(one)
+        title = f"layer {curves['layer'].values[row]}{horizon}"
+        axes.set_title("\n".join(filter(None, [title, zeros])), fontsize=12)
         axes.set_xlim(0, float(panel["lag"].max()) or 1)
-        axes.set_ylabel("log10 of the gradient's norm")
-    handles = list(page.axes[0].get_legend_handles_labels()[0])
-    handles += _style_keys(curves)
-    handles += _mark_bound(page.axes, curves, info)
-    handles += mark_float32(page.axes)
-    page.legend(handles=handles, loc="outside right center", title="at training step")
-    return page
+    keys = list(page.figure.axes[0].get_legend_handles_labels()[0])
+    keys += _style_keys(curves)
+    keys += _mark_bound(page.figure.axes, curves, info)
+    keys += common.mark_float32(page.figure.axes)
+    return page.legend(keys)
 
 
-def _quantile_band(axes: Axes, panel: xarray.Dataset, colour: Any) -> None:
-    if "adj_h_log10_q" not in panel:
-        return
-    last = panel.isel(step=-1)
-    lag, values = by_lag(last, "adj_h_log10_q")
-    values = finite(values)
-    axes.fill_between(lag, values[0], values[-1], color=colour, alpha=0.2, linewidth=0)
+def _quantile_band(axes: common.Axes, last: Dataset, colour: Any) -> None:
+    if "adj_h_log10_q" in last:
+        lag, values = common.by_lag(last, "adj_h_log10_q")
+        values = common.finite(values)
+        axes.fill_between(lag, values[0], values[-1], color=colour, alpha=0.2, linewidth=0)
 
 
-def _mark_horizon(axes: Axes, panel: xarray.Dataset) -> str:
+def _mark_horizon(axes: common.Axes, last: Dataset) -> str:
     """A vertical line at the memory horizon of the last step; its length in words."""
-    if "memory_horizon" not in panel:
+    if not _horizon_reached(last):
         return ""
-    if not _horizon_reached(panel):
-        return ""
-    horizon = float(panel["memory_horizon"].isel(step=-1))
-    axes.axvline(horizon, color=GREY, linestyle=":", zorder=1)
+    horizon = float(last["memory_horizon"])
+    axes.axvline(horizon, color=common.GREY, linestyle=":", zorder=1)
     digits = 1 if horizon < 100 else 0
     return f": memory horizon {horizon:.{digits}f} timesteps"
 
 
-def _horizon_reached(curves: xarray.Dataset) -> bool:
-    """Whether any layer's gradient falls by e within the sequence, at the last step."""
-    last = curves["memory_horizon"].isel(step=-1)
-    return bool((last <= float(curves["lag"].max())).any())
+def _horizon_reached(last: Dataset) -> bool:
+    """Whether any layer's gradient falls by e within the sequence."""
+    horizon = last.get("memory_horizon")
+    return horizon is not None and bool((horizon <= float(last["lag"].max())).any())
 
 
-def _mark_zeros(panel: xarray.Dataset) -> str:
-    lag, values = by_lag(panel.isel(step=-1), "adj_h_log10")
+def _zeros(last: Dataset) -> str:
+    lag, values = common.by_lag(last, "adj_h_log10")
     zero = np.isneginf(values)
     if not zero.any():
         return ""
     return f"exactly zero at {zero.sum()} timesteps, first at lag {lag[zero].min()}"
 
 
-def _mark_bound(axes_of: list[Axes], curves: xarray.Dataset, info: Mapping[str, Any]) -> list[Any]:
+def _mark_bound(every: list[common.Axes], curves: Dataset, info: common.Info) -> list[Any]:
     """Pascanu's bound from the adjoint at lag 0 on, where it holds; its key for the legend.
 
     It bounds what is transported through time. The adjoint is nothing else only in the last layer,
     and only if the loss reads the end alone.
     """
-    last = last_measured(curves, "pascanu_bound_log10")
+    last = common.last_measured(curves, "pascanu_bound_log10")
     if last is None or info.get("facts", {}).get("readout") == "every":
         return []
     layers = [str(layer) for layer in curves["layer"].values]
     keys = []
-    with within(axes_of):
-        for index, axes in enumerate(axes_of):
-            if layers[index].split()[0] != layers[-1].split()[0]:
+    with common.within(every):
+        for row, axes in enumerate(every):
+            if layers[row].split()[0] != layers[-1].split()[0]:
                 continue
-            panel = last.isel(layer=index)
-            lag, bound = by_lag(panel, "pascanu_bound_log10")
-            bound = finite(bound + by_lag(panel, "adj_h_log10")[1][0])
-            style = {"color": PURPLE, "linestyle": "--", "zorder": 1}
-            keys += axes.plot(lag, bound, label="bound (γσ_max)^lag,\nlast step", **style)
+            panel = last.isel(layer=row)
+            lag, bound = common.by_lag(panel, "pascanu_bound_log10")
+            bound = common.finite(bound + common.by_lag(panel, "adj_h_log10")[1][0])
+            keys += axes.plot(lag, bound, **common.BOUND)
     return keys[:1]
 
 
-def _style_keys(curves: xarray.Dataset) -> list[Any]:
-    from matplotlib.lines import Line2D
+def _style_keys(curves: Dataset) -> list[Any]:
     from matplotlib.patches import Patch
 
     keys: list[Any] = []
     if "adj_c_log10" in curves:
-        keys.append(Line2D([], [], color=GREY, label="solid: ∂ℓ/∂h"))
-        keys.append(Line2D([], [], color=GREY, ls=_DASHED, lw=1.4, label="dashed: ∂ℓ/∂c"))
+        keys.append(common.key("solid: ∂ℓ/∂h"))
+        keys.append(common.key("dashed: ∂ℓ/∂c", **_DASHED))
     if "adj_h_log10_q" in curves:
-        keys.append(Patch(color=GREY, alpha=0.2, label="90 % of examples,\nlast step"))
-    if "memory_horizon" in curves and _horizon_reached(curves):
-        label = "memory horizon:\ndown to 1/e, last step"
-        keys.append(Line2D([], [], color=GREY, linestyle=":", label=label))
+        keys.append(Patch(color=common.GREY, alpha=0.2, label="90 % of examples,\nlast step"))
+    if _horizon_reached(curves.isel(step=-1)):
+        keys.append(common.key("memory horizon:\ndown to 1/e, last step", linestyle=":"))
     return keys

@@ -1,19 +1,25 @@
-"""What the figures share: style, panels, marks, and the choice of training steps."""
+"""What the figures share: style, page, panels, marks, and the choice of training steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray
+from xarray import Dataset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+else:  # matplotlib is imported when something is drawn
+    Axes = Figure = Any
 
+Info = Mapping[str, Any]
+"""All of ``run.json``."""
 LINES = 6
 """Most training steps shown as lines."""
 FLOAT32_ZERO = -44.85
@@ -40,6 +46,23 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 120,
 }
 LAG = "lag: timesteps back from the end of the sequence"
+BOUND: dict[str, Any] = {
+    "label": "bound (γσ_max)^lag,\nlast step",
+    "color": PURPLE,
+    "linestyle": "--",
+    "zorder": 1,
+}
+"""How Pascanu's bound is drawn."""
+
+
+def colour(k: int) -> str:
+    """Of the ``k``-th line; they come again after seven."""
+    return PALETTE[k % len(PALETTE)]
+
+
+def dashes(k: int) -> Any:
+    """Of the ``k``-th line; they come again after four."""
+    return DASHES[k % len(DASHES)]
 
 
 def heat_colours() -> Colormap:
@@ -58,7 +81,7 @@ def colour_limits(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-# --- panels --------------------------------------------------------------------------------------
+# --- page and panels ------------------------------------------------------------------------------
 
 
 def new_figure(panels: int, columns: int = 0, width: float = 6.5) -> Figure:
@@ -80,10 +103,13 @@ def set_title(figure: Figure, words: str) -> None:
         title.set_fontsize(float(title.get_fontsize()) * shrink)
 
 
-def panels(figure: Figure, count: int, xlabel: str = LAG, *, sharey: bool = True) -> list[Axes]:
+def panels(
+    figure: Figure, count: int, xlabel: str = LAG, *, sharex: bool = False, sharey: bool = True
+) -> list[Axes]:
     """``count`` panels, two side by side."""
     across = min(count, 2)
-    grid = figure.subplots(-(-count // across), across, squeeze=False, sharey=sharey).ravel()
+    shared: dict[str, Any] = {"sharex": sharex, "sharey": sharey}
+    grid = figure.subplots(-(-count // across), across, squeeze=False, **shared).ravel()
     for unused in grid[count:]:
         unused.remove()
     for axes in grid[:count]:
@@ -91,7 +117,68 @@ def panels(figure: Figure, count: int, xlabel: str = LAG, *, sharey: bool = True
     return list(grid[:count])
 
 
-def line(axes: Axes, panel: xarray.Dataset, name: str, **style: Any) -> None:
+class Page:
+    """A figure in the making: the question that it answers, panels, and a legend at last.
+
+    Args:
+      info: of the run; the title tells the subject.
+      question: what the figure answers, the first line of the title.
+      hint: how to read it, the second.
+      panels: how many there are, up to two side by side.
+      columns: this many side by side instead, and ``panels`` rows of them.
+      last: the training step that is shown, if it is one alone.
+      width: of a panel in inches.
+      height: of the figure in inches, if not by the number of panels.
+    """
+
+    def __init__(
+        self,
+        info: Info,
+        question: str,
+        hint: str,
+        panels: int = 1,
+        columns: int = 0,
+        *,
+        last: Dataset | None = None,
+        width: float = 6.5,
+        height: float | None = None,
+    ):
+        self.figure, self.shape = new_figure(panels, columns, width), (panels, columns or 1)
+        if height is not None:
+            self.figure.set_figheight(height)
+        step = "" if last is None else f", step {int(last['step']):,}"
+        set_title(self.figure, f"{question}{subject(info)}{step}\n{hint}")
+
+    def layers(self, curves: Dataset, ylabel: str, xlabel: str = LAG) -> Iterator[tuple[int, Axes]]:
+        """The position of each layer, and a panel for it with title and labels."""
+        for row, axes in enumerate(panels(self.figure, curves.sizes["layer"], xlabel)):
+            axes.set_title(layer_title(curves, row))
+            axes.set_ylabel(ylabel)
+            yield row, axes
+
+    def grid(self, **shared: Any) -> np.ndarray:
+        """A panel for each row and column."""
+        return self.figure.subplots(*self.shape, squeeze=False, **shared)
+
+    def legend(
+        self,
+        keys: Sequence[Any] | None = None,
+        title: str | None = "at training step",
+        **style: Any,
+    ) -> Figure:
+        """The figure, with a legend at its right; of every label if no ``keys`` are given."""
+        keys, place = handles_of(self.figure) if keys is None else keys, "outside right center"
+        self.figure.legend(handles=keys, loc=place, title=title, **style)
+        return self.figure
+
+    def legend_below(self, columns: int) -> Figure:
+        """The figure, with a legend of every label below it."""
+        handles = handles_of(self.figure)
+        self.figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        return self.figure
+
+
+def line(axes: Axes, panel: Dataset, name: str, **style: Any) -> None:
     """The variable ``name`` of one layer and training step over lag, if it was recorded."""
     if name in panel:
         lag, values = by_lag(panel, name)
@@ -155,6 +242,13 @@ def whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def key(label: str, **style: Any) -> Any:
+    """A key of a legend: a line, grey unless ``style`` says otherwise."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **{"color": GREY, **style}, label=label)
+
+
 def handles_of(figure: Figure) -> list[Any]:
     """One legend key for each label in any of the panels."""
     found: dict[str, Any] = {}
@@ -164,17 +258,16 @@ def handles_of(figure: Figure) -> list[Any]:
     return list(found.values())
 
 
-def layer_title(curves: xarray.Dataset, layer: Any, more: str = "") -> str:
+def layer_title(curves: Dataset, row: int, more: str = "") -> str:
     """``layer 0: more``; the layer is left out where there is but one."""
-    if curves.sizes["layer"] == 1:
-        return more
-    return f"layer {layer}: {more}" if more else f"layer {layer}"
+    layer = "" if curves.sizes["layer"] == 1 else f"layer {curves['layer'].values[row]}"
+    return ": ".join(filter(None, [layer, more]))
 
 
 # --- which training steps ------------------------------------------------------------------------
 
 
-def measured(curves: xarray.Dataset, name: str) -> np.ndarray:
+def measured(curves: Dataset, name: str) -> np.ndarray:
     """Positions along ``step`` at which ``name`` was measured."""
     if name not in curves or not curves[name].size:
         return np.array([], int)
@@ -189,7 +282,7 @@ def _not_nan(values: xarray.DataArray) -> np.ndarray:
     return np.flatnonzero(values.notnull().any(others).values)
 
 
-def last_measured(curves: xarray.Dataset, *names: str) -> xarray.Dataset | None:
+def last_measured(curves: Dataset, *names: str) -> Dataset | None:
     """The last training step at which the first recorded one of ``names`` was measured."""
     for name in names:
         rows = measured(curves, name)
@@ -198,21 +291,41 @@ def last_measured(curves: xarray.Dataset, *names: str) -> xarray.Dataset | None:
     return None
 
 
-def several_measured(
-    curves: xarray.Dataset, name: str, most: int = LINES
-) -> tuple[xarray.Dataset, list[Any]] | None:
-    """Training steps at which ``name`` was measured, early ones denser, and their colours."""
+def last_value(curves: Dataset, name: str, row: int) -> float:
+    """``name`` of the layer at ``row``, where it was measured last; NaN if it never was."""
+    last = last_measured(curves, name)
+    return math.nan if last is None else float(last[name].isel(layer=row))
+
+
+def several_measured(curves: Dataset, name: str, most: int = LINES) -> Dataset | None:
+    """Training steps at which ``name`` was measured, early ones denser, or None."""
     rows = measured(curves, name)
-    if not len(rows):
-        return None
-    rows = rows[early_and_late(len(rows), most)]
-    return curves.isel(step=rows), step_colours(len(rows))
+    return curves.isel(step=rows[early_and_late(len(rows), most)]) if len(rows) else None
 
 
-def all_measured(curves: xarray.Dataset, name: str) -> xarray.Dataset | None:
+def each_step(chosen: Dataset) -> Iterator[tuple[Dataset, dict[str, Any]]]:
+    """One training step after the other, each with the colour and the label of its line."""
+    steps = chosen["step"].values
+    for k, shade in enumerate(step_colours(len(steps))):
+        yield chosen.isel(step=k), {"color": shade, "label": f"step {steps[k]:,}"}
+
+
+def all_measured(curves: Dataset, name: str) -> Dataset | None:
     """Every training step at which ``name`` was measured, or None."""
     rows = measured(curves, name)
     return curves.isel(step=rows) if len(rows) else None
+
+
+def those_measured(curves: Dataset, names: Iterable[str]) -> dict[str, Dataset]:
+    """Those of ``names`` that were measured, each with every training step at which it was."""
+    found = {name: all_measured(curves, name) for name in names}
+    return {name: rows for name, rows in found.items() if rows is not None}
+
+
+def recorded(scalars: Dataset, names: Iterable[str]) -> dict[str, xarray.DataArray]:
+    """The scalars among ``names`` that were measured, each at the steps at which it was."""
+    found = {name: scalars[name].dropna("step") for name in names if name in scalars}
+    return {name: values for name, values in found.items() if values.size}
 
 
 def spread(length: int, most: int) -> np.ndarray:
@@ -236,7 +349,7 @@ def step_colours(count: int) -> list[Any]:
 # --- numbers and words ---------------------------------------------------------------------------
 
 
-def by_lag(panel: xarray.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+def by_lag(panel: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
     """``lag`` ascending ``(T,)`` and the values along it ``(..., T)``."""
     return panel["lag"].values[::-1], panel[name].values[..., ::-1]
 

@@ -2,67 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import xarray
+from xarray import Dataset
 
-from gradlab.record.figures.common import (
-    BLUE,
-    ORANGE,
-    by_lag,
-    handles_of,
-    last_measured,
-    layer_title,
-    line,
-    mark_float32,
-    new_figure,
-    panels,
-    set_title,
-    subject,
-)
+from gradlab.record.figures import common
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+QUESTION = "Where does the gradient enter?"
+HINT = "blue above orange = most of it came back through time"
 _DIRECT, _TOTAL = "adj_h_direct_log10", "adj_h_log10"
+_LINES: dict[str, dict[str, Any]] = {
+    _TOTAL: {"color": common.BLUE, "label": "all of the gradient, ∂ℓ/∂h_t (whole batch)"},
+    _DIRECT: {
+        "color": common.ORANGE,
+        "linestyle": "--",
+        "label": "what enters at this t (first examples of it)",
+    },
+}
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """log10 of the norms of ∂⁺ℓ/∂h_t and ∂ℓ/∂h_t over lag at the last measured step."""
-    last = last_measured(curves, _DIRECT)
+    last = common.last_measured(curves, _DIRECT)
     if last is None:
         return None
-    layers = curves["layer"].values
-    page = new_figure(len(layers))
-    set_title(
-        page,
-        f"Where does the gradient enter?{subject(info)}, step {int(last['step']):,}\n"
-        "blue above orange = most of it came back through time",
-    )
-    for index, (axes, layer) in enumerate(zip(panels(page, len(layers)), layers, strict=True)):
-        panel = last.isel(layer=index)
-        line(axes, panel, _TOTAL, color=BLUE, label="all of the gradient, ∂ℓ/∂h_t (whole batch)")
-        line(
-            axes,
-            panel,
-            _DIRECT,
-            color=ORANGE,
-            linestyle="--",
-            label="what enters at this t (first examples of it)",
-        )
-        axes.set_title(layer_title(curves, layer, _zeros(panel)), fontsize=12)
-        axes.set_ylabel("log10 of the gradient's norm")
-    mark_float32(page.axes)
-    page.legend(handles=handles_of(page), loc="outside lower center", ncols=2)
-    return page
+    page = common.Page(info, QUESTION, HINT, curves.sizes["layer"], last=last)
+    for row, axes in page.layers(curves, "log10 of the gradient's norm"):
+        panel = last.isel(layer=row)
+        for name, style in _LINES.items():
+            common.line(axes, panel, name, **style)
+        axes.set_title(common.layer_title(curves, row, _zeros(panel)), fontsize=12)
+    common.mark_float32(page.figure.axes)
+    return page.legend_below(2)
 
 
-def _zeros(panel: xarray.Dataset) -> str:
-    lag, direct = by_lag(panel, _DIRECT)
+def _zeros(panel: Dataset) -> str:
+    lag, direct = common.by_lag(panel, _DIRECT)
     enters = np.isfinite(direct)
     if enters.all():
         return ""

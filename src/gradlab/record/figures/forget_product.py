@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from xarray import Dataset
 
-import xarray
+from gradlab.record.figures import common
 
-from gradlab.record.figures.common import (
-    BLUE,
-    ORANGE,
-    by_lag,
-    first_finite,
-    last_measured,
-    mark_float32,
-    new_figure,
-    panels,
-    set_title,
-    subject,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+QUESTION = "Does the gate alone explain the memory?"
+HINT = "lines together = through the gate,  apart = the rest went through h"
+_PRODUCT = "forget_product_log10"
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """Forget product and adjoint over lag at the last measured step, both from 0 at lag 0."""
-    last = last_measured(curves, "forget_product_log10")
+    last = common.last_measured(curves, _PRODUCT)
     if last is None:
         return None
-    gate = curves["forget_product_log10"].attrs.get("gate", "")
+    product_label = f"product of the retention gate {curves[_PRODUCT].attrs.get('gate', '')}"
     adjoint = next((n for n in ("adj_c_log10", "adj_h_log10") if n in curves), None)
-    layers = curves["layer"].values
-    page = new_figure(len(layers))
-    step = int(last["step"])
-    set_title(
-        page,
-        f"Does the gate alone explain the memory?{subject(info)}, step {step:,}\n"
-        "lines together = through the gate,  apart = the rest went through h",
-    )
     symbol = "c" if adjoint == "adj_c_log10" else "h"
-    for index, (axes, layer) in enumerate(zip(panels(page, len(layers)), layers, strict=True)):
-        panel = last.isel(layer=index)
-        lag, product = by_lag(panel, "forget_product_log10")
+    page = common.Page(info, QUESTION, HINT, curves.sizes["layer"], last=last)
+    for row, axes in page.layers(curves, "log10 of what is left"):
+        panel = last.isel(layer=row)
         if adjoint:
-            lag, norm = by_lag(panel, adjoint)
+            lag, norm = common.by_lag(panel, adjoint)
             label = f"gradient ‖∂ℓ/∂{symbol}‖ (0 at its first lag)"
-            axes.plot(lag, norm - first_finite(norm), color=BLUE, label=label)
-        product_label = f"product of the retention gate {gate}".rstrip()
-        axes.plot(lag, product, color=ORANGE, linestyle="--", label=product_label)
-        axes.set_title(f"layer {layer}")
-        axes.set_ylabel("log10 of what is left")
-    handles = page.axes[0].get_legend_handles_labels()[0] + mark_float32(page.axes)
-    page.legend(handles=handles, loc="outside lower center", ncols=2)
-    return page
+            axes.plot(lag, norm - common.first_finite(norm), color=common.BLUE, label=label)
+        lag, product = common.by_lag(panel, _PRODUCT)
+        axes.plot(lag, product, color=common.ORANGE, linestyle="--", label=product_label.rstrip())
+        axes.set_title(f"layer {curves['layer'].values[row]}")
+    common.mark_float32(page.figure.axes)
+    return page.legend_below(2)

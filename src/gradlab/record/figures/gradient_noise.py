@@ -2,72 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
-import xarray
+from xarray import Dataset
 
-from gradlab.record.figures.common import (
-    GREY,
-    handles_of,
-    last_measured,
-    layer_title,
-    line,
-    mark_level,
-    new_figure,
-    panels,
-    set_title,
-    several_measured,
-    subject,
-)
+from gradlab.record.figures import common
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+QUESTION = "From which lag on is the gradient only noise?"
+HINT = "from beyond a lag: above 0 = seen in a batch,  below 0 or no line = drowned"
 _LABEL = "noise horizon, last step:\nfrom beyond it comes less\nthan the noise of it all"
 _NAME = "long_range_snr_log10"
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """log10 of signal over noise over lag, a line per training step, a panel per layer."""
-    found = several_measured(curves, _NAME)
-    if found is None:
+    chosen = common.several_measured(curves, _NAME)
+    if chosen is None:
         return None
-    chosen, colours = found
-    layers = curves["layer"].values
     seen = np.isfinite(chosen[_NAME].values.max((1, 2)))
-    page = new_figure(len(layers))
-    set_title(
-        page,
-        f"From which lag on is the gradient only noise?{subject(info)}\n"
-        "from beyond a lag: above 0 = seen in a batch,  below 0 or no line = drowned",
-    )
-    for index, (axes, layer) in enumerate(zip(panels(page, len(layers)), layers, strict=True)):
-        panel = chosen.isel(layer=index)
-        for k, step in enumerate(chosen["step"].values):
-            one = panel.isel(step=k)
-            label = f"step {step:,}" + ("" if seen[k] else ":\n    no signal")
-            line(axes, one, _NAME, color=colours[k], label=label)
-        mark_level(axes, 0, "signal = noise")
-        axes.set_title(layer_title(curves, layer, _mark_horizon(axes, curves, index)), fontsize=12)
-        axes.set_ylabel("log10 of signal over noise")
-    page.legend(handles=handles_of(page), loc="outside right center", title="at training step")
-    return page
+    page = common.Page(info, QUESTION, HINT, curves.sizes["layer"])
+    for row, axes in page.layers(curves, "log10 of signal over noise"):
+        for k, (one, style) in enumerate(common.each_step(chosen.isel(layer=row))):
+            style["label"] += "" if seen[k] else ":\n    no signal"
+            common.line(axes, one, _NAME, **style)
+        common.mark_level(axes, 0, "signal = noise")
+        horizon = _mark_horizon(axes, curves, row)
+        axes.set_title(common.layer_title(curves, row, horizon), fontsize=12)
+    return page.legend()
 
 
-def _mark_horizon(axes: Axes, curves: xarray.Dataset, index: int) -> str:
+def _mark_horizon(axes: common.Axes, curves: Dataset, row: int) -> str:
     """A vertical line at the noise horizon of the last step; its length in words."""
-    last = last_measured(curves, "noise_horizon")
-    if last is None:
-        return ""
-    horizon = float(last["noise_horizon"].isel(layer=index))
+    horizon = common.last_value(curves, "noise_horizon", row)
     if np.isnan(horizon):
         return ""
     if horizon > float(curves["lag"].max()):
         return "signal over the whole sequence, last step"
-    axes.axvline(horizon, color=GREY, linestyle="--", zorder=1, label=_LABEL)
+    axes.axvline(horizon, color=common.GREY, linestyle="--", zorder=1, label=_LABEL)
     return f"noise horizon {horizon:.0f} timesteps, last step"

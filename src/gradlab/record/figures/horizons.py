@@ -2,79 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import xarray
+from xarray import Dataset
 
-from gradlab.record.figures.common import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    all_measured,
-    handles_of,
-    layer_title,
-    mark_level,
-    new_figure,
-    panels,
-    set_title,
-    subject,
-)
+from gradlab.record.figures import common
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+QUESTION = "How far back can the network learn?"
+HINT = "up = further back;  the lowest line is what limits it"
 _LINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "memory_horizon": ("memory: the gradient\nis down to 1/e", {"color": BLUE}),
+    "memory_horizon": ("memory: the gradient\nis down to 1/e", {"color": common.BLUE}),
     "gradient_mass_horizon": (
         "mass: nearly all of the\ngradient is nearer",
-        {"color": ORANGE, "linestyle": "--"},
+        {"color": common.ORANGE, "linestyle": "--"},
     ),
     "lyapunov_horizon": (
         "Lyapunov: 1/e by the\nlargest exponent",
-        {"color": GREEN, "linestyle": (0, (1.5, 1.5))},
+        {"color": common.GREEN, "linestyle": (0, (1.5, 1.5))},
     ),
     "noise_horizon": (
         "noise: what comes from\nbeyond it is drowned",
-        {"color": PURPLE, "linestyle": "-."},
+        {"color": common.PURPLE, "linestyle": "-."},
     ),
 }
 SHORTEST, BEYOND = 0.2, 10.0
 """The ends of the axis: timesteps, and times T."""
+_ENDS = {"^": f"longer than {BEYOND:g} T,\nor without end", "v": f"below {SHORTEST:g} timesteps"}
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """Every recorded horizon over training step, a panel per layer."""
-    shown = {name: found for name in _LINES if (found := all_measured(curves, name)) is not None}
+    shown = common.those_measured(curves, _LINES)
     if not shown.keys() - {"memory_horizon"}:
         return None
-    layers = curves["layer"].values
-    page = new_figure(len(layers))
-    set_title(
-        page,
-        f"How far back can the network learn?{subject(info)}\n"
-        "up = further back;  the lowest line is what limits it",
-    )
-    every = panels(page, len(layers), "training step")
-    for index, (axes, layer) in enumerate(zip(every, layers, strict=True)):
+    page = common.Page(info, QUESTION, HINT, curves.sizes["layer"])
+    for row, axes in page.layers(curves, "horizon (timesteps)", "training step"):
         axes.set_yscale("log")
         for name, rows in shown.items():
             label, style = _LINES[name]
-            _line(axes, rows.isel(layer=index), name, curves.sizes["t"], label=label, **style)
-        mark_level(axes, curves.sizes["t"], "length T of\nthe sequence")
-        axes.set_title(layer_title(curves, layer))
-        axes.set_ylabel("horizon (timesteps)")
-    page.legend(handles=handles_of(page) + _mark_keys(page), loc="outside right center")
-    return page
+            _line(axes, rows.isel(layer=row), name, curves.sizes["t"], label=label, **style)
+        common.mark_level(axes, curves.sizes["t"], "length T of\nthe sequence")
+    used = {line.get_gid() for axes in page.figure.axes for line in axes.lines}
+    look: dict[str, Any] = {"linestyle": "", "markersize": 7}
+    ends = [common.key(label, marker=k, **look) for k, label in _ENDS.items() if k in used]
+    return page.legend(common.handles_of(page.figure) + ends, title=None)
 
 
-def _line(axes: Axes, rows: xarray.Dataset, name: str, length: int, **style: Any) -> None:
+def _line(axes: common.Axes, rows: Dataset, name: str, length: int, **style: Any) -> None:
     """The horizons on the axis, and marks at its ends for those that lie beyond them."""
     values, steps = rows[name].values, rows["step"].values
     within = (values >= SHORTEST) & (values <= BEYOND * length)
@@ -87,15 +62,3 @@ def _line(axes: Axes, rows: xarray.Dataset, name: str, length: int, **style: Any
         if off.any():
             look = {"color": style["color"], "marker": mark, "linestyle": "", "markersize": 7}
             axes.plot(steps[off], np.full(off.sum(), end), gid=mark, **look)
-
-
-def _mark_keys(page: Figure) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    used = {line.get_gid() for axes in page.axes for line in axes.lines}
-    labels = {
-        "^": f"longer than {BEYOND:g} T,\nor without end",
-        "v": f"below {SHORTEST:g} timesteps",
-    }
-    look: dict[str, Any] = {"color": GREY, "linestyle": "", "markersize": 7}
-    return [Line2D([], [], marker=k, label=v, **look) for k, v in labels.items() if k in used]

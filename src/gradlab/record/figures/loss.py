@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import xarray
+from xarray import Dataset
 
-from gradlab.record.figures.common import BLUE, GREY, ORANGE, finite, new_figure, set_title, subject
+from gradlab.record.figures import common
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+_LINES: dict[str, dict[str, Any]] = {
+    "train/loss": {"label": "training", "color": common.BLUE, "alpha": 0.75},
+    "val/loss": {"label": "validation", "color": common.ORANGE, "marker": "o"},
+}
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """Training and validation loss over training step, with the baseline."""
-    losses = {}
-    for split in ("train", "val"):
-        if f"{split}/loss" in scalars:
-            loss = scalars[f"{split}/loss"].dropna("step")
-            if loss.size:
-                losses[split] = loss
+    losses = common.recorded(scalars, _LINES)
     if not losses:
         return None
-    page = new_figure(1, width=9.5)
-    axes = page.subplots()
-    names = {"train": "training", "val": "validation"}
-    styles = {"train": {"color": BLUE, "alpha": 0.75}, "val": {"color": ORANGE, "marker": "o"}}
-    for split, loss in losses.items():
-        axes.plot(loss["step"], finite(loss.values), label=names[split], **styles[split])
     baseline = _baseline(info)
+    below = ",  below the dashed line = better than a guess" if baseline else ""
+    page = common.Page(info, "Is it learning?", f"down = better{below}")
+    axes = page.grid()[0, 0]
+    for name, loss in losses.items():
+        axes.plot(loss["step"], common.finite(loss.values), **_LINES[name])
     if baseline:
-        axes.axhline(baseline["loss"], color=GREY, ls="--", label=f"baseline: {baseline['name']}")
+        label = f"baseline: {baseline['name']}"
+        axes.axhline(baseline["loss"], color=common.GREY, ls="--", label=label)
     every = np.concatenate([loss.values for loss in losses.values()])
     every = every[np.isfinite(every)]
     if every.size and every.min() > 0 and every.max() / every.min() > 8:
@@ -42,13 +37,10 @@ def figure(
     units = next(iter(losses.values())).attrs.get("units", "")
     axes.set_ylabel(f"loss ({units})" if units not in ("", "1") else "loss")
     axes.set_xlabel("training step")
-    below = ",  below the dashed line = better than a guess" if baseline else ""
-    set_title(page, f"Is it learning?{subject(info)}\ndown = better{below}")
-    page.legend(loc="outside lower center", ncols=3)
-    return page
+    return page.legend_below(3)
 
 
-def _baseline(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _baseline(info: common.Info) -> Mapping[str, Any] | None:
     for split in ("val", "train"):
         found = (info.get("baseline") or {}).get(split)
         if found and found.get("loss") is not None:

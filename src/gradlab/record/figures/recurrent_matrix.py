@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import xarray
+from xarray import Dataset
 
-from gradlab.record.figures.common import (
-    DASHES,
-    GREY,
-    PALETTE,
-    all_measured,
-    handles_of,
-    mark_level,
-    new_figure,
-    plot,
-    set_title,
-    subject,
-)
+from gradlab.record.figures import common
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+QUESTION = "What has become of the recurrent matrix?"
+HINT = "upper row above the dotted line = growth,  below = decay"
 _PANELS = {
     "spectral_radius": ("spectral radius: what grows for ever", "largest |eigenvalue|", 1.0),
     "spectral_norm": ("spectral norm: what grows in a step", "largest singular value", 1.0),
@@ -32,54 +18,41 @@ _PANELS = {
 }
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """Radius, norm, non-normality and transient growth over training step, a line per matrix."""
-    shown = {name: found for name in _PANELS if (found := all_measured(curves, name)) is not None}
+    shown = common.those_measured(curves, _PANELS)
     if not shown:
         return None
-    page = new_figure(len(shown))
-    set_title(
-        page,
-        f"What has become of the recurrent matrix?{subject(info)}\n"
-        "upper row above the dotted line = growth,  below = decay",
-    )
-    across = min(len(shown), 2)
-    grid = page.subplots(-(-len(shown) // 2), across, squeeze=False, sharex=True).ravel()
-    for unused in grid[len(shown) :]:
-        unused.remove()
-    for axes, (name, rows) in zip(grid, shown.items(), strict=False):
+    page = common.Page(info, QUESTION, HINT, len(shown))
+    every = common.panels(page.figure, len(shown), "training step", sharex=True, sharey=False)
+    for axes, (name, rows) in zip(every, shown.items(), strict=True):
         title, ylabel, level = _PANELS[name]
         _lines(axes, rows, name)
-        mark_level(axes, level, "as of an\northogonal matrix")
+        common.mark_level(axes, level, "as of an\northogonal matrix")
         axes.set_title(title)
         axes.set_ylabel(ylabel)
-        axes.set_xlabel("training step")
-    keys = _keys(curves) + handles_of(page)
-    page.legend(handles=keys, loc="outside right center", title="matrix", handlelength=3)
-    return page
+    keys = _keys(curves) + common.handles_of(page.figure)
+    return page.legend(keys, "matrix", handlelength=3)
 
 
-def _lines(axes: Axes, rows: xarray.Dataset, name: str) -> None:
+def _lines(axes: common.Axes, rows: Dataset, name: str) -> None:
     """A line for each matrix (its colour) of each layer (its dashes)."""
     marker = "o" if rows.sizes["step"] < 30 else ""
     for row in range(rows.sizes["layer"]):
         for k in range(rows.sizes["matrix"]):
             values = rows[name].isel(layer=row, matrix=k).values
-            plot(axes, rows["step"].values, values, **_look(k, row), marker=marker, ms=4)
+            common.plot(axes, rows["step"].values, values, **_look(k, row), marker=marker, ms=4)
 
 
 def _look(matrix: int, layer: int) -> dict[str, Any]:
-    return {"color": PALETTE[matrix % len(PALETTE)], "linestyle": DASHES[layer % len(DASHES)]}
+    return {"color": common.colour(matrix), "linestyle": common.dashes(layer)}
 
 
-def _keys(curves: xarray.Dataset) -> list[Any]:
-    from matplotlib.lines import Line2D
-
+def _keys(curves: Dataset) -> list[Any]:
     matrices, layers = curves["matrix"].values, curves["layer"].values
-    keys = [Line2D([], [], **_look(k, 0), label=f"W_{name}") for k, name in enumerate(matrices)]
+    keys = [common.key(f"W_{name}", **_look(k, 0)) for k, name in enumerate(matrices)]
     if len(layers) > 1:
-        grey = [{**_look(0, row), "color": GREY} for row in range(len(layers))]
-        keys += [Line2D([], [], **grey[k], label=f"layer {n}") for k, n in enumerate(layers)]
+        keys += [
+            common.key(f"layer {name}", linestyle=common.dashes(k)) for k, name in enumerate(layers)
+        ]
     return keys

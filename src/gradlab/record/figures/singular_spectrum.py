@@ -2,75 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
-import xarray
+from xarray import Dataset
 
-from gradlab.record.figures.common import (
-    last_measured,
-    layer_title,
-    mark_float32,
-    mark_level,
-    new_figure,
-    panels,
-    plot,
-    set_title,
-    several_measured,
-    subject,
-    whole_numbers,
-)
+from gradlab.record.figures import common
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+QUESTION = "In how many directions does the gradient survive?"
+HINT = "level = in all of them alike,  steep = in a few only"
+_NAME, _CONDITION = "singular_value_log10", "condition_log10"
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """log10 of the singular values over their index, a line per training step."""
-    found = several_measured(curves, "singular_value_log10")
-    if found is None:
+    chosen = common.several_measured(curves, _NAME)
+    if chosen is None:
         return None
-    chosen, colours = found
-    layers = curves["layer"].values
-    page = new_figure(len(layers))
-    set_title(
-        page,
-        f"In how many directions does the gradient survive?{subject(info)}\n"
-        "level = in all of them alike,  steep = in a few only",
-    )
-    every = panels(page, len(layers), "direction, strongest first")
+    page = common.Page(info, QUESTION, HINT, curves.sizes["layer"])
     rank = 1 + np.arange(curves.sizes["singular"])
-    for index, (axes, layer) in enumerate(zip(every, layers, strict=True)):
-        panel = chosen.isel(layer=index)
-        for k, step in enumerate(chosen["step"].values):
-            values = panel["singular_value_log10"].isel(step=k).values
-            plot(axes, rank, values, color=colours[k], label=f"step {step:,}")
-        axes.set_title(layer_title(curves, layer, _condition(curves, index)), fontsize=12)
-        axes.set_ylabel("log10 of the singular value")
-        mark_level(axes, 0, "as large as it was")
-        whole_numbers(axes)
-    _stretch(every)
-    handles = every[0].get_legend_handles_labels()[0] + mark_float32(page.axes)
-    page.legend(handles=handles, loc="outside right center", title="at training step")
-    return page
+    ylabel, xlabel = "log10 of the singular value", "direction, strongest first"
+    for row, axes in page.layers(curves, ylabel, xlabel):
+        for one, style in common.each_step(chosen.isel(layer=row)):
+            common.plot(axes, rank, one[_NAME].values, **style)
+        axes.set_title(common.layer_title(curves, row, _condition(curves, row)), fontsize=12)
+        common.mark_level(axes, 0, "as large as it was")
+        common.whole_numbers(axes)
+    _stretch(page.figure.axes)
+    common.mark_float32(page.figure.axes)
+    return page.legend()
 
 
-def _condition(curves: xarray.Dataset, index: int) -> str:
-    last = last_measured(curves, "condition_log10")
-    if last is None:
-        return ""
-    value = float(last["condition_log10"].isel(layer=index))
-    if np.isnan(value):
+def _condition(curves: Dataset, row: int) -> str:
+    last, value = (
+        common.last_measured(curves, _CONDITION),
+        common.last_value(curves, _CONDITION, row),
+    )
+    if last is None or np.isnan(value):
         return ""
     power = f"10^{value:.1f}" if np.isfinite(value) else "infinite"
     return f"condition number {power} at step {int(last['step']):,}"
 
 
-def _stretch(panels_of_one_height: list[Axes]) -> None:
+def _stretch(panels_of_one_height: list[common.Axes]) -> None:
     """Room for what survives, near 0, where other values are hundreds of decades below."""
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 

@@ -3,78 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray
+from xarray import Dataset
 
-from gradlab.record.figures.common import (
-    DASHES,
-    LAG,
-    PALETTE,
-    by_lag,
-    last_measured,
-    mark_float32,
-    new_figure,
-    plot,
-    set_title,
-    subject,
-)
+from gradlab.record.figures import common
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+QUESTION = "Which timesteps teach which parameter?"
+HINT = "falling to the right = the far past hardly counts"
 _NAME = "temporal_contribution_log10"
-MOST_LINES = len(PALETTE) * 2
+MOST_LINES = len(common.PALETTE) * 2
 
 
-def figure(
-    curves: xarray.Dataset, scalars: xarray.Dataset, info: Mapping[str, Any]
-) -> Figure | None:
+def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """log10 of the norm of what enters ∂L/∂θ at t, over lag, a line per parameter, last step."""
-    last = last_measured(curves, _NAME)
+    last = common.last_measured(curves, _NAME)
     if last is None:
         return None
-    parameters = [p for p in range(curves.sizes["parameter"]) if _seen(last, p)]
-    if not parameters:
+    parameters = np.flatnonzero(np.isfinite(last[_NAME].values).any(1))
+    if not parameters.size:
         return None
-    page = new_figure(1, width=12.5)
-    page.set_size_inches(13, max(6.2, 2.4 + 0.5 * min(len(parameters), MOST_LINES)))
-    set_title(
-        page,
-        f"Which timesteps teach which parameter?{subject(info)}, step {int(last['step']):,}\n"
-        "falling to the right = the far past hardly counts",
-    )
-    axes = page.subplots()
+    height = max(6.2, 2.4 + 0.5 * min(len(parameters), MOST_LINES))
+    page = common.Page(info, QUESTION, HINT, last=last, width=13, height=height)
+    axes = page.grid()[0, 0]
     for k, parameter in enumerate(parameters[:MOST_LINES]):
-        lag, values = by_lag(last.isel(parameter=parameter), _NAME)
-        style = {"color": PALETTE[k % len(PALETTE)], "linestyle": DASHES[k // len(PALETTE)]}
-        plot(axes, lag, values, label=_label(last, parameter), **style)
-    axes.set_xlabel(LAG)
+        one = last.isel(parameter=parameter)
+        style = {"color": common.colour(k), "linestyle": common.dashes(k // len(common.PALETTE))}
+        common.line(axes, one, _NAME, label=_label(one), **style)
+    axes.set_xlabel(common.LAG)
     axes.set_ylabel("log10 of the norm of what enters at t")
-    mark_float32([axes])
+    common.mark_float32([axes])
     title = "layer: parameter"
     if "long_short_cosine" in last:
         title += "\n(cos: long range\nagainst short range)"
     left_out = len(parameters) - MOST_LINES
     if left_out > 0:
         title += f"\n{left_out} more are not shown"
-    page.legend(loc="outside right center", title=title, fontsize=11)
-    return page
+    return page.legend(title=title, fontsize=11)
 
 
-def _seen(last: xarray.Dataset, parameter: int) -> bool:
-    return bool(np.isfinite(last[_NAME].isel(parameter=parameter).values).any())
-
-
-def _label(last: xarray.Dataset, parameter: int) -> str:
-    name = str(last["parameter"].values[parameter])
+def _label(one: Dataset) -> str:
+    name = str(one["parameter"].values)
     if found := re.fullmatch(r"layers/(\d+)/(\d+)/(.+)", name):
         depth, direction, rest = found.groups()
         name = f"{depth}{' backward' if direction != '0' else ''}: {rest}"
-    if "long_short_cosine" in last:
-        cosine = float(last["long_short_cosine"].isel(parameter=parameter))
-        if np.isfinite(cosine):
-            return f"{name}\n    cos {cosine:+.2f}"
+    if "long_short_cosine" in one and np.isfinite(cosine := float(one["long_short_cosine"])):
+        return f"{name}\n    cos {cosine:+.2f}"
     return name

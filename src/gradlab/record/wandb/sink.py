@@ -33,7 +33,7 @@ from gradlab.errors import at_least
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.keys import Keys
 from gradlab.record.wandb.charts import Charts
-from gradlab.record.wandb.recorder import Recorder
+from gradlab.record.wandb.sender import Sender
 from gradlab.record.wandb.start import Mode, Options
 
 
@@ -86,30 +86,30 @@ class WandbSink:
         }
         self.directory = Path(directory).resolve()
         self._options = Options(self.directory, mode, labels, finish_timeout, arrays, code, chart)
-        self._recorder: Recorder | None = None
+        self._sender: Sender | None = None
 
     def how_to_see(self) -> str:
         """How to look at the run: its page, or the command that uploads it; empty if disabled.
 
         Known when W&B has started; final after :meth:`close`.
         """
-        return self._recorder.where if self._recorder else ""
+        return self._sender.where if self._sender else ""
 
     def open(self, description: Description) -> None:
         """Begin to start the W&B run, with configuration, facts and baseline as its config."""
         if self._options.mode == "disabled":
             return
         self._keys, self._charts = Keys(description), Charts(description)
-        self._recorder = Recorder(self._options, description, self._charts)
-        self._recorder.begin()
+        self._sender = Sender(self._options, description, self._charts)
+        self._sender.begin()
 
     def log(self, row: Row) -> None:
         """Hand on the row's scalars, and its curves at lags that are powers of two."""
-        if self._recorder is not None and not self._recorder.failed:
+        if self._sender is not None and not self._sender.failed:
             self._charts.add(row)
-            self._recorder.rows.put((row.step, self._keys(row)))
+            self._sender.rows.put((row.step, self._keys(row)))
 
     def close(self, outcome: Outcome) -> None:
         """Send charts, heatmaps, figures, arrays and the outcome, and end the W&B run."""
-        if self._recorder is not None:
-            self._recorder.end(outcome)
+        if self._sender is not None:
+            self._sender.end(outcome)

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from gradlab.record.base import Description
-from gradlab.record.directory import plain
+from gradlab.record.directory import checkout, git, plain
+from gradlab.record.keys import flat
 from gradlab.record.private import scrub
 
 Mode = Literal["offline", "online", "disabled"]
@@ -111,7 +112,7 @@ def _settings(finish_timeout: float) -> Any:
         "init_timeout": min(_LONGEST_START, 0.2 * finish_timeout),
         "finish_timeout": 0.6 * finish_timeout,
     }
-    wanted = {**_SETTINGS, **times, **_git(Path(__file__).parent)}
+    wanted = {**_SETTINGS, **times, **_checkout()}
     known = wandb.Settings.model_fields  # another version of W&B may lack some
     return wandb.Settings(**{key: wanted[key] for key in wanted if key in known})
 
@@ -158,14 +159,8 @@ def beside(taken: Collection[str], config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in config.items():
-        found |= _flat(name, value) if name in taken else {name: value}
+        found |= flat({name: value}) if name in taken else {name: value}
     return found
-
-
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(f"{name}.{key}", inner).items()}
 
 
 def _taken() -> set[str]:
@@ -183,21 +178,16 @@ def has_account() -> bool:
     return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or wandb.api.api_key)
 
 
-def _git(folder: Path) -> dict[str, str]:
+def _checkout() -> dict[str, str]:
     """Commit and remote of this package's checkout, as W&B's settings; empty if there is none."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-
-    try:
-        if not git("ls-files", Path(__file__).name):
-            return {}
-        found = {"git_commit": git("rev-parse", "HEAD")}
-        found["git_remote_url"] = without_credentials(git("remote", "get-url", "origin"))
-    except (OSError, subprocess.SubprocessError):
+    known = checkout()
+    if known is None:
         return {}
-    return {key: value for key, value in found.items() if value}
+    try:
+        url = without_credentials(git("remote", "get-url", "origin"))
+    except (OSError, subprocess.SubprocessError):
+        url = ""
+    return {"git_commit": known["commit"], **({"git_remote_url": url} if url else {})}
 
 
 def without_credentials(url: str) -> str:

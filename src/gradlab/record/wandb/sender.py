@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gradlab.errors import first_line
 from gradlab.record.base import Description, Outcome
 from gradlab.record.directory import ARRAYS
 from gradlab.record.keys import key_for_wandb, stem
@@ -32,7 +33,7 @@ _staging_lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
-class Recorder:
+class Sender:
     """Makes every call to W&B, in a thread of its own: none of them may hold up training.
 
     Attributes:
@@ -86,7 +87,7 @@ class Recorder:
             action(*args)
         except Exception as error:  # noqa: BLE001  (W&B must never end a run)
             self.failed = True
-            self._warn(f"W&B could not {what}, recording there stops: {_first_line(error)}")
+            self._warn(f"W&B could not {what}, recording there stops: {_in_a_line(error)}")
 
     def _warn(self, text: str, again: bool = False) -> None:
         if again or not self._warned:
@@ -108,7 +109,7 @@ class Recorder:
             for folder in set(self._folders("run-*")) - online:
                 shutil.rmtree(folder, ignore_errors=True)  # of the run that did not start
             self._warn(
-                f"W&B is not reachable, recording offline ({_first_line(error)}); "
+                f"W&B is not reachable, recording offline ({_in_a_line(error)}); "
                 f"to upload the run later: {self._command(run)}"
             )
         self.run = run
@@ -124,7 +125,7 @@ class Recorder:
         if self.options.code:
             with self._staging():
                 run.log_code(
-                    str(Path(__file__).parents[1]),
+                    str(Path(__file__).parents[2]),
                     name=f"code-{self._id()}",
                     include_fn=lambda path: path.endswith((".py", ".yaml", ".json")),
                 )
@@ -212,7 +213,7 @@ class Recorder:
         except Exception as error:  # noqa: BLE001  (W&B must never end a run)
             self.where = self._command(self.run)
             if not isinstance(error, TimeoutError):
-                self._warn(f"W&B could not finish: {_first_line(error)}")
+                self._warn(f"W&B could not finish: {_in_a_line(error)}")
             return False
         return True
 
@@ -313,6 +314,5 @@ def _add_folder(artifact: Any, folder: Path) -> None:
         artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _in_a_line(error: Exception) -> str:
+    return ": ".join(filter(None, [type(error).__name__, first_line(error)]))

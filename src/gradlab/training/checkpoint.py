@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from gradlab.bptt.parts import by_name
-from gradlab.errors import BadInput, CannotRecord
+from gradlab.errors import BadInput, CannotRecord, first_line
 from gradlab.training.step import Report, State, Steps
 
 FOLDER = "checkpoints"
@@ -127,8 +127,8 @@ class Checkpoints:
             except BadInput:
                 raise
             except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
-                reason = str(error).strip().splitlines() or [""]
-                wrong.append(f"checkpoint {step}: {type(error).__name__}: {reason[0][:200]}")
+                reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+                wrong.append(f"checkpoint {step}: {reason}")
                 continue
             for problem in wrong:
                 _log.warning("resumed from step %d, for %s", step, problem)
@@ -173,8 +173,8 @@ class Checkpoints:
     def _cannot(self, error: Exception) -> CannotRecord:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # orbax's tasks, of the same error
         full = "os_error_code='28'" in str(error) or "No space left" in str(error)
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = os.strerror(errno.ENOSPC) if full else f"checkpoint: {lines[0][:200]}"
+        words = first_line(error)[:200] or type(error).__name__
+        reason = os.strerror(errno.ENOSPC) if full else f"checkpoint: {words}"
         return CannotRecord(str(self.folder.parent), reason)
 
     def _open(self) -> Any:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
 from typing import NamedTuple
 
 import pytest
@@ -19,14 +21,21 @@ os.environ["MPLBACKEND"] = "agg"
 os.environ["SQLALCHEMY_SILENCE_UBER_WARNING"] = "1"  # optuna 2 is written for sqlalchemy 1.4
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """What one test has compiled another takes: a fifth of the time of those that compile most."""
-    import jax
+if version("jaxlib") < "0.11" and "XLA_FLAGS" not in os.environ:
+    # Half of the time of a compilation; newer versions know no such flag, and refuse it.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+def pytest_configure(config):
+    """What one test has compiled another takes, also one in another process."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="gradlab-compiled-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # As pyproject.toml for the tests: of a file that another process is writing, nobody speaks.
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache:UserWarning"
 
 
 SOURCE = str(ROOT / "src")

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gradlab.launch.objective import lacking, objective_of
-from tests.test_cli import QUIET, TINY
+from tests.small import QUIET, TINY
 
 SUMMARY = {
     "status": "finished",

@@ -1,5 +1,6 @@
 """The command line as a fixture; every test on the CPU, and none reaches W&B's servers."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -71,6 +72,10 @@ def pytest_collection_modifyitems(items):
         file = item.path.relative_to(ROOT / "tests").as_posix()
         if item.originalname in SMOKE.get(file, ()):
             item.add_marker(pytest.mark.smoke)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: never looked through again
 
 
 def pytest_report_header():

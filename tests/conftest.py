@@ -1,8 +1,11 @@
 """The command line as a fixture; every test on the CPU, and none reaches W&B's servers."""
 
+import gc
 import os
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
 from typing import NamedTuple
 
 import pytest
@@ -20,16 +23,66 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "agg"
 os.environ["SQLALCHEMY_SILENCE_UBER_WARNING"] = "1"  # optuna 2 is written for sqlalchemy 1.4
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) and "XLA_FLAGS" not in os.environ:
+    # A compilation takes half as long; newer versions do not know the flag, and refuse it.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """What one test has compiled another takes: a fifth of the time of those that compile most."""
-    import jax
+def pytest_configure(config):
+    """What one test has compiled another takes, also one in another process."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="gradlab-compiled-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # As pyproject.toml for the tests: of a file that another process is writing, nobody speaks.
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache:UserWarning"
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+SMOKE = {
+    "cells/test_equations.py": ["test_lstm_is_the_textbook"],
+    "bptt/test_scaling.py": ["test_pow2_is_exact_over_the_whole_normal_range"],
+    "bptt/test_unroll.py": ["test_scalar_linear_rnn_follows_w_to_the_lag_over_5000_steps"],
+    "probes/test_measurements.py": [
+        "test_adjoint_slope_is_numpys_polyfit",
+        "test_forget_product_is_the_product",
+    ],
+    "regularizers/test_regularizers.py": ["test_bad_options"],
+    "tasks/test_adding.py": ["test_every_position_of_each_half_is_marked"],
+    "training/test_loop.py": [
+        "test_rows_come_at_the_logged_steps_with_every_variable_announced",
+        "test_losses_by_hand",
+    ],
+    "record/test_directory.py": ["test_arrays_round_trip", "test_run_json"],
+    "record/test_figures.py": ["test_a_single_row"],
+    "record/test_wandb.py": ["test_history"],
+    "compare/test_page.py": ["test_the_page_is_one_file_that_may_reach_nothing"],
+    "compare/test_table.py": ["test_a_setting_is_what_differs_by_the_seed_alone"],
+    "claims/test_sweep.py": ["test_a_curve_is_the_recorded_one_by_lag"],
+    "launch/test_bad_input.py": ["test_files_of_the_user"],
+    "test_cli.py": [
+        "test_questions_are_answered_without_jax",
+        "test_the_siblings_of_a_refused_job_finish",
+    ],
+    "test_house.py": ["test_import_is_light", "test_every_smoke_test_is_there"],
+}
+"""Those of ``pytest -m smoke``: a few quick ones of every room, by file."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        if item.originalname in SMOKE.get(file, ()):
+            item.add_marker(pytest.mark.smoke)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: never looked through again
+
+
+def pytest_report_header():
+    return "minutes, not seconds; a first answer: pytest -m smoke"
 
 
 SOURCE = str(ROOT / "src")

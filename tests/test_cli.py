@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -12,12 +13,7 @@ import numpy as np
 import pytest
 
 from gradlab.record.reader import open_run
-
-TINY = [
-    *("model.hidden=4", "task.length=8", "task.held_out_examples=4"),
-    *("trainer.steps=3", "trainer.batch=3", "trainer.log_every=2"),
-]
-QUIET = ["record.figures=false", "record.terminal=false"]
+from tests.small import QUIET, TINY, ended
 
 MINE = {
     "conf/model/mine.yaml": "cell:\n  _target_: mine.Leaky\n  leak: 0.5  # in [0, 1]\n",
@@ -87,11 +83,6 @@ def only_run(tmp_path):
     return info.parent
 
 
-def ended(process, timeout=120):
-    out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
-
-
 @pytest.mark.slow
 def test_own_cell_task_and_probe_in_a_process_of_its_own(process, tmp_path):
     """Also: a normal run says nothing on stderr, and everything it promises is on disk."""
@@ -133,20 +124,31 @@ def test_bad_input_in_a_process_of_its_own(process, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--help"], ["model: feedforward", "python -m gradlab -m model=rnn,lstm", "clip_norm"]),
-        (["--cfg", "job", "model=gru"], ["_target_: gradlab.cells.GRU", "hidden: 32"]),
-        (["--info", "defaults"], ["model/lstm", "experiment/default"]),
-    ],
-)
-def test_questions_are_answered_without_jax(process, tmp_path, arguments, words):
-    code, out, imported = ended(process(*arguments, options=["-X", "importtime"]))
-    assert code == 0
-    for word in words:
-        assert word in out
-    modules = set(re.findall(r"\| +([\w.]+)$", imported, re.MULTILINE))
+QUESTIONS = {
+    "--help": ["model: feedforward", "python -m gradlab -m model=rnn,lstm", "clip_norm"],
+    "--cfg job model=gru": ["_target_: gradlab.cells.GRU", "hidden: 32"],
+    "--info defaults": ["model/lstm", "experiment/default"],
+}
+ASK = f"""
+import contextlib, sys
+from gradlab.__main__ import main
+for question in {list(QUESTIONS)}:
+    sys.argv = ["gradlab", *question.split()]
+    with contextlib.suppress(SystemExit):
+        main()
+    print("ANSWERED")
+print(*sys.modules)
+"""
+
+
+def test_questions_are_answered_without_jax(tmp_path):
+    done = subprocess.run([sys.executable, "-c", ASK], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *answers, imported = done.stdout.split("ANSWERED\n")
+    for answer, words in zip(answers, QUESTIONS.values(), strict=True):
+        for word in words:
+            assert word in answer
+    modules = set(imported.split())
     assert "hydra.main" in modules
     assert not modules & {"jax", "flax", "wandb", "matplotlib", "xarray", "gradlab.training.loop"}
     assert not list(tmp_path.iterdir())
@@ -189,7 +191,7 @@ def test_a_sweep_gives_each_job_a_run_directory(command, tmp_path):
 
 
 def test_the_siblings_of_a_refused_job_finish(command, tmp_path):
-    done = command("-m", *TINY, "task.length=0,6", *QUIET, "model=feedforward", "probe=none")
+    done = command("-m", *TINY, "task.length=0,8", *QUIET, "model=feedforward", "probe=none")
     assert done.code == 2
     first, allowed, last = done.err.splitlines()
     assert first.startswith("gradlab: job 0 (")

@@ -15,6 +15,7 @@ import pytest
 
 import gradlab
 from tests import ROOT
+from tests.conftest import SMOKE
 
 PACKAGE = Path(gradlab.__file__).parent
 
@@ -25,6 +26,15 @@ def loaded_after(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())
+
+
+def test_every_smoke_test_is_there():
+    for file, names in SMOKE.items():
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        for name in names:
+            assert f"\ndef {name}(" in text, (file, name)
+    rooms = {path.name for path in (ROOT / "tests").iterdir() if list(path.glob("test_*.py"))}
+    assert rooms <= {file.partition("/")[0] for file in SMOKE}
 
 
 def test_import_is_light():
@@ -43,17 +53,26 @@ ALIASES = {
 }
 
 
-@pytest.mark.parametrize(("short", "home"), ALIASES.items())
-@pytest.mark.parametrize("first", ["alias", "home"])
-def test_a_short_name_is_the_module_itself_however_it_is_imported(short, home, first):
-    lines = [f"import gradlab.{short} as alias", f"import gradlab.{home} as home"]
-    lines.sort(key=lambda line: not line.endswith(first))
-    lines += [
-        f"from gradlab import {short} as attribute",
-        "assert alias is home is attribute",
-        f"assert alias.__spec__.name == alias.__name__ == 'gradlab.{home}'",
-    ]
-    loaded_after("\n".join(lines))
+IMPORTS = """
+import sys
+for lines in {cases!r}:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gradlab"]:
+        del sys.modules[name]
+    exec(lines, {{}})
+"""
+
+
+def test_a_short_name_is_the_module_itself_however_it_is_imported():
+    cases = []
+    for short, home in ALIASES.items():
+        lines = [f"import gradlab.{short} as alias", f"import gradlab.{home} as home"]
+        rest = [
+            f"from gradlab import {short} as attribute",
+            "assert alias is home is attribute",
+            f"assert alias.__spec__.name == alias.__name__ == 'gradlab.{home}'",
+        ]
+        cases += ["\n".join([*first, *rest]) for first in (lines, lines[::-1])]
+    loaded_after(IMPORTS.format(cases=cases))
 
 
 def test_reading_a_run_needs_no_jax():

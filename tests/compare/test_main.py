@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -69,7 +68,7 @@ def test_a_run_that_is_reached_twice_comes_once(tmp_path, monkeypatch, capsys):
 
 
 def test_figures_are_drawn_beside_the_page(tmp_path, capsys):
-    run = record_run(tmp_path / "run")
+    run = record_run(tmp_path / "run", only={"adj_h_log10", "train/loss"}, close=False)
     assert main([str(run), "--figures", str(tmp_path / "f")]) == 0
     assert f"figures: {tmp_path / 'f'} (adjoint_over_lag, " in capsys.readouterr().out
     assert {path.suffix for path in (tmp_path / "f").iterdir()} == {".csv", ".pdf", ".png", ".svg"}
@@ -101,19 +100,13 @@ def test_as_a_module_it_imports_neither_jax_nor_hydra_nor_wandb(tmp_path):
     run = record_run(tmp_path / "run")
     code = (
         "import sys; from gradlab.compare.__main__ import main; main([sys.argv[1]]); "
-        "print(sorted({'jax', 'flax', 'hydra', 'wandb', 'matplotlib.pyplot'} & set(sys.modules)))"
+        "print(sorted({'jax', 'flax', 'hydra', 'wandb', 'matplotlib.pyplot'} & set(sys.modules))); "
+        "sys.exit(main(['nowhere']))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, cwd=tmp_path
     )
-    assert done.stdout.splitlines()[-1] == "[]"
-    done = subprocess.run(
-        [sys.executable, "-m", "gradlab.compare", "nowhere"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ,
-    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert done.returncode == 2
     assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,6 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from gradlab.errors import BadInput
+from gradlab.experiment import build_steps
 from gradlab.launch.build import build, plain
 from gradlab.record.reader import open_run
 from tests import ROOT
@@ -119,70 +121,76 @@ def test_experiment_is_what_its_file_says(command, experiment):
     assert OmegaConf.merge(composed, own) == composed
 
 
-QUICK = ("none", "standard", "dynamics", "clipping", "mean_field", "temporal_contribution")
-# Those that are for plain recurrent networks only; the others run on a gated one.
-PLAIN = {"mean_field", "pascanu_bound"}
+PRESETS = [
+    name for name in options("probe") if "preset" in OmegaConf.load(CONF / f"probe/{name}.yaml")
+]
+SINGLE = [name for name in options("probe") if name not in PRESETS]
+PLAIN = {"mean_field", "pascanu_bound"}  # of plain recurrent networks only
 
 
 @pytest.mark.parametrize(
-    "probe",
-    [  # each alone is held to its contract in tests/probes, too
-        pytest.param(probe, marks=() if probe in QUICK else pytest.mark.slow)
-        for probe in options("probe")
+    ("probe", "model", "measuring"),
+    [
+        ("full", "gru", set(SINGLE) - PLAIN),
+        ("[adjoint,mean_field,pascanu_bound]", "rnn", PLAIN | {"adjoint"}),
+        ("none", "gru", set()),
     ],
 )
-def test_probe(run, probe):
-    recorded = run(f"probe={probe}", "model=rnn" if probe in PLAIN else "model=gru")
-    names = recorded.config["probe"]["measure"]
+def test_every_probe_records_all_that_it_announces(run, probe, model, measuring):
+    recorded = run(f"probe={probe}", f"model={model}")
+    experiment = build(dict(recorded.config), {})
+    steps, left_out = build_steps(experiment)
+    assert set(steps.probes) == measuring == set(experiment.probes) - set(left_out)
+    assert recorded.info["facts"]["probes_left_out"] == left_out
+    announced = {name: probe.variables(steps.setting) for name, probe in steps.probes.items()}
+    assert all(announced.values())
     always = {"train/loss", "train/grad_norm", "train/clip_rate", "val/loss", "val/accuracy"}
     measured = dict(recorded.curves.data_vars)
     measured |= {n: v for n, v in recorded.scalars.data_vars.items() if n not in always}
-    assert bool(measured) == bool(names) == (probe != "none")
+    assert set(measured) == {name for variables in announced.values() for name in variables}
     for name, variable in measured.items():
         assert not np.isnan(variable).all(), name
         assert variable.attrs["units"], name
         assert variable.attrs["long_name"], name
 
 
-def test_a_list_of_probes(run):
-    recorded = run("probe=[adjoint,grad_norm]", "model=feedforward")
-    assert list(recorded.config["probe"]["measure"]) == ["adjoint", "grad_norm"]
-    assert {"adj_h_log10", "grad_norm"} <= set(recorded.curves)
-    assert "adjoint_slope" not in recorded.curves
-
-
-def test_presets_leave_out_and_single_probes_do_not():
-    presets = [
-        name for name in options("probe") if "preset" in OmegaConf.load(CONF / f"probe/{name}.yaml")
-    ]
-    assert {"none", "standard"} <= set(presets)
-    for name in set(options("probe")) - set(presets):
-        assert list(OmegaConf.load(CONF / f"probe/{name}.yaml")) == [name]
-
-
-OVERRIDES = [
-    f"{group}={name}"
-    for group in ("model", "task", "optimizer", "probe", "trainer")
-    for name in options(group)
-]
-EXPERIMENTS = options("experiment")
-
-
-@pytest.mark.parametrize(
-    ("experiment", "override"),
-    [
-        # By default each option meets one experiment, the next one its own.
-        pytest.param(
-            experiment,
-            override,
-            marks=() if row % len(EXPERIMENTS) == column else pytest.mark.slow,
-        )
-        for row, override in enumerate(OVERRIDES)
-        for column, experiment in enumerate(EXPERIMENTS)
-    ],
-)
-def test_every_option_fits_every_experiment_as_it_is(experiment, override):
-    """Built, not run: nothing that an experiment sets stands in the way of another option."""
+def test_presets_hold_single_probes_as_they_are_and_full_holds_all():
+    assert {"none", "standard", "full"} <= set(PRESETS)
+    single = {name: OmegaConf.load(CONF / f"probe/{name}.yaml") for name in SINGLE}
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"experiment={experiment}", override])
-    build(plain(cfg), {"experiment": experiment})
+        chosen = {name: compose("config", [f"probe={name}"]).probe for name in PRESETS}
+    for preset, probe in chosen.items():
+        assert probe.preset == preset
+        for name, settings in probe.measure.items():
+            assert single[name] == {name: settings}
+    assert set(chosen["full"].measure) == set(SINGLE)
+    assert not chosen["none"].measure
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_option_fits_every_experiment_as_it_is(experiment):
+    """Built, not run: nothing that an experiment sets stands in the way of another option.
+
+    But for the length of its sequences, which not every task can have.
+    """
+    own_length = OmegaConf.select(
+        OmegaConf.load(CONF / f"experiment/{experiment}.yaml"), "task.length"
+    )
+    probes = cycle([*PRESETS, f"[{','.join(SINGLE)}]"])
+    rows = side_by_side("model", "task", "optimizer", "trainer")
+    assert len(rows) > len(PRESETS)
+
+    def built(*overrides):
+        cfg = compose("config", overrides=[f"experiment={experiment}", *overrides])
+        build(plain(cfg), {"experiment": experiment})
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for (model, task, optimizer, trainer), probe in zip(rows, probes, strict=False):
+            said = [f"model={model}", f"optimizer={optimizer}", f"trainer={trainer}"]
+            said.append(f"probe={probe}")
+            try:
+                built(*said, f"task={task}")
+            except BadInput as refusal:
+                if (refusal.key, refusal.given) != ("task.length", own_length):
+                    raise
+                built(*said)

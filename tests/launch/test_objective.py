@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gradlab.launch.objective import lacking, objective_of
-from tests.test_cli import QUIET, TINY
+from tests.small import QUIET, TINY
 
 SUMMARY = {
     "status": "finished",
@@ -46,9 +46,8 @@ def test_the_names_that_there_are_come_nearest_first():
     assert lacking(["val/loss", "|test/loss|"], SUMMARY) == ""
 
 
-@pytest.mark.slow
 def test_the_objective_of_a_run_may_change_when_it_goes_on(command, tmp_path):
-    small = [*TINY, *QUIET, "probe=memory_horizon"]
+    small = [*TINY, *QUIET, "model=rnn", "probe=memory_horizon"]
     assert command(*small, "hydra.run.dir=run").code == 0
     other = "objective=[memory_horizon/layer_0,'|train/loss|']"
     again = command("trainer.resume=run", "trainer.steps=4", other)

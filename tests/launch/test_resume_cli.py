@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -63,7 +64,6 @@ def test_auto_begins_goes_on_and_stops(command, tmp_path):
     assert len(open_run(folder).info["resumed"]) == 1
 
 
-@pytest.mark.slow
 def test_a_sweep_goes_on_with_each_of_its_runs(command, tmp_path):
     line = ["-m", *SMALL, "trainer.steps=3", "seed=0,1", "hydra.sweep.dir=sweep"]
     line.append("trainer.resume=auto")
@@ -78,10 +78,19 @@ def test_a_sweep_goes_on_with_each_of_its_runs(command, tmp_path):
     assert runs[0].info["id"] != runs[1].info["id"]
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Where a run lies that has ended, once a test has needed one."""
+    return tmp_path_factory.mktemp("once") / "ended"
+
+
 @pytest.fixture
-def ended(command, tmp_path):
-    assert command(*SMALL, "trainer.steps=3", "hydra.run.dir=ended").code == 0
-    return tmp_path / "ended"
+def ended(command, tmp_path, once):
+    """A run that has ended, the test's own copy of it."""
+    if not once.exists():
+        assert command(*SMALL, "trainer.steps=3", "hydra.run.dir=ended").code == 0
+        shutil.move(tmp_path / "ended", once)
+    return shutil.copytree(once, tmp_path / "ended")
 
 
 def test_what_cannot_go_on_is_refused(command, ended):

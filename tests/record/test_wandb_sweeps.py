@@ -15,7 +15,7 @@ from gradlab.record.wandb.start import beside
 from tests import ROOT
 from tests.conftest import SOURCE
 from tests.record.wandb_server import ENTITY, KEY, WandbServer, isolate
-from tests.test_cli import QUIET, TINY
+from tests.small import QUIET, TINY
 
 FOLDER = ROOT / "scripts" / "wandb_sweeps"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import math
 
@@ -56,6 +57,12 @@ def trained(exp, sink=None):
     return steps, member.outcome, program.state(), sink
 
 
+@functools.cache
+def usual():
+    """The experiment as it is, trained once for all who look at it."""
+    return trained(experiment())
+
+
 @dataclasses.dataclass(frozen=True)
 class FirstLoss(CloseProbe):
     """A close look that costs nothing to compile: the losses it sees."""
@@ -87,7 +94,7 @@ def test_close_probes_look_at_their_own_steps_and_at_the_last():
     assert all("adj_h_log10" in row.arrays for row in sink.rows)
     assert sink.rows[0].arrays["first_loss"].shape == (2,)
     assert outcome.timings["close_look"] > 0
-    assert trained(experiment())[1].timings["close_look"] is None
+    assert usual()[1].timings["close_look"] is None
 
 
 @pytest.mark.slow
@@ -146,7 +153,7 @@ def test_a_regularizer_stops_counting():
 
 
 def test_rows_come_at_the_logged_steps_with_every_variable_announced():
-    steps, outcome, state, sink = trained(experiment())
+    steps, outcome, state, sink = usual()
     assert [row.step for row in sink.rows] == [0, 5, 10, 11]
     assert int(state.step) == 12
     assert outcome.status == "finished"
@@ -179,9 +186,8 @@ def test_measuring_more_often_changes_no_parameter(layers):
 
 def test_train_loss_is_the_mean_since_the_last_row():
     every = trained(experiment(trainer=Trainer(steps=12, batch=4, log_every=1, eval_every=99)))
-    fives = trained(experiment(trainer=Trainer(steps=12, batch=4, log_every=5, eval_every=99)))
     losses = [row.scalars["train/loss"] for row in every[3].rows]
-    got = [row.scalars["train/loss"] for row in fives[3].rows]
+    got = [row.scalars["train/loss"] for row in usual()[3].rows]
     want = [losses[0], np.mean(losses[1:6]), np.mean(losses[6:11]), losses[11]]
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
@@ -267,25 +273,23 @@ def test_nothing_compiles_after_the_first_row():
 # Evaluation.
 
 
-@pytest.mark.parametrize("chunk", [7, 30, 1000])
-def test_evaluation_in_chunks_is_the_mean_over_all_examples(chunk):
+def test_evaluation_in_chunks_is_the_mean_over_all_examples():
     exp = experiment(task=Copying(length=22, held_out_examples=30), hidden=3)
     steps = build_steps(exp)
-    scores = Solo(steps, jax.random.key(0), chunk).score("val")[0]
     batch = exp.task.held_out("val")
     out = steps.model(steps.first_params)(batch.inputs).outputs
     answer = (out, batch.targets, batch.weights)
-    loss = per_example_loss("cross_entropy", *answer)
-    assert scores["loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
-    assert scores["accuracy"] == pytest.approx(
-        float(per_example_accuracy(*answer).mean()), rel=1e-5
-    )
+    loss = float(per_example_loss("cross_entropy", *answer).mean())
+    accuracy = float(per_example_accuracy(*answer).mean())
+    for chunk in (7, 30, 1000):
+        scores = Solo(steps, jax.random.key(0), chunk).score("val")[0]
+        assert scores == pytest.approx({"loss": loss, "accuracy": accuracy}, rel=1e-5), chunk
 
 
 def test_test_scores_are_those_of_the_best_validation():
     trainer = Trainer(steps=60, batch=4, log_every=5, eval_every=5)
     sink = Rows()
-    _, outcome, _, _ = trained(experiment(trainer=trainer, learning_rate=0.1), sink)
+    _, outcome, _, _ = trained(experiment(trainer=trainer, learning_rate=0.1, probes={}), sink)
     by_step = {row.step: row.scalars["val/loss"] for row in sink.rows}
     best = min(by_step, key=by_step.get)
     assert outcome.summary["best/step"] == best

@@ -116,9 +116,10 @@ def same(given, wanted):
 
 
 def child(*words, devices=4):
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    many = f"--xla_force_host_platform_device_count={devices}"
+    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {many}"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.test_mesh", *words],
+        [sys.executable, "-m", "tests.training.test_mesh", *words],
         cwd=ROOT,
         env=os.environ | flags,
         capture_output=True,

@@ -82,20 +82,20 @@ def alone(one):
     return program, member
 
 
-def assert_same_rows(member, solo, rtol=1e-5):
+def assert_same_rows(member, solo, rtol=1e-5, measured=True):
     mine, theirs = member.sinks[0].rows, solo.sinks[0].rows
     assert [row.step for row in mine] == [row.step for row in theirs]
     for one, other in zip(mine, theirs, strict=True):
         assert one.scalars.keys() == other.scalars.keys()
         for name, value in one.scalars.items():
             assert value == pytest.approx(other.scalars[name], rel=rtol), (one.step, name)
-        assert one.arrays.keys() == other.arrays.keys()
-        for name, array in one.arrays.items():
-            np.testing.assert_allclose(array, other.arrays[name], rtol=1e-4, atol=1e-4)
+        assert one.arrays.keys() == other.arrays.keys() or not measured
+        for name, array in other.arrays.items():
+            np.testing.assert_allclose(one.arrays[name], array, rtol=1e-4, atol=1e-4)
     assert member.outcome.status == solo.outcome.status
-    assert member.outcome.summary.keys() == solo.outcome.summary.keys()
-    for name, value in member.outcome.summary.items():
-        assert value == pytest.approx(solo.outcome.summary[name], rel=1e-4, abs=1e-5), name
+    assert member.outcome.summary.keys() == solo.outcome.summary.keys() or not measured
+    for name, value in solo.outcome.summary.items():
+        assert member.outcome.summary[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
 def assert_same_params(population, index, program):
@@ -112,9 +112,12 @@ def test_members_equal_their_solo_runs():
     experiments = different()
     population, members = trained(experiments)
     assert len({member.outcome.summary["val/loss"] for member in members}) == 3
+    adjoints = [member.sinks[0].rows[0].arrays["adj_h_log10"] for member in members]
+    assert len({array.tobytes() for array in adjoints}) == 3
     for index, one in enumerate(experiments):
-        program, solo = alone(one)
-        assert_same_rows(members[index], solo)
+        measured = index == 1  # to compile the probes for each alone would take as long again
+        program, solo = alone(one if measured else dataclasses.replace(one, probes={}))
+        assert_same_rows(members[index], solo, measured=measured)
         assert_same_params(population, index, program)
 
 
@@ -182,12 +185,14 @@ def test_a_member_that_diverges_disturbs_no_other():
         "optimizer": optimizer(1e-4, None, rule=optax.sgd),
         "probes": {},
     }
-    experiments = [experiment(**wild, seed=seed) for seed in range(3)]
+    calm = [experiment(**wild, seed=seed) for seed in range(3)]
     too_fast = dataclasses.replace(wild["optimizer"], learning_rate=1e6)
-    experiments[1] = dataclasses.replace(experiments[1], optimizer=too_fast)
+    experiments = [calm[0], dataclasses.replace(calm[1], optimizer=too_fast), calm[2]]
     _, members = trained(experiments)
     assert [member.outcome.status for member in members] == ["finished", "diverged", "finished"]
-    assert_same_rows(members[2], alone(experiments[2])[1])
+    _, undisturbed = trained(calm)  # the same program
+    for index in (0, 2):
+        assert_same_rows(members[index], undisturbed[index], rtol=0)
     _, solo = alone(experiments[1])
     assert members[1].outcome.reason == solo.outcome.reason
     assert solo.outcome.reason.startswith("diverged at step")

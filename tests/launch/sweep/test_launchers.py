@@ -244,7 +244,6 @@ def test_a_requeued_command_goes_on_by_itself(command, tmp_path, monkeypatch):
     assert [one["from"] for one in open_run(tmp_path / "run").info["resumed"]] == ["interrupted"]
 
 
-@pytest.mark.slow
 def test_a_sweep_goes_on_by_its_folder_alone(command, tmp_path, monkeypatch):
     """Also without -m; what was killed goes on, what never began begins, the rest is left."""
     monkeypatch.setenv("HOME", str(tmp_path))

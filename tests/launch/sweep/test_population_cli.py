@@ -10,7 +10,7 @@ import pytest
 
 from gradlab.record.reader import open_run
 from gradlab.record.wandb.file import load
-from tests.test_cli import QUIET, TINY, ended
+from tests.small import QUIET, TINY, ended
 
 TOGETHER = ["-m", "hydra/launcher=population"]
 SMALL = [*TINY, *QUIET, "probe=adjoint"]

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from gradlab.launch.job import worth
-from tests.test_cli import QUIET, TINY
+from tests.small import QUIET, TINY
 
 SPACE = [
     "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))",

@@ -14,7 +14,7 @@ from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.products import random_orthonormal
 from gradlab.errors import BadInput
 from gradlab.regularizers import Flossing, Omega
-from tests.models import few_models
+from tests.models import every_model
 from tests.oracles import as_float64, flat, jacobian_product_adjoints, walked
 
 STEPS, EXAMPLES, WIDTH, HIDDEN = 6, 2, 2, 3
@@ -112,7 +112,7 @@ def exponents_by_hand(step, states, read, count):
     return growth
 
 
-@few_models()
+@every_model()
 def test_penalties_and_their_gradients(make):
     with jax.enable_x64(True):
         graph, params = drawn(make)

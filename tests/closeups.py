@@ -127,7 +127,7 @@ class Case(NamedTuple):
 
 
 def make_case(
-    make: Callable[..., Any],
+    make: Callable[..., Any] | list[list[Callable[..., Any]]],
     *,
     layers: int = 1,
     bidirectional: bool = False,
@@ -135,15 +135,25 @@ def make_case(
     every: bool = True,
     dtype: Any = jnp.float64,
 ) -> Case:
-    """A tiny network of these cells; call it under ``jax.enable_x64`` for float64."""
+    """A tiny network of these cells; call it under ``jax.enable_x64`` for float64.
+
+    Args:
+      make: makes every cell; or, for each layer and direction, what makes that one.
+    """
     directions = 2 if bidirectional else 1
+    makes = make if isinstance(make, list) else [[make] * directions] * layers
     keys = iter(jax.random.split(jax.random.key(0), 8))
     types = {"dtype": dtype, "param_dtype": dtype}
     stack, width = [], I
-    for depth in range(layers):
-        seeds = range(10 * depth, 10 * depth + directions)
-        stack.append([make(width, H, rngs=nnx.Rngs(seed), **types) for seed in seeds])
-        width = directions * H
+    for depth, layer in enumerate(makes):
+        seeds = range(10 * depth, 10 * depth + len(layer))
+        stack.append(
+            [
+                one(width, H, rngs=nnx.Rngs(seed), **types)
+                for one, seed in zip(layer, seeds, strict=True)
+            ]
+        )
+        width = len(layer) * H
     mask = jnp.arange(T)[:, None] < jnp.array(LENGTHS) if masked else None
     weights = jax.random.uniform(next(keys), (T, E), dtype)
     return Case(

@@ -21,18 +21,22 @@ def make_cell(path: Path) -> Callable[..., nnx.RNNCellBase]:
     return instantiate(OmegaConf.load(path).cell, _partial_=True)
 
 
-QUICK = ("lstm", "flax_lstm")
-"""A cell of ours and one of Flax's; in what compiles for seconds the others are slow tests."""
-
 every_model = functools.partial(
     pytest.mark.parametrize, "make", [pytest.param(make_cell(p), id=p.stem) for p in MODELS]
 )
 
-few_models = functools.partial(
-    pytest.mark.parametrize,
-    "make",
-    [
-        pytest.param(make_cell(p), id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow)
-        for p in MODELS
-    ],
+ALIKE = [("lstm", "flax_lstm"), ("gru", "flax_gru", "gru_reset_before")]
+ALIKE += [("rnn", "flax_rnn", "feedforward")]
+ALIKE += [(p.stem,) for p in MODELS if not any(p.stem in names for names in ALIKE)]
+
+
+def _stack(names: tuple[str, ...]) -> list[list[Callable[..., nnx.RNNCellBase]]]:
+    makes = [make_cell(ROOT / "conf" / "model" / f"{name}.yaml") for name in names]
+    return [makes[:2], *([make] for make in makes[2:])]
+
+
+every_model_in_stacks = functools.partial(
+    pytest.mark.parametrize, "makes", [pytest.param(_stack(n), id=" ".join(n)) for n in ALIKE]
 )
+"""Every cell once, for what compiles for seconds: those with the same state and the same kind of
+gates are one network, the first two the directions of its first layer."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,43 +29,53 @@ def flat(carry: Any) -> jax.Array:
     return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(carry)])
 
 
-def jacobian_product_adjoints(
-    cell: nnx.RNNCellBase, inputs: np.ndarray, carry: Any, loss: Callable[[jax.Array], jax.Array]
-) -> tuple[np.ndarray, list[slice]]:
-    """∂ℓ/∂s_t for one example, from explicit float64 step Jacobians multiplied in order.
+class Walk(NamedTuple):
+    """What each of some examples goes through, by the cell alone.
+
+    Attributes:
+      before, after: ``(T, E, S)``, the packed states.
+      jacobians: ``(T, E, S, S)``, of each step's new state by the old one; rows = output.
+      parts: the slice of each leaf of the carry in S; the last is h.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    jacobians: np.ndarray
+    parts: list[slice]
+
+
+def walked(cell: nnx.RNNCellBase, inputs: Any) -> Walk:
+    """Explicit float64 step Jacobians along the way from a state of zeros.
 
     Args:
       cell: with float64 parameters.
-      inputs: ``(T, I)``.
-      carry: the first state, leaves ``(H,)``.
-      loss: from the outputs ``(T, H)`` to a number.
-
-    Returns:
-      ``(T, S)`` adjoints and the slice of each leaf in S.
+      inputs: ``(T, E, I)``.
     """
-    leaves, tree = jax.tree.flatten(carry)
+    first = cell.initialize_carry((1, inputs.shape[-1]), nnx.Rngs(0))
+    leaves, tree = jax.tree.flatten(first)
     sizes = np.cumsum([0, *(leaf.size for leaf in leaves)])
-    parts = [slice(int(a), int(b)) for a, b in pairwise(sizes)]
 
-    def step(vector: jax.Array, x: jax.Array) -> jax.Array:
-        state = jax.tree.unflatten(
-            tree, [vector[p].reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]
-        )
-        return flat(cell(state, x)[0])
+    def step(state: jax.Array, x: jax.Array) -> jax.Array:
+        return flat(cell(jax.tree.unflatten(tree, jnp.split(state, sizes[1:-1])), x)[0])
 
-    states, jacobians = [], []
-    vector = flat(carry)
-    for x in inputs:
-        jacobians.append(np.asarray(jax.jacfwd(step)(vector, jnp.asarray(x))))
-        vector = step(vector, jnp.asarray(x))
-        states.append(np.asarray(vector))
-    hidden = parts[-1]
-    outputs = jnp.stack([jnp.asarray(state[hidden]) for state in states])
-    direct = np.zeros((len(inputs), int(sizes[-1])))
-    direct[:, hidden] = np.asarray(jax.grad(loss)(outputs))
-    adjoints = np.zeros_like(direct)
-    later = np.zeros(int(sizes[-1]))
-    for t in reversed(range(len(inputs))):
-        later = direct[t] + (jacobians[t + 1].T @ later if t + 1 < len(inputs) else 0)
-        adjoints[t] = later
-    return adjoints, parts
+    def along(state: jax.Array, x: jax.Array) -> Any:
+        new = jax.vmap(step)(state, x)
+        return new, (state, new, jax.vmap(jax.jacfwd(step))(state, x))
+
+    start = jnp.zeros((inputs.shape[1], sizes[-1]), jnp.float64)
+    walk = jax.jit(lambda inputs: jax.lax.scan(along, start, inputs)[1])
+    found = map(np.asarray, walk(jnp.asarray(inputs, jnp.float64)))
+    return Walk(*found, [slice(int(a), int(b)) for a, b in pairwise(sizes)])
+
+
+def jacobian_product_adjoints(jacobians: np.ndarray, direct: np.ndarray) -> np.ndarray:
+    """``(T, E, S)``: ∂ℓ/∂s_t from step Jacobians multiplied in order.
+
+    Args:
+      jacobians: as in :class:`Walk`.
+      direct: ``(T, E, S)``, the part of each adjoint that does not come through the next state.
+    """
+    adjoints = direct.copy()
+    for t in reversed(range(len(direct) - 1)):
+        adjoints[t] += np.einsum("eij,ei->ej", jacobians[t + 1], adjoints[t + 1])
+    return adjoints

@@ -46,14 +46,7 @@ class Quiet(nnx.RNNCellBase):
         return state, 2 * state
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        nnx.OptimizedLSTMCell,
-        pytest.param(FeedForward, marks=pytest.mark.slow),
-        pytest.param(Quiet, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("cell", [nnx.OptimizedLSTMCell, FeedForward, Quiet])
 def test_every_probe_on_any_cell(cell):
     """Those of conf/model have their oracles in tests/probes; here are three that are unlike."""
     found = gradlab.analyze(cell(I, H, rngs=nnx.Rngs(0)), inputs(), last_square)

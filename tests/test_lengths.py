@@ -149,7 +149,6 @@ def test_members_of_a_population_are_tested_as_alone(solo):
         assert unlike.outcome.summary[key] == pytest.approx(accuracy, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_members_with_tasks_of_their_own_are_tested_as_alone_and_one_that_diverges_too():
     trainer = dataclasses.replace(TRAINER, test_lengths=(40, 70))
     experiments = [
@@ -171,7 +170,6 @@ def test_members_with_tasks_of_their_own_are_tested_as_alone_and_one_that_diverg
             assert summary[name] == pytest.approx(value, rel=1e-4, nan_ok=True), name
 
 
-@pytest.mark.slow
 def test_a_run_that_is_interrupted_is_tested_too():
     sink = Watching(interrupt_at=5)
     steps = build_steps(COPYING)

@@ -27,7 +27,7 @@ from tests.closeups import (
     packed,
     scalar_closeup,
 )
-from tests.models import few_models
+from tests.models import every_model_in_stacks
 
 TWO_WAYS = {"bidirectional": True, "masked": True}
 EXACT = {"rtol": 1e-10, "atol": 1e-13}
@@ -158,16 +158,10 @@ def check_jacobian(case: Case, index: int, view):
     assert np.all((view["jacobian"] == np.eye(size)) | real)
 
 
-@few_models()
-def test_every_cell_masked(make):
+@every_model_in_stacks()
+def test_every_cell_masked(makes):
     with jax.enable_x64(True):
-        check(make_case(make, masked=True))
-
-
-@pytest.mark.slow
-def test_stacked_two_way_layers():
-    with jax.enable_x64(True):
-        check(make_case(GRU, layers=2, **TWO_WAYS))
+        check(make_case(makes, masked=True))
 
 
 @pytest.mark.parametrize("config", [TWO_WAYS, {}], ids=["two ways", "one way"])

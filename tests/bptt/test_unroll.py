@@ -11,7 +11,7 @@ from gradlab.bptt.unroll import make_taps, unroll
 from gradlab.cells import GRU, LSTM, FeedForward, SimpleRNN
 from gradlab.errors import BadInput
 from tests.models import every_model
-from tests.oracles import as_float64, jacobian_product_adjoints
+from tests.oracles import as_float64, jacobian_product_adjoints, walked
 
 LOG10_2 = math.log10(2)
 
@@ -110,37 +110,25 @@ def test_lstm_without_recurrent_weights_follows_its_forget_gate():
 
 
 @every_model()
-@pytest.mark.parametrize("every", [False, True])
-def test_adjoints_equal_an_explicit_float64_jacobian_product(make, every):
+def test_adjoints_equal_an_explicit_float64_jacobian_product(make):
+    """Of a loss of every step; see below for the last one alone."""
     steps, batch, width, hidden = 7, 3, 2, 4
     cell = make(width, hidden, rngs=nnx.Rngs(3))
     inputs = jax.random.normal(jax.random.key(0), (steps, batch, width))
-    weight = jax.random.normal(jax.random.key(1), (steps, hidden))
-    if not every:
-        weight = weight.at[:-1].set(0)
-
-    def loss(run):
-        outputs = run.outputs if every else jnp.zeros((steps, batch, hidden)).at[-1].set(run.last)
-        return jnp.sum(weight[:, None] * jnp.sin(outputs))
-
-    _, _, _, norms = measure([[cell]], inputs, loss, every=every)
+    weight = jax.random.normal(jax.random.key(1), (steps, 1, hidden))
+    _, _, _, norms = measure(
+        [[cell]], inputs, lambda run: jnp.sum(weight * jnp.sin(run.outputs)), every=True
+    )
     with jax.enable_x64(True):
-        wide = as_float64(cell)
-        for example in range(batch):
-            carry = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape[1:], jnp.float64),
-                cell.initialize_carry((1, width), nnx.Rngs(0)),
-            )
-            adjoints, parts = jacobian_product_adjoints(
-                wide,
-                np.asarray(inputs[:, example], np.float64),
-                carry,
-                lambda outputs: jnp.sum(jnp.asarray(weight, jnp.float64) * jnp.sin(outputs)),
-            )
-            for name, part in zip(norms[0][0], parts, strict=True):
-                with np.errstate(divide="ignore"):
-                    want = np.log10(np.linalg.norm(adjoints[:, part], axis=-1))
-                np.testing.assert_allclose(norms[0][0][name][:, example], want, atol=1e-4)
+        walk = walked(as_float64(cell), inputs)
+    direct = np.zeros_like(walk.after)
+    h = walk.parts[-1]
+    direct[..., h] = np.asarray(weight, float) * np.cos(walk.after[..., h])
+    adjoints = jacobian_product_adjoints(walk.jacobians, direct)
+    for name, part in zip(norms[0][0], walk.parts, strict=True):
+        with np.errstate(divide="ignore"):
+            want = np.log10(np.linalg.norm(adjoints[..., part], axis=-1))
+        np.testing.assert_allclose(norms[0][0][name], want, atol=1e-4)
 
 
 def test_lstm_at_flax_defaults_over_200_steps_is_finite_where_float32_reads_zero():
@@ -169,7 +157,7 @@ def test_lstm_at_flax_defaults_over_200_steps_is_finite_where_float32_reads_zero
             (_, last), _ = jax.lax.scan(step, start, (inputs, extra))
             return jnp.sum(last)
 
-        return jax.grad(total)(jnp.zeros((steps, batch, hidden), inputs.dtype))
+        return jax.jit(jax.grad(total))(jnp.zeros((steps, batch, hidden), inputs.dtype))
 
     narrow = plain_adjoints(cell, inputs)
     assert float(jnp.linalg.norm(narrow[0, 0])) == 0.0
@@ -197,7 +185,7 @@ def test_adjoints_equal_flax_perturb():
         return jnp.sum(jnp.tanh(outputs))
 
     zeros = jnp.zeros((steps, batch, hidden))
-    dc, dh = jax.grad(loss)((zeros, zeros))
+    dc, dh = jax.jit(jax.grad(loss))((zeros, zeros))
     _, _, _, norms = measure([[inner]], inputs, lambda run: jnp.sum(jnp.tanh(run.outputs)))
     for name, want in (("c", dc), ("h", dh)):
         size = np.linalg.norm(want, axis=-1)
@@ -213,19 +201,18 @@ def test_adjoint_equals_finite_differences():
         inputs = jax.random.normal(jax.random.key(0), (steps, 1, width), jnp.float64)
 
         def last_from(nudge):
-            carry = cell.initialize_carry((1, width))
-            for t in range(steps):
-                carry, _ = cell(carry, inputs[t])
-                if t == at:
-                    carry = carry._replace(h=carry.h + nudge)
-            return float(jnp.sum(jnp.cos(carry.h)))
+            def step(carry, read):
+                t, x = read
+                carry, _ = cell(carry, x)
+                return carry._replace(h=carry.h + jnp.where(t == at, nudge, 0)), None
 
-        size = 1e-6
-        difference = [
-            (last_from(jnp.eye(hidden)[i] * size) - last_from(-jnp.eye(hidden)[i] * size))
-            / (2 * size)
-            for i in range(hidden)
-        ]
+            start = cell.initialize_carry((1, width))
+            carry, _ = jax.lax.scan(step, start, (jnp.arange(steps), inputs))
+            return jnp.sum(jnp.cos(carry.h))
+
+        nudges = 1e-6 * jnp.eye(hidden)
+        ends = jax.jit(jax.vmap(last_from))(jnp.concatenate([nudges, -nudges]))
+        difference = (ends[:hidden] - ends[hidden:]) / 2e-6
         _, _, _, norms = measure(
             [[cell]], inputs, lambda run: jnp.sum(jnp.cos(run.last)), every=False
         )
@@ -236,36 +223,43 @@ def test_adjoint_equals_finite_differences():
 
 
 @every_model()
-@pytest.mark.parametrize("layers", [1, 2])
-def test_gradients_equal_plain_autodiff_of_a_python_loop(make, layers):
-    steps, batch, width, hidden = 5, 3, 2, 4
-    cells = [make(width if d == 0 else hidden, hidden, rngs=nnx.Rngs(d)) for d in range(layers)]
+def test_two_layers_equal_plain_autodiff_of_a_python_loop(make):
+    """Value, gradients and adjoints, of the last step's loss."""
+    steps, batch, width, hidden = 4, 3, 2, 4
+    cells = [make(width, hidden, rngs=nnx.Rngs(0)), make(hidden, hidden, rngs=nnx.Rngs(1))]
     inputs = jax.random.normal(jax.random.key(0), (steps, batch, width))
+    split = [nnx.split(cell, nnx.Param, ...) for cell in cells]
+    starts = [cell.initialize_carry((batch, width), nnx.Rngs(0)) for cell in cells]
 
-    def by_loop(params, inputs):
-        outputs = []
+    def by_loop(params, inputs, nudges):
+        carries = list(starts)
         built = [
             nnx.merge(graph, p, rest, copy=True)
             for (graph, _, rest), p in zip(split, params, strict=True)
         ]
-        carries = [cell.initialize_carry((batch, width), nnx.Rngs(0)) for cell in built]
-        for x in inputs:
+        for t, x in enumerate(inputs):
             for depth, cell in enumerate(built):
-                carries[depth], x = cell(carries[depth], x)
-            outputs.append(x)
-        return jnp.sum(jnp.sin(jnp.stack(outputs)))
+                new, _ = cell(carries[depth], x)
+                nudge = jax.tree.map(lambda leaf, t=t: leaf[t], nudges[depth])
+                carries[depth] = jax.tree.map(jnp.add, new, nudge)
+                x = jax.tree.leaves(carries[depth])[-1]  # the output of these cells is their h
+        return jnp.sum(jnp.sin(x))
 
-    split = [nnx.split(cell, nnx.Param, ...) for cell in cells]
-    value, grads, input_grads, _ = measure(
-        [[cell] for cell in cells], inputs, lambda run: jnp.sum(jnp.sin(run.outputs))
+    value, grads, input_grads, norms = measure(
+        [[cell] for cell in cells], inputs, lambda run: jnp.sum(jnp.sin(run.last)), every=False
     )
-    params = [p for _, p, _ in split]
-    want, (want_grads, want_inputs) = jax.value_and_grad(by_loop, argnums=(0, 1))(params, inputs)
+    nudges = jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape)), starts)
+    loop = jax.jit(jax.value_and_grad(by_loop, argnums=(0, 1, 2)))
+    want, (want_grads, want_inputs, adjoints) = loop([p for _, p, _ in split], inputs, nudges)
     assert float(value) == pytest.approx(float(want), rel=1e-6)
     np.testing.assert_allclose(input_grads, want_inputs, rtol=1e-4, atol=1e-6)
     got_leaves, want_leaves = jax.tree.leaves(grads), jax.tree.leaves(want_grads)
     for got, expected in zip(got_leaves, want_leaves, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-6)
+    for (found,), adjoint in zip(norms, adjoints, strict=True):
+        for name, leaf in zip(found, jax.tree.leaves(adjoint), strict=True):
+            size = np.linalg.norm(leaf, axis=-1)
+            np.testing.assert_allclose(10.0 ** found[name], size, rtol=1e-4, atol=1e-8)
 
 
 def test_masked_sequences_equal_each_sequence_alone():
@@ -295,51 +289,48 @@ def test_masked_sequences_equal_each_sequence_alone():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_bidirectional_layers_equal_two_unrolls_of_which_one_is_reversed(masked):
+def test_bidirectional_layers_equal_two_unrolls_of_which_one_is_reversed():
     steps, batch, width, hidden = 6, 2, 2, 3
     forward, backward = LSTM(width, hidden, rngs=nnx.Rngs(0)), LSTM(width, hidden, rngs=nnx.Rngs(1))
     top = GRU(2 * hidden, hidden, rngs=nnx.Rngs(2))
     inputs = jax.random.normal(jax.random.key(0), (steps, batch, width))
-    mask = jnp.arange(steps)[:, None] < jnp.array([6, 4]) if masked else None
-    weight = jax.random.normal(jax.random.key(1), (steps, batch, hidden))
-    weight = weight if mask is None else weight * mask[..., None]
-    real = np.ones((steps, batch), bool) if mask is None else np.asarray(mask)
+    weights = jax.random.normal(jax.random.key(1), (steps, batch, hidden))
 
-    def by_hand(deltas):
-        def read(cell, order, delta):
-            carry, outputs = cell.initialize_carry((batch, width)), {}
-            for k, t in enumerate(order):
-                new, _ = cell(carry, inputs[t])
-                new = new._replace(h=new.h + delta[k])
-                keep = jnp.asarray(real[t])[:, None]
-                carry = jax.tree.map(lambda n, o, keep=keep: jnp.where(keep, n, o), new, carry)
-                outputs[t] = carry.h
-            return jnp.stack([outputs[t] for t in range(steps)])
+    @jax.jit
+    @jax.value_and_grad
+    def by_hand(deltas, real, weight):
+        def read(cell, inputs, real, delta):
+            def step(carry, now):
+                x, keep, nudge = now
+                new, _ = cell(carry, x)
+                new = new._replace(h=new.h + nudge)
+                carry = jax.tree.map(lambda n, o: jnp.where(keep[:, None], n, o), new, carry)
+                return carry, carry.h
 
-        ahead = read(forward, range(steps), deltas[0])
-        behind = read(backward, range(steps - 1, -1, -1), deltas[1])
-        joined, carry, total = jnp.concatenate([ahead, behind], -1), None, 0.0
-        carry = top.initialize_carry((batch, 2 * hidden))
-        for t in range(steps):
-            new, _ = top(carry, joined[t])
-            carry = jax.tree.map(
-                lambda n, o, t=t: jnp.where(jnp.asarray(real[t])[:, None], n, o), new, carry
-            )
-            total += jnp.sum(weight[t] * carry.h)
-        return total
+            start = cell.initialize_carry((batch, inputs.shape[-1]))
+            return jax.lax.scan(step, start, (inputs, real, delta))[1]
 
-    zeros = jnp.zeros((steps, batch, hidden))
-    want, deltas = jax.value_and_grad(by_hand)((zeros, zeros))
-    value, _, _, norms = measure(
-        [[forward, backward], [top]], inputs, lambda run: jnp.sum(weight * run.outputs), mask=mask
-    )
-    assert float(value) == pytest.approx(float(want), rel=1e-4)
-    for direction in (0, 1):
-        in_order = real if direction == 0 else real[::-1]
-        size = np.linalg.norm(deltas[direction], axis=-1)
-        got = 10.0 ** norms[0][direction]["h"]
-        np.testing.assert_allclose(got[in_order], size[in_order], rtol=1e-4)
+        ahead = read(forward, inputs, real, deltas[0])
+        behind = read(backward, inputs[::-1], real[::-1], deltas[1])[::-1]
+        outputs = read(top, jnp.concatenate([ahead, behind], -1), real, jnp.zeros_like(weight))
+        return jnp.sum(weight * outputs)
+
+    for mask in (None, jnp.arange(steps)[:, None] < jnp.array([6, 4])):
+        real = jnp.ones((steps, batch), bool) if mask is None else mask
+        weight = weights * real[..., None]
+        want, deltas = by_hand((jnp.zeros((steps, batch, hidden)),) * 2, real, weight)
+        value, _, _, norms = measure(
+            [[forward, backward], [top]],
+            inputs,
+            lambda run, weight=weight: jnp.sum(weight * run.outputs),
+            mask=mask,
+        )
+        assert float(value) == pytest.approx(float(want), rel=1e-4)
+        for direction in (0, 1):
+            in_order = np.asarray(real[::-1] if direction else real)
+            size = np.linalg.norm(deltas[direction], axis=-1)
+            got = 10.0 ** norms[0][direction]["h"]
+            np.testing.assert_allclose(got[in_order], size[in_order], rtol=1e-4)
 
 
 def test_taps_change_no_bit_of_the_gradient():
@@ -350,11 +341,14 @@ def test_taps_change_no_bit_of_the_gradient():
         def loss(cell, taps):
             return jnp.mean(jnp.sum(unroll([[cell]], inputs, taps=taps, every=False).last, -1))
 
-        return nnx.grad(loss, argnums=(0, 1))(cell, taps)[0]
+        return nnx.jit(nnx.grad(loss, argnums=(0, 1)))(cell, taps)[0]
 
-    plain = nnx.grad(
-        lambda cell: jnp.mean(jnp.sum(unroll([[cell]], inputs, every=False).last, -1))
-    )(cell)
+    @nnx.jit
+    @nnx.grad
+    def untapped(cell):
+        return jnp.mean(jnp.sum(unroll([[cell]], inputs, every=False).last, -1))
+
+    plain = untapped(cell)
     tapped = grads(make_taps([[cell]], inputs.shape))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(tapped), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -430,7 +424,7 @@ def test_an_output_that_is_not_the_state_reaches_loss_and_gradient(every):
             outputs.append(y)
         return jnp.sum(jnp.sin(jnp.stack(outputs) if every else outputs[-1]))
 
-    want, want_grads = nnx.value_and_grad(by_loop)(cell)
+    want, want_grads = nnx.jit(nnx.value_and_grad(by_loop))(cell)
     assert float(value) == pytest.approx(float(want), rel=1e-6)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -31,7 +31,7 @@ from tests.closeups import (
     named,
     scalar_closeup,
 )
-from tests.models import few_models
+from tests.models import every_model_in_stacks
 
 SPLIT = 2
 ITERATIONS = 4
@@ -57,16 +57,21 @@ def closeup_of(case: Case) -> Closeup:
     return case.closeup(removed=lambda: removed_from(case.closeup().params))
 
 
-def measured(case: Case):
-    @jax.jit
+def measurement(case: Case, probes=PROBES):
+    """What the probes give, as a function of the inputs."""
+
     def measure(inputs):
         closeup = closeup_of(case._replace(inputs=inputs))
         found = {}
-        for probe in PROBES:
+        for probe in probes:
             found |= probe(closeup)
         return found
 
-    return jax.tree.map(np.asarray, measure(case.inputs))
+    return measure
+
+
+def measured(case: Case, probes=PROBES):
+    return jax.tree.map(np.asarray, jax.jit(measurement(case, probes))(case.inputs))
 
 
 def expected_parts(case: Case, plain: Plain):
@@ -211,19 +216,17 @@ def check(case: Case):
     check_curvature(got, flat, np.asarray(hessian))
 
 
-@few_models()
-def test_every_cell_masked_with_a_loss_at_every_step(make):
+@every_model_in_stacks()
+def test_every_cell_masked_with_a_loss_at_every_step(makes):
     with jax.enable_x64(True):
-        check(make_case(make, masked=True))
+        check(make_case(makes, masked=True))
 
 
-@pytest.mark.slow
-def test_stacked_two_way_layers_with_a_loss_at_the_end():
+def test_two_ways_with_a_loss_at_the_end():
     with jax.enable_x64(True):
-        check(make_case(SimpleRNN, layers=2, bidirectional=True, every=False))
+        check(make_case(SimpleRNN, bidirectional=True, every=False))
 
 
-@pytest.mark.slow
 def test_a_cell_whose_output_is_not_its_state():
     with jax.enable_x64(True):
         check(make_case(Separate, layers=2, masked=True))
@@ -249,7 +252,7 @@ def measure(closeup_from, *args):
 
 def test_they_give_what_they_announce_in_float32():
     case = make_case(SimpleRNN, masked=True, dtype=jnp.float32)
-    got = measured(case)
+    got = jax.eval_shape(measurement(case), case.inputs)
     variables = {}
     for probe in PROBES:
         variables |= probe.variables(SETTING)
@@ -279,7 +282,8 @@ def test_options_that_cannot_be():
 
 
 def test_with_a_loss_at_the_end_all_enters_at_the_last_step():
-    got = measured(make_case(LSTM, every=False, dtype=jnp.float32))
+    case = make_case(LSTM, every=False, dtype=jnp.float32)
+    got = measured(case, (DirectAdjoint(), TemporalContribution(split=SPLIT)))
     direct = got["adj_h_direct_log10"][0]
     assert np.isfinite(direct[-1])
     assert np.all(direct[:-1] == -math.inf)

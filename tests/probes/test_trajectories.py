@@ -21,7 +21,7 @@ from gradlab.probes.setting import setting_of
 from gradlab.probes.singular_spectrum import SingularSpectrum
 from gradlab.probes.step_jacobian import StepJacobian
 from tests.closeups import Case, E, H, I, Separate, T, make_case, packed
-from tests.models import few_models
+from tests.models import every_model_in_stacks
 
 TRANSIENT = 2
 PROBES = (
@@ -218,15 +218,10 @@ def check(case: Case):
             check_paths(setting, real, jacobians, got["gates"][index], index, got)
 
 
-@few_models()
-def test_every_cell_against_numpy(make):
+@every_model_in_stacks()
+def test_every_cell_against_numpy(makes):
     with jax.enable_x64(True):
-        check(make_case(make, masked=True))
-
-
-def test_both_directions_of_a_layer():
-    with jax.enable_x64(True):
-        check(make_case(GRU, bidirectional=True, masked=True))
+        check(make_case(makes, masked=True))
 
 
 def test_a_cell_whose_output_is_not_its_state():

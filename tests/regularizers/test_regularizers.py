@@ -14,8 +14,8 @@ from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.products import random_orthonormal
 from gradlab.errors import BadInput
 from gradlab.regularizers import Flossing, Omega
-from tests.models import few_models
-from tests.oracles import as_float64, flat, jacobian_product_adjoints
+from tests.models import every_model
+from tests.oracles import as_float64, flat, jacobian_product_adjoints, walked
 
 STEPS, EXAMPLES, WIDTH, HIDDEN = 6, 2, 2, 3
 ENDS = (6, 4)
@@ -76,16 +76,14 @@ def packed_step(cell):
     return step
 
 
-def lived(cell, inputs, end):
-    """One example: states before each real step, inputs and explicit adjoints."""
-    step, state, states = packed_step(cell), flat(start_of(cell)), []
-    for x in inputs[:end]:
-        states.append(state)
-        state = step(state, x)
-    adjoints, _ = jacobian_product_adjoints(
-        cell, np.asarray(inputs[:end]), start_of(cell), lambda outputs: last_sum(outputs[-1])
-    )
-    return jnp.stack(states), inputs[:end], jnp.asarray(adjoints)
+def lived(cell, inputs):
+    """Of each example: states before each real step, inputs, and explicit adjoints."""
+    walk, h = walked(cell, inputs), slice(-HIDDEN, None)
+    for e, end in enumerate(ENDS):
+        direct = np.zeros_like(walk.after[:end, e : e + 1])
+        direct[-1, 0, h] = np.cos(walk.after[end - 1, e, h])
+        adjoints = jacobian_product_adjoints(walk.jacobians[:end, e : e + 1], direct)
+        yield walk.before[:end, e], inputs[:end, e], jnp.asarray(adjoints[:, 0])
 
 
 def omega_by_hand(graph, frozen):
@@ -114,14 +112,14 @@ def exponents_by_hand(step, states, read, count):
     return growth
 
 
-@few_models()
+@every_model()
 def test_penalties_and_their_gradients(make):
     with jax.enable_x64(True):
         graph, params = drawn(make)
         cell = nnx.merge(graph, params, copy=True)
         inputs = jax.random.normal(jax.random.key(2), (STEPS, EXAMPLES, WIDTH))
         direction = random_direction(params)
-        frozen = [lived(cell, inputs[:, e], end) for e, end in enumerate(ENDS)]
+        frozen = list(lived(cell, inputs))
 
         @jax.jit
         def both(params):

@@ -15,9 +15,11 @@ from tests import ROOT
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite is compiling; the compiler at its least effort halves it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Neither saves anything at run time in programs this small: without them it takes a third.
-COMPILER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", COMPILER)
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    # Neither saves anything at run time in programs this small: without them it takes a third.
+    # Newer versions do not know the first, and refuse it.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", flags)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("NPROC", str(8 * (os.cpu_count() or 1)))  # as in gradlab.__main__
 # No array is stretched over a new axis, nor changed in type, unless the code says so.
@@ -26,9 +28,6 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "agg"
 os.environ["SQLALCHEMY_SILENCE_UBER_WARNING"] = "1"  # optuna 2 is written for sqlalchemy 1.4
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11) and "XLA_FLAGS" not in os.environ:
-    # A compilation takes half as long; newer versions do not know the flag, and refuse it.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_configure(config):

@@ -144,14 +144,14 @@ def make_case(
         seeds = range(10 * depth, 10 * depth + directions)
         stack.append([make(width, H, rngs=nnx.Rngs(seed), **types) for seed in seeds])
         width = directions * H
-    mask = jnp.arange(T)[:, None] < jnp.array(LENGTHS) if masked else None
+    mask = jnp.arange(T)[:, None] < jnp.array([LENGTHS]) if masked else None
     weights = jax.random.uniform(next(keys), (T, E), dtype)
     return Case(
         stack,
         nnx.Linear(width, O, rngs=nnx.Rngs(100), **types),
         jax.random.normal(next(keys), (T, E, I), dtype),
         jax.random.normal(next(keys), (T, E, O), dtype),
-        weights if mask is None else weights * mask,
+        weights if mask is None else weights * mask.astype(dtype),
         mask,
         every,
     )

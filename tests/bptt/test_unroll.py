@@ -274,7 +274,7 @@ def test_masked_sequences_equal_each_sequence_alone():
     cells = [LSTM(width, hidden, rngs=nnx.Rngs(0)), GRU(hidden, hidden, rngs=nnx.Rngs(1))]
     layers = [[cell] for cell in cells]
     inputs = jax.random.normal(jax.random.key(0), (steps, 3, width))
-    mask = jnp.arange(steps)[:, None] < jnp.asarray(lengths)
+    mask = jnp.arange(steps)[:, None] < jnp.asarray(lengths)[None]
     last = lambda run: jnp.sum(jnp.sin(run.last))  # noqa: E731
     _, grads, input_grads, norms = measure(layers, inputs, last, mask=mask, every=False)
     alone_grads = []
@@ -301,7 +301,7 @@ def test_bidirectional_layers_equal_two_unrolls_of_which_one_is_reversed(masked)
     forward, backward = LSTM(width, hidden, rngs=nnx.Rngs(0)), LSTM(width, hidden, rngs=nnx.Rngs(1))
     top = GRU(2 * hidden, hidden, rngs=nnx.Rngs(2))
     inputs = jax.random.normal(jax.random.key(0), (steps, batch, width))
-    mask = jnp.arange(steps)[:, None] < jnp.array([6, 4]) if masked else None
+    mask = jnp.arange(steps)[:, None] < jnp.array([[6, 4]]) if masked else None
     weight = jax.random.normal(jax.random.key(1), (steps, batch, hidden))
     weight = weight if mask is None else weight * mask[..., None]
     real = np.ones((steps, batch), bool) if mask is None else np.asarray(mask)

@@ -154,14 +154,14 @@ def make_case(
             ]
         )
         width = len(layer) * H
-    mask = jnp.arange(T)[:, None] < jnp.array(LENGTHS) if masked else None
+    mask = jnp.arange(T)[:, None] < jnp.array([LENGTHS]) if masked else None
     weights = jax.random.uniform(next(keys), (T, E), dtype)
     return Case(
         stack,
         nnx.Linear(width, O, rngs=nnx.Rngs(100), **types),
         jax.random.normal(next(keys), (T, E, I), dtype),
         jax.random.normal(next(keys), (T, E, O), dtype),
-        weights if mask is None else weights * mask,
+        weights if mask is None else weights * mask.astype(dtype),
         mask,
         every,
     )

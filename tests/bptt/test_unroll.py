@@ -268,7 +268,7 @@ def test_masked_sequences_equal_each_sequence_alone():
     cells = [LSTM(width, hidden, rngs=nnx.Rngs(0)), GRU(hidden, hidden, rngs=nnx.Rngs(1))]
     layers = [[cell] for cell in cells]
     inputs = jax.random.normal(jax.random.key(0), (steps, 3, width))
-    mask = jnp.arange(steps)[:, None] < jnp.asarray(lengths)
+    mask = jnp.arange(steps)[:, None] < jnp.asarray(lengths)[None]
     last = lambda run: jnp.sum(jnp.sin(run.last))  # noqa: E731
     _, grads, input_grads, norms = measure(layers, inputs, last, mask=mask, every=False)
     alone_grads = []
@@ -315,7 +315,7 @@ def test_bidirectional_layers_equal_two_unrolls_of_which_one_is_reversed():
         outputs = read(top, jnp.concatenate([ahead, behind], -1), real, jnp.zeros_like(weight))
         return jnp.sum(weight * outputs)
 
-    for mask in (None, jnp.arange(steps)[:, None] < jnp.array([6, 4])):
+    for mask in (None, jnp.arange(steps)[:, None] < jnp.array([[6, 4]])):
         real = jnp.ones((steps, batch), bool) if mask is None else mask
         weight = weights * real[..., None]
         want, deltas = by_hand((jnp.zeros((steps, batch, hidden)),) * 2, real, weight)

@@ -50,7 +50,7 @@ def close_look(cell, masked):
     layers = [[cell(2, H, rngs=nnx.Rngs(0))], [cell(H, H, rngs=nnx.Rngs(1))]]
     setting = setting_of(layers, 2, length=T, clips=True)
     inputs = jax.random.normal(jax.random.key(2), (T, B, 2))
-    mask = jnp.arange(T)[:, None] < jnp.array([7, 5, 3, 6, 1]) if masked else None
+    mask = jnp.arange(T)[:, None] < jnp.array([[7, 5, 3, 6, 1]]) if masked else None
     graph, state = nnx.split(nnx.List([nnx.List(layer) for layer in layers]))
 
     def look(state, inputs):

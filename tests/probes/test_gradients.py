@@ -355,7 +355,7 @@ def test_a_parameter_silenced_by_zero_inputs_keeps_what_others_drown():
     inputs[[0, steps - 1, 9], [0, 0, 1]] = 1
 
     def closeup(inputs):
-        mask = jnp.arange(steps)[:, None] < lengths
+        mask = jnp.arange(steps)[:, None] < lengths[None]
         return Closeup([[cell]], inputs, lambda last: last[:, 0], mask=mask)
 
     names = list(closeup(inputs).params)
@@ -387,7 +387,7 @@ def test_windows_count_back_from_each_examples_own_end():
     cell = Scalar(decay, 1.0, learn=("u",))
 
     def bias(inputs):
-        mask = jnp.arange(9)[:, None] < jnp.array(lengths)
+        mask = jnp.arange(9)[:, None] < jnp.array(lengths)[None]
         closeup = Closeup([[cell]], inputs, lambda last: last[:, 0], mask=mask)
         return Truncation()(closeup)["truncation_bias"]
 

@@ -48,7 +48,7 @@ class Adding(Generated):
         whole_number("task.held_out_examples", self.held_out_examples, 1)
 
     def sample(self, data: tuple[()], key: jax.Array, batch: int) -> Batch:
-        """See :meth:`Task.sample`; inputs ``(T, B, 2)``, targets ``(B, 1)``, mask ``(T, B)``."""
+        """See :meth:`Generated.sample`; inputs ``(T, B, 2)``, targets ``(B, 1)``, mask or None."""
         T, t = self.length, jnp.arange(self.length)[:, None]
         bits = words(key, T + 3, batch)
         values = (bits[:T] >> 8).astype(jnp.result_type(float)) * 2**-24  # uniform on [0, 1)

@@ -52,7 +52,7 @@ class Copying(Generated):
         whole_number("task.held_out_examples", self.held_out_examples, 1)
 
     def sample(self, data: tuple[()], key: jax.Array, batch: int) -> Batch:
-        """See :meth:`Task.sample`; inputs, targets (int32) and weights, all ``(T, B)``."""
+        """See :meth:`Generated.sample`; inputs, targets (int32) and weights, all ``(T, B)``."""
         memory = below(words(key, MEMORY, batch), ALPHABET)
         blank = jnp.full((self.length, batch), BLANK, jnp.int32)
         inputs = blank.at[:MEMORY].set(memory).at[self.length - MEMORY - 1].set(GO)

@@ -42,7 +42,7 @@ class TemporalOrder(Generated):
         whole_number("task.held_out_examples", self.held_out_examples, 1)
 
     def sample(self, data: tuple[()], key: jax.Array, batch: int) -> Batch:
-        """See :meth:`Task.sample`; inputs ``(T, B)`` and targets ``(B,)``, both int32."""
+        """See :meth:`Generated.sample`; inputs ``(T, B)`` and targets ``(B,)``, both int32."""
         T, t = self.length, jnp.arange(self.length)[:, None]
         bits = words(key, T + 4, batch)
         distractors = 2 + below(bits[:T], 4)

@@ -223,7 +223,9 @@ def scores(steps: Steps, params: Any, split: tuple[Batch, jax.Array]) -> dict[st
 
     of_chunk = steps.mesh.over_batch(score, rows=0)
     each = jax.lax.map(lambda chunk: of_chunk(params, chunk)[1], chunks)
-    return jax.tree.map(lambda x: jnp.sum(jnp.where(real, x, 0)) / jnp.sum(real), each)
+    return jax.tree.map(
+        lambda x: jnp.sum(jnp.where(real, x, 0)) / jnp.sum(real).astype(x.dtype), each
+    )
 
 
 def in_chunks(batch: Batch, chunk: int, devices: int = 1) -> tuple[Batch, jax.Array]:

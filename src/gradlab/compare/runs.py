@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gradlab.compare.jobs import folders, natural, number_of
 from gradlab.errors import BadInput
 from gradlab.record.directory import INFO
 from gradlab.record.reader import glance
@@ -20,10 +21,7 @@ NEVER_BEGAN, UNREADABLE = "never began", "unreadable"
 SEED = "seed"
 IRRELEVANT = ("record", "hydra", "trainer.resume", "trainer.checkpoint_seconds")
 """Keys, and all below them, that change nothing in the numbers of a run."""
-DEPTH = 8
-"""Folders deep that runs are looked for in a sweep's folder."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?(?:=(.*))?", re.DOTALL)
-_JOB_NUMBER = re.compile(r"^\s+num: (\d+)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
         if not path.is_dir():
             hint = "a folder under multirun/ or outputs/"
             raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
-        found = [_entry(folder, path) for folder in _folders(path, DEPTH)]
+        found = [_entry(folder, path) for folder in folders(path)]
         if len(paths) > 1:
             prefix = path.resolve().name
             found = [
@@ -216,42 +214,14 @@ class _View:
         return node
 
 
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """The run directories in ``folder``; what is in a run directory is not looked at."""
-    try:
-        inner = {entry.name: entry for entry in os.scandir(folder)}
-    except OSError:  # its entry will say why
-        yield folder
-        return
-    if INFO in inner or ".hydra" in inner:
-        yield folder
-    elif depth:
-        for name, entry in inner.items():
-            if entry.is_dir(follow_symlinks=False) and not name.startswith("."):
-                yield from _folders(folder / name, depth - 1)
-
-
 def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:
     """By the job's number, then by name, with numbers in it as numbers."""
-    parts = re.split(r"(\d+)", str(entry.path))
-    names = [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-    return math.inf if entry.number is None else entry.number, names
-
-
-def _number(folder: Path) -> int | None:
-    if folder.name.isdecimal():
-        return int(folder.name)
-    try:
-        text = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return None
-    found = _JOB_NUMBER.search(text)
-    return int(found[1]) if found else None
+    return math.inf if entry.number is None else entry.number, natural(str(entry.path))
 
 
 def _entry(folder: Path, root: Path) -> Entry:
     name = str(folder.relative_to(root)) if folder != root else folder.name
-    number = _number(folder)
+    number = number_of(folder)
     try:
         began = (folder / INFO).exists()
         run = glance(folder) if began else None

@@ -124,8 +124,8 @@ def _resumed(arguments: Sequence[str], folder: Path) -> list[str]:
         if _key(one) not in said and _key(one).partition(".")[0] != "hydra"
     ]
     kept = [argument for argument in arguments if _key(argument) != KEY]
-    quoted = _quoted(folder)
-    place = [f"{KEY}={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+    path = quoted(folder)
+    place = [f"{KEY}={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
     return [*kept, *earlier, *place]
 
 
@@ -142,7 +142,7 @@ def _resumed_sweep(arguments: Sequence[str], folder: Path) -> list[str]:
     placed = {KEY, "hydra.sweep.dir", "hydra.run.dir", "hydra.mode"}
     earlier = [one for one in overrides if _key(one) not in said | placed]
     kept = [argument for argument in arguments if _key(argument) != KEY]
-    return [*flags, *kept, *earlier, f"{KEY}=auto", f"hydra.sweep.dir={_quoted(folder)}"]
+    return [*flags, *kept, *earlier, f"{KEY}=auto", f"hydra.sweep.dir={quoted(folder)}"]
 
 
 def _recorded_sweep(folder: Path) -> tuple[list[str], str]:
@@ -230,11 +230,12 @@ def value_of(own: Sequence[str], key: str) -> str | None:
     if not values:
         return None
     text = values[-1]
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1].replace(f"\\{text[0]}", text[0]).replace("\\\\", "\\") if quoted else text
+    if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
+        return text
+    return text[1:-1].replace(f"\\{text[0]}", text[0]).replace("\\\\", "\\")
 
 
-def _quoted(folder: Path) -> str:
+def quoted(folder: Path | str) -> str:
     """A path as Hydra reads it, whatever is in it."""
     return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
 

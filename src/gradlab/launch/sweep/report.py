@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from gradlab.launch.resume import KEY, quoted
+from gradlab.launch.session import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +81,7 @@ def _report(
     if written:
         _print(console, "")
     for path in written:
-        _print(console, f"{_KIND[path.suffix]}: {_shown(path)}")
+        _print(console, f"{_KIND[path.suffix]}: {shown(path)}")
 
 
 def _not_started(
@@ -92,18 +94,14 @@ def _not_started(
     if None in known:  # then a job without a folder cannot be told from one with it
         return []
     known |= {int(found[1]) for name in refused if (found := re.match(r"job (\d+)\b", name))}
-    missing = [number for number in range(len(jobs)) if number not in known]
-    return [
-        Entry(
-            folder / str(number),
-            str(number),
-            NEVER_BEGAN,
-            "the sweep ended before it",
-            tuple(jobs[number]),
-            number=number,
-        )
-        for number in missing
-    ]
+    names = {run.name for run in runs}
+    found = []
+    for number, overrides in enumerate(jobs):
+        if number not in known:
+            name = str(number) if str(number) not in names else f"job {number}"
+            said = NEVER_BEGAN, "the sweep ended before it", tuple(overrides)
+            found.append(Entry(folder / name, name, *said, number=number))
+    return found
 
 
 _KIND = {".csv": "numbers", ".png": "figure", ".html": "compare"}
@@ -156,8 +154,8 @@ def _failures(runs: Sequence[Entry], refused: Sequence[str], console: Console) -
     lines = [f"{name}: refused, see above" for name in refused]
     for index, run in enumerate(runs):
         if run.status != "finished":
-            name = f"job {run.name}{_settings(run, differ, index)}"
-            lines.append(f"{name}: {_ending(run)}")
+            name = run.name if run.number is None else run.number
+            lines.append(f"job {name}{_settings(run, differ, index)}: {_ending(run)}")
     _print(console, "\nnot finished:", style="bold")
     for line in lines[:MOST_NAMED]:
         _print(console, f"  {line}", style="red")
@@ -167,9 +165,9 @@ def _failures(runs: Sequence[Entry], refused: Sequence[str], console: Console) -
 
 def _settings(run: Entry, differ: Mapping[str, Sequence[Any]], index: int) -> str:
     """What sets this run apart, in brackets."""
-    from gradlab.compare.table import shown
+    from gradlab.compare import table
 
-    own = [f"{key}={shown(v[index])}" for key, v in differ.items() if v[index] is not None]
+    own = [f"{key}={table.shown(v[index])}" for key, v in differ.items() if v[index] is not None]
     words = " ".join(own or run.overrides)
     return f" ({words})" if words else ""
 
@@ -184,11 +182,9 @@ def _ending(run: Entry) -> str:
 
 def _going_on(folder: Path) -> str:
     """The command that goes on with what is unfinished in a sweep."""
-    from gradlab.launch.resume import KEY
-
-    path = _shown(folder)
+    path = shown(folder)
     if not all(c.isalnum() or c in "/._-~:%+@" for c in path):  # Hydra's grammar wants quotes
-        path = "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        path = quoted(path)
     return f"python -m gradlab -m {shlex.quote(f'{KEY}={path}')}"
 
 
@@ -200,9 +196,3 @@ def _print(console: Console, text: str, style: str = "") -> None:
 
 def _count(number: int) -> str:
     return "one" if number == 1 else str(number)
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    path = path.absolute()
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -9,8 +9,6 @@ from typing import Any
 
 from gradlab.compare.groups import (
     ACRONYMS,
-    DIVERGED,
-    FINISHED,
     MODEL,
     Group,
     counted,
@@ -19,10 +17,10 @@ from gradlab.compare.groups import (
     length_of,
     problem_of,
 )
+from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.recorded import Recorded
 from gradlab.compare.runs import same
-from gradlab.compare.table import Estimate
-from gradlab.compare.welch import mean
+from gradlab.compare.statistics import Estimate, mean
 
 HORIZON, SLOPE = "memory_horizon", "adjoint_slope"
 

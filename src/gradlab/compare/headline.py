@@ -18,18 +18,17 @@ from gradlab.compare.contenders import (
     mean_over,
 )
 from gradlab.compare.groups import (
-    DIVERGED,
-    FINISHED,
     MODEL,
     final,
     length_of,
+    shown,
     task_of,
 )
+from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.phase_diagram import SUCCESS
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.runs import part
-from gradlab.compare.table import shown, with_interval
-from gradlab.compare.welch import Difference, difference, paired, rank_correlation
+from gradlab.compare.statistics import Difference, difference, paired, rank_correlation
+from gradlab.compare.table import with_interval
 
 RESULTS = {"test/accuracy": True, "test/loss": False, "val/loss": False}
 """Results, most wanted first, and whether higher is better."""
@@ -301,9 +300,8 @@ def _result_of(one: Contender) -> str:
 
 def _against_baseline(one: Contender, name: str, means: Sequence[float]) -> str:
     """The baseline, and whether nobody beats it."""
-    split, _, figure = name.partition("/")
-    guess = part(part(one.runs[0].entry.info, "baseline"), split).get(figure)
-    if not isinstance(guess, int | float):
+    guess = one.runs[0].entry.baseline(name)
+    if math.isnan(guess):
         return ""
     beaten = [mean > guess if RESULTS[name] else mean < SUCCESS * guess for mean in means]
     which = "neither is" if len(means) > 1 else "it is not"
@@ -349,7 +347,7 @@ def _basis(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
 
 
 def _every(runs: Sequence[Recorded]) -> Iterable[str]:
-    if any(part(run.entry.info, "facts").get("readout") == "every" for run in runs):
+    if any(run.entry.facts.get("readout") == "every" for run in runs):
         yield (
             "The task has a loss at every step, so each state receives gradient of its own, and "
             "horizons say little about transport through time."

@@ -9,15 +9,19 @@ import numpy as np
 
 from gradlab.compare.groups import (
     ACRONYMS,
-    FINISHED,
     MODEL,
+    by_settings,
     model_of,
     problem_of,
     settings_of_course,
+    short,
+    shown,
     task_of,
 )
+from gradlab.compare.jobs import FINISHED
 from gradlab.compare.runs import SEED, Entry, part, same
-from gradlab.compare.table import Estimate, estimate, figures_of, short, shown
+from gradlab.compare.statistics import Estimate, estimate
+from gradlab.compare.table import figures_of
 
 HIDDEN = "model.hidden"
 TOLERANCE = 0.15
@@ -28,7 +32,7 @@ BLOCKS = {"rnn": 1, "lstm": 4, "gru": 3}
 """How many H×(I + H + 1) blocks a cell of gradlab has, of the models whose counts are foretold."""
 
 
-class Row(NamedTuple):
+class Sized(NamedTuple):
     """The finished runs of one model of one size.
 
     Attributes:
@@ -55,7 +59,7 @@ class Level(NamedTuple):
     """
 
     label: str
-    rows: tuple[Row, ...]
+    rows: tuple[Sized, ...]
 
 
 class Matched(NamedTuple):
@@ -78,7 +82,7 @@ class _Cell(NamedTuple):
     where: tuple[Any, ...]
     words: str
     base: str
-    row: Row
+    row: Sized
     runs: Sequence[Entry]
 
 
@@ -89,7 +93,7 @@ def matched(runs: Sequence[Entry]) -> tuple[Matched, Matched]:
     equal stand in one level. Settings that only one of the models has (a forget bias) tell rows
     apart.
     """
-    cells = _cells([run for run in runs if run.status == FINISHED and _hidden(run)])
+    cells = _cells([run for run in runs if run.status == FINISHED and run.hidden])
     by_hidden, by_parameters = _by_hidden(cells), _by_parameters(cells)
     return (
         Matched("hidden size", by_hidden, "" if by_hidden else _no_hidden(cells)),
@@ -105,28 +109,24 @@ def _cells(runs: Sequence[Entry]) -> list[_Cell]:
     own = {key for key, values in differ.items() if any(value is None for value in values)}
     wanted = figures_of(runs)
     several = len({problem_of(run) for run in runs}) > 1
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for index, run in enumerate(runs):
-        told = tuple(same(values[index]) for values in differ.values())
-        found.setdefault((model_of(run), _hidden(run), problem_of(run), *told), []).append(index)
     cells = []
-    for rows in found.values():
-        first, members = rows[0], [runs[row] for row in rows]
-        settings = {key: values[first] for key, values in differ.items()}
+    for settings, those in by_settings(
+        differ, runs, lambda run: (model_of(run), run.hidden, problem_of(run))
+    ):
+        first = those[0]
         alone = [_equals(names, settings, key) for key in settings if key in own]
-        model = model_of(runs[first])
-        row = Row(
-            ", ".join([model, *(words for words in alone if words)]),
-            _hidden(runs[first]),
-            _parameters(runs[first]),
-            len(members),
-            {name: estimate(run.figure(name) for run in members) for name in wanted},
+        row = Sized(
+            ", ".join([model_of(first), *(words for words in alone if words)]),
+            first.hidden,
+            first.parameters,
+            len(those),
+            {name: estimate(run.figure(name) for run in those) for name in wanted},
         )
         told = {key: same(value) for key, value in settings.items() if key not in own}
-        words = [task_of(runs[first])] if several else []
+        words = [task_of(first)] if several else []
         words += [_equals(names, settings, key) for key in told if key not in TASK]
-        where = (problem_of(runs[first]), *told.values())
-        cells.append(_Cell(where, ", ".join(words), model, row, members))
+        where = (problem_of(first), *told.values())
+        cells.append(_Cell(where, ", ".join(words), model_of(first), row, those))
     return cells
 
 
@@ -308,13 +308,3 @@ def _middle(cells: Sequence[_Cell]) -> float:
 def _round(value: float) -> int:
     """To two digits."""
     return int(float(f"{value:.2g}"))
-
-
-def _hidden(run: Entry) -> int:
-    found = part(run.config, "model").get("hidden")
-    return found if isinstance(found, int) else 0
-
-
-def _parameters(run: Entry) -> int:
-    found = part(run.info, "facts").get("parameters")
-    return found if isinstance(found, int) else 0

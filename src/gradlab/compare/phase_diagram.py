@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.runs import SEED, Entry, part, settings_that_differ
+from gradlab.compare.runs import SEED, Entry, settings_that_differ
 from gradlab.compare.table import as_csv
 from gradlab.record.shard import replace
 
@@ -272,7 +272,7 @@ def _figure(run: Entry, name: str) -> float:
     if name not in (SHARE.name, RATIO.name):
         return run.figure(name)
     split = "test" if "test/loss" in run.summary else "val"
-    guess = part(part(run.info, "baseline"), split).get("loss")
+    guess = run.baseline(f"{split}/loss")
     ratio = run.figure(f"{split}/loss") / guess if guess else math.nan
     if name == SHARE.name:
         return math.nan if math.isnan(ratio) else float(ratio < SUCCESS)
@@ -290,7 +290,7 @@ def _when(runs: Sequence[Entry]) -> tuple[str, bool]:
 
 
 def _subject(runs: Sequence[Entry], keys: Sequence[str]) -> str:
-    facts = next((part(run.info, "facts") for run in runs if run.config), {})
+    facts = next((run.facts for run in runs if run.config), {})
     words = [str(facts[key]) for key in ("model", "task") if facts.get(key)]
     if facts.get("T") and "task.length" not in keys:
         words.append(f"T = {facts['T']}")

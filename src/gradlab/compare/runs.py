@@ -63,11 +63,31 @@ class Entry:
         key = self.key_of(name)
         return math.nan if key is None else self.summary[key]
 
+    def baseline(self, name: str) -> float:
+        """What a guess without memory scores in ``SPLIT/FIGURE``; NaN where that is not known."""
+        split, _, figure = name.partition("/")
+        found = part(part(self.info, "baseline"), split).get(figure)
+        return float(found) if isinstance(found, int | float) else math.nan
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the run recorded of its parts: ``model``, ``task``, ``T`` …"""
+        return part(self.info, "facts")
+
     @property
     def layers(self) -> int:
         """How many layers the model has; 0 where that is not known."""
-        layers = part(self.config, "model").get("layers")
-        return layers if isinstance(layers, int) else 0
+        return _whole(part(self.config, "model").get("layers"))
+
+    @property
+    def hidden(self) -> int:
+        """How many units a layer has; 0 where that is not known."""
+        return _whole(part(self.config, "model").get("hidden"))
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has; 0 where that is not known."""
+        return _whole(self.facts.get("parameters"))
 
 
 def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
@@ -132,6 +152,18 @@ def part(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A section of ``run.json``; empty where there is none that could be one."""
     found = mapping.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def at(config: Mapping[str, Any], key: str) -> Any:
+    """What a configuration holds under a dotted key; None where there is no such key."""
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 class _View:
@@ -199,19 +231,15 @@ class _View:
         run, said = self.runs[index], self.said[index]
         if not run.config:
             return _read(said[key]) if key in said else None
-        facts = part(run.info, "facts")
         if key == "experiment":
             return run.info.get("name")
         if key == "model":
-            return facts.get("model", said.get(key))
+            return run.facts.get("model", said.get(key))
         if key in self.groups:
-            return said.get(key, facts.get(key))
+            return said.get(key, run.facts.get(key))
         if key in self.flat[index]:
             return self.flat[index][key]
-        node: Any = run.config
-        for name in key.split("."):
-            node = node.get(name) if isinstance(node, Mapping) else None
-        return node
+        return at(run.config, key)
 
 
 def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:

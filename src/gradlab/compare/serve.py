@@ -21,7 +21,7 @@ from gradlab.compare.page import as_json, contents, page
 from gradlab.compare.page.contents import Arrays, arrays_of
 from gradlab.compare.page.packed import Thinning
 from gradlab.compare.recorded import Recorded, recorded
-from gradlab.compare.runs import Entry, part, runs_in
+from gradlab.compare.runs import Entry, runs_in
 from gradlab.errors import BadInput
 from gradlab.record.directory import ARRAYS, INFO
 
@@ -252,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _words(run: Entry) -> str:
-    facts = part(run.info, "facts")
+    facts = run.facts
     said = [f"T={facts['T']}"] if facts.get("T") else []
     return " ".join([str(facts[key]) for key in ("model", "task") if facts.get(key)] + said)
 

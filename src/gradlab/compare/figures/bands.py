@@ -13,8 +13,7 @@ import numpy as np
 from gradlab.compare.figures.style import Looks
 from gradlab.compare.groups import Group, counted
 from gradlab.compare.recorded import Curve, Recorded
-from gradlab.compare.runs import part
-from gradlab.compare.table import LEVEL
+from gradlab.compare.statistics import students_t
 from gradlab.record.figures.common import finite, plot, spread
 
 if TYPE_CHECKING:
@@ -101,8 +100,6 @@ def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
     NaN is no value. Points that fewer than half of the runs have are left out, so that a line does
     not jump where runs end. None without any value.
     """
-    from scipy.special import stdtrit
-
     known = [(x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in lines]
     known = [(x, y) for x, y in known if len(x)]
     if not known:
@@ -121,7 +118,7 @@ def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
     squares = np.nansum(np.square(whole - np.where(zero, 0, mean)), 0)
     several = (n > 1) & ~zero
     freedom = np.maximum(n - 1, 1)
-    half = stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(squares / freedom / n)
+    half = students_t(freedom) * np.sqrt(squares / freedom / n)
     half = np.where(several, half, np.nan)
     return Band(x, mean, mean - half, mean + half, n)
 
@@ -175,16 +172,11 @@ def layer_of(run: Recorded, layer: str, values: np.ndarray) -> np.ndarray | None
     return values[:, place] if place < values.shape[1] else None
 
 
-def baseline_of(runs: Sequence[Recorded], split: str, figure: str) -> float:
+def baseline_of(runs: Sequence[Recorded], name: str) -> float:
     """The baseline's figure if it is the same for all runs; NaN else."""
-    found = {
-        value
-        for run in runs
-        if isinstance(
-            value := part(part(run.entry.info, "baseline"), split).get(figure), int | float
-        )
-    }
-    return float(found.pop()) if len(found) == 1 else math.nan
+    guesses = {run.entry.baseline(name) for run in runs}
+    found = {guess for guess in guesses if not math.isnan(guess)}
+    return found.pop() if len(found) == 1 else math.nan
 
 
 def rows_of(told: Sequence[Any], found: Band, *more: Any) -> list[list[Any]]:

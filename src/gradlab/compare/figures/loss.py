@@ -49,7 +49,7 @@ def page_of(shown: Shown, names: dict[str, str], figure_name: str, *, logs: bool
                 rows += rows_of([*shown.told(group), name], in_full(one) if logs else one)
         axes.set_xlabel(STEP)
         axes.margins(x=0)
-        guess = baseline_of(shown.runs, name.partition("/")[0], figure_name)
+        guess = baseline_of(shown.runs, f"{name.partition('/')[0]}/{figure_name}")
         if math.isfinite(guess) and (guess > 0 or not logs):
             level(axes, guess)
             guesses.append(guess)

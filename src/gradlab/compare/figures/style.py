@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.groups import ACRONYMS, MODEL, Group
+from gradlab.compare.groups import ACRONYMS, MODEL, Group, shown
 from gradlab.compare.phase_diagram import is_geometric, name_of
 from gradlab.compare.runs import same
-from gradlab.compare.table import as_csv, shown
+from gradlab.compare.table import as_csv
 from gradlab.record.figures.common import GREY, PALETTE, spread
 from gradlab.record.shard import replace
 

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from gradlab.compare import phase_diagram, table
+from gradlab.compare.groups import short
 from gradlab.compare.headline import headline
 from gradlab.compare.matched import Matched, matched
 from gradlab.compare.page.packed import Packing, Thinning, thinning
 from gradlab.compare.phase_diagram import Diagram, name_of
 from gradlab.compare.recorded import CURVES, SERIES, Recorded
 from gradlab.compare.runs import Entry, part, settings_that_differ
-from gradlab.compare.table import LEVEL, Estimate, short, with_interval
+from gradlab.compare.statistics import LEVEL, Estimate, students_t
+from gradlab.compare.table import with_interval
 from gradlab.record.figures.common import spread
 
 LONGEST_REASON = 300
@@ -75,7 +77,7 @@ def contents(
 
 def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One run without its arrays: what it is, how it ended, its figures."""
-    entry, facts = run.entry, part(run.entry.info, "facts")
+    entry, facts = run.entry, run.entry.facts
     baseline = part(entry.info, "baseline")
     return {
         "name": entry.name,
@@ -110,7 +112,7 @@ def command_of(entry: Entry) -> str:
 
 def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
     """What a reader must know before comparing: mixed tasks or lengths, what is not all there."""
-    facts = [part(run.entry.info, "facts") for run in runs if run.entry.info]
+    facts = [run.entry.facts for run in runs if run.entry.info]
     words = []
     if len(tasks := sorted({str(one["task"]) for one in facts if one.get("task")})) > 1:
         words.append(
@@ -151,10 +153,7 @@ def plain(value: Any) -> Any:
 
 def student(most: int) -> list[float]:
     """Student's t for the interval over 0, 1, 2, … ``most`` values; 0 where there is none."""
-    from scipy.special import stdtrit
-
-    degrees = np.arange(1, max(most, 2))
-    return [0.0, 0.0, *stdtrit(degrees, (1 + LEVEL) / 2).tolist()]
+    return [0.0, 0.0, *students_t(np.arange(1, max(most, 2))).tolist()]
 
 
 def _limits(runs: Sequence[Recorded]) -> Thinning:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from gradlab.compare.runs import SEED, Entry, part, settings_that_differ
+from gradlab.compare.runs import SEED, Entry, at, settings_that_differ
 
 MODEL = "facts.model"
 """The model's name.
@@ -39,16 +38,9 @@ def _place(key: str, runs: Sequence[Entry]) -> str | None:
     """
     ways = (f"facts.{key}", key, f"{key}._target_", f"{key}.rule._target_", f"{key}.preset")
     for place in ways:
-        values = [_at(run, place) for run in runs]
+        values = [at({**run.config, "facts": run.facts}, place) for run in runs]
         if any(isinstance(value, Mapping | list) for value in values):
             continue
         if len(set(values)) > 1:
             return place
     return None
-
-
-def _at(run: Entry, place: str) -> Any:
-    node: Any = {**run.config, "facts": part(run.info, "facts")}
-    for name in place.split("."):
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node

@@ -17,7 +17,7 @@ from gradlab.compare.groups import (
     length_of,
     problem_of,
 )
-from gradlab.compare.jobs import DIVERGED, FINISHED
+from gradlab.compare.jobs import DIVERGED
 from gradlab.compare.recorded import Recorded
 from gradlab.compare.runs import same
 from gradlab.compare.statistics import Estimate, mean
@@ -73,11 +73,6 @@ class Contender:
     def diverged(self) -> int:
         """How many runs diverged."""
         return sum(run.entry.status == DIVERGED for run in self.group.runs)
-
-    @property
-    def has_finished(self) -> bool:
-        """Whether its numbers are of runs that finished."""
-        return any(run.entry.status == FINISHED for run in self.group.runs)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.figures.style import Looks
+from gradlab.compare.figures.style import Look, Looks
 from gradlab.compare.groups import Group, counted
 from gradlab.compare.recorded import Curve, Recorded
 from gradlab.compare.statistics import students_t
@@ -123,19 +123,36 @@ def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
     return Band(x, mean, mean - half, mean + half, n)
 
 
-def draw_band(axes: Axes, found: Band, look: Any, *, shade: bool, power: bool = False) -> None:
-    """The mean as a line, the interval as a shade; ``power`` shows ten to the power of both."""
-    low, mean, high = finite(found.low), finite(found.mean), finite(found.high)
-    if power:
-        low, mean, high = (np.power(10.0, np.clip(v, -300, 300)) for v in (low, mean, high))
-    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes}
-    if not shade:
-        style |= {"linewidth": THIN}
-    if len(found.x) == 1:
-        style |= {"marker": look.marker or "o"}
-    plot(axes, found.x, mean, **style)
-    if shade and np.isfinite(low).any():
-        axes.fill_between(found.x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+def draw_bands(
+    shown: Shown, axes: Axes, bands: Sequence[Band | None], *, power: bool = False
+) -> list[tuple[Group, Look, Band]]:
+    """Draw a band for each group that has one: the mean as a line, the interval as a shade.
+
+    Args:
+      shown: what is drawn.
+      axes: where.
+      bands: one for each group, or None.
+      power: whether ten to the power of them is shown.
+
+    Returns:
+      The groups that have one, how they look, and their bands.
+    """
+    axes.margins(x=0)
+    every = zip(shown.groups, shown.looks.of, bands, strict=True)
+    drawn = [(group, look, one) for group, look, one in every if one is not None]
+    for _, look, one in drawn:
+        low, mean, high = finite(one.low), finite(one.mean), finite(one.high)
+        if power:
+            low, mean, high = (np.power(10.0, np.clip(v, -300, 300)) for v in (low, mean, high))
+        style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes}
+        if not shown.looks.few:
+            style |= {"linewidth": THIN}
+        if len(one.x) == 1:
+            style |= {"marker": look.marker or "o"}
+        plot(axes, one.x, mean, **style)
+        if shown.looks.few and np.isfinite(low).any():
+            axes.fill_between(one.x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+    return drawn
 
 
 def fit_height(

@@ -58,11 +58,16 @@ class LostPeer(Exception):
     """
 
     def __init__(self, reason: str):
-        self.reason = (reason.strip().splitlines() or [""])[0][:300]
+        self.reason = first_line(reason)[:300]
         super().__init__(
             f"another process of this run is gone or did something else ({self.reason})\n"
             "  its own last words say why; trainer.resume goes on from the last checkpoint"
         )
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error says; empty if it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:

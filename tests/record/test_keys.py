@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
-from gradlab.record.keys import Keys
+from gradlab.record.keys import Keys, flat
 from tests.record.synthetic import describe, make_row
 
 T = 40
@@ -70,3 +70,8 @@ def test_an_array_without_a_dimension_keeps_its_name():
     keys = Keys(description(hessian_top=(), loss=()))
     row = Row(0, {"loss": 0.5}, {"hessian_top": np.array(4.25)})
     assert keys(row) == {"loss": 0.5, "hessian_top": 4.25}
+
+
+def test_a_nest_of_dicts_by_dotted_key():
+    nest = {"a": {"b": {"c": 1}, "d": []}, "e": {}, "f": [{"g": 2}]}
+    assert flat(nest) == {"a.b.c": 1, "a.d": [], "e": {}, "f": [{"g": 2}]}

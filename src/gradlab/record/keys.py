@@ -1,4 +1,4 @@
-"""Names for single numbers: a row of arrays as ``{"adj_h/layer_0/lag_00001": -0.3, ...}``.
+"""Names for single values: a row of arrays as ``{"adj_h/layer_0/lag_00001": -0.3, ...}``.
 
 For the sinks that show plots of scalars. What fits no such plot stays in the run directory.
 """
@@ -47,6 +47,16 @@ class Keys:
             keys, positions = self._plans[name]
             values.update(zip(keys, np.ravel(array)[positions].tolist(), strict=True))
         return {key: float(value) for key, value in values.items() if math.isfinite(value)}
+
+
+def flat(nest: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values in a nest of dicts by dotted key; lists and empty dicts are values."""
+    found: dict[str, Any] = {}
+    for key, value in nest.items():
+        name = f"{above}{key}"
+        inner = isinstance(value, Mapping) and value
+        found |= flat(value, f"{name}.") if inner else {name: value}
+    return found
 
 
 def stem(name: str) -> str:

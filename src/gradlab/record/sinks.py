@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradlab.errors import first_line
 from gradlab.record.base import Description, Outcome, Row, Sink
 from gradlab.record.wandb.sink import WandbSink
 
@@ -67,6 +68,5 @@ class Guarded:
             action(argument)
         except Exception as error:  # noqa: BLE001  (the run directory has it all)
             self.sink = None
-            lines = str(error).strip().splitlines() or [""]
-            reason = f"{type(error).__name__}: {lines[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             _log.warning("%s fails and is left alone from here on (%s)", self.name, reason)

@@ -20,7 +20,7 @@ import importlib
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from gradlab.errors import BadInput
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.directory import plain
 from gradlab.record.heatmap import Histories, heatmap
-from gradlab.record.keys import Keys
+from gradlab.record.keys import Keys, flat
 from gradlab.record.private import scrub
 
 FOLDER = "tensorboard"
@@ -180,15 +180,7 @@ def _proto(name: str) -> Any:
 def _table(content: Mapping[str, Any]) -> str:
     """A nest of dicts as a Markdown table of two columns, keys joined by dots."""
     lines = ["| key | value |", "|---|---|"]
-    for key, value in _leaves(scrub(plain(content))):
+    for key, value in flat(scrub(plain(content))).items():
         shown = str(value).replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {key} | {shown} |")
     return "\n".join(lines)
-
-
-def _leaves(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

@@ -17,6 +17,7 @@ import yaml
 
 from gradlab.record.base import Description
 from gradlab.record.directory import plain
+from gradlab.record.keys import flat
 from gradlab.record.private import scrub
 
 Mode = Literal["offline", "online", "disabled"]
@@ -158,14 +159,8 @@ def beside(taken: Collection[str], config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in config.items():
-        found |= _flat(name, value) if name in taken else {name: value}
+        found |= flat({name: value}) if name in taken else {name: value}
     return found
-
-
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(f"{name}.{key}", inner).items()}
 
 
 def _taken() -> set[str]:

@@ -266,7 +266,9 @@ def _sums(
     return across, up, found
 
 
-def _counts(x: Sequence[float], y: Sequence[float], counted: Sequence[bool]) -> np.ndarray:
+def _counts(
+    x: Sequence[float], y: Sequence[float], counted: Sequence[bool] | np.ndarray
+) -> np.ndarray:
     """How many of the runs that are counted lie in each cell, ``(Y, X)``."""
     return _sums(x, y, np.asarray(counted, int))[2]
 
@@ -359,7 +361,10 @@ PAPER = Look(
     0,
     ("λ₁ = 0, measured", "λ₁ = 0, mean field", "no finished run", "", "diverged"),
 )
-_LEVELS = {"lyapunov_exponent": ("black", "-"), "mean_field_exponent": ("#D55E00", "--")}
+_LEVELS: dict[str, tuple[str, Any]] = {
+    "lyapunov_exponent": ("black", "-"),
+    "mean_field_exponent": ("#D55E00", "--"),
+}
 """Figures whose crossing of 0 is drawn as a line: colour and dashes."""
 _WIDTH = 2.2
 """Of these lines, in points."""
@@ -406,7 +411,10 @@ def draw_panel(axes: Axes, found: Diagram, panel: Panel, look: Look, **options: 
             line.set_path_effects([Stroke(linewidth=look.outline, foreground="white"), Normal()])
     for row, column in np.argwhere(found.diverged > 0):
         for colour, width in (("white", 4.0), ("black", 1.6)):
-            mark = {"markeredgewidth": width * look.scale, "markersize": 7.0 * look.scale}
+            mark: dict[str, Any] = {
+                "markeredgewidth": width * look.scale,
+                "markersize": 7.0 * look.scale,
+            }
             axes.plot(x[column], y[row], "x", color=colour, zorder=4, **mark)
     for axis, values_of, places in ((axes.xaxis, found.x, x), (axes.yaxis, found.y, y)):
         some = spread(len(values_of), look.ticks)

@@ -14,6 +14,7 @@ from typing import Any
 from gradlab.compare.jobs import folders, natural, number_of
 from gradlab.errors import BadInput
 from gradlab.record.directory import INFO
+from gradlab.record.keys import flat
 from gradlab.record.reader import glance
 
 NEVER_BEGAN, UNREADABLE = "never began", "unreadable"
@@ -172,7 +173,7 @@ class _View:
     def __init__(self, runs: Sequence[Entry]):
         self.runs = runs
         self.said = [dict(_parsed(run.overrides)) for run in runs]
-        self.flat = [dict(_flat(run.config)) for run in runs]
+        self.flat = [{k: v for k, v in flat(run.config).items() if v != {}} for run in runs]
         sections = {
             key for run in runs for key, node in run.config.items() if isinstance(node, Mapping)
         }
@@ -298,12 +299,3 @@ def _read(text: str) -> Any:
 
 def _irrelevant(key: str) -> bool:
     return any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in IRRELEVANT)
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values; a list is a value."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -22,7 +22,7 @@ from gradlab.compare.page.contents import Arrays, arrays_of
 from gradlab.compare.page.packed import Thinning
 from gradlab.compare.recorded import Recorded, recorded
 from gradlab.compare.runs import Entry, runs_in
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, first_line
 from gradlab.record.directory import ARRAYS, INFO
 
 MOST_CHOSEN = 24
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             return HTTPStatus.NOT_FOUND, "text/plain", words
         except Exception as error:  # noqa: BLE001  (a run that changes while it is read)
             words = f"{type(error).__name__}: {error}"
-            _log.warning("cannot answer %s: %s", address.path, words.splitlines()[0])
+            _log.warning("cannot answer %s: %s", address.path, first_line(words))
             return HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", words
         return HTTPStatus.NOT_FOUND, "text/plain", "nothing here"
 

@@ -92,9 +92,8 @@ def join(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     Raises:
       BadInput: see :func:`place`.
     """
-    own = [argument for argument in arguments if not argument.startswith("-")]
     shows = any(argument.partition("=")[0] in _SHOWS for argument in arguments)
-    if shows or value_of(own, KEY) != "data":
+    if shows or value_of(arguments, KEY) != "data":
         return Company()
     here = place(environment)
     if here is not None:

@@ -39,14 +39,15 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     Raises:
       BadInput: if PATH is not a run, or is given for a sweep or together with a folder.
     """
-    own = [argument for argument in arguments if not argument.startswith("-")]
-    asked = value_of(own, KEY)
+    asked = value_of(arguments, KEY)
     if asked in (None, "", "null"):
         return list(arguments)
     sweep = bool(_MULTIRUN & set(arguments))
-    placed = value_of(own, "hydra.run.dir") is not None
+    placed = value_of(arguments, "hydra.run.dir")
     if asked == "auto":
-        found = None if sweep or placed else _left_unfinished(Path("outputs"), own)
+        found = (
+            None if sweep or placed is not None else _left_unfinished(Path("outputs"), arguments)
+        )
         return list(arguments) if found is None else _resumed(arguments, found)
     if (Path(asked).expanduser() / SWEEP).exists():
         return _resumed_sweep(arguments, Path(asked).expanduser())
@@ -54,9 +55,9 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
         hint = f"{KEY}=auto hydra.sweep.dir=FOLDER, which goes on with each of its runs"
         allowed = f"auto, in a sweep, or the folder of a sweep, which holds {SWEEP}"
         raise BadInput(KEY, asked, allowed, hint)
-    if placed:
+    if placed is not None:
         allowed = f"nothing: the run goes on in its own folder, {asked}"
-        raise BadInput("hydra.run.dir", value_of(own, "hydra.run.dir"), allowed)
+        raise BadInput("hydra.run.dir", placed, allowed)
     return _resumed(arguments, Path(asked).expanduser())
 
 
@@ -116,8 +117,7 @@ def has_ended(run: Any, config: Mapping[str, Any]) -> bool:
 
 def _resumed(arguments: Sequence[str], folder: Path) -> list[str]:
     run = _open(folder)
-    own = [argument for argument in arguments if not argument.startswith("-")]
-    said = {_key(argument) for argument in own}
+    said = set(map(_key, arguments))
     earlier = [
         _filled_in(one)
         for one in run.info.get("overrides", [])
@@ -130,11 +130,10 @@ def _resumed(arguments: Sequence[str], folder: Path) -> list[str]:
 
 
 def _resumed_sweep(arguments: Sequence[str], folder: Path) -> list[str]:
-    own = [argument for argument in arguments if not argument.startswith("-")]
-    said = {_key(argument) for argument in own}
+    said = set(map(_key, arguments))
     if "hydra.sweep.dir" in said:
         allowed = f"nothing: the sweep goes on in its own folder, {folder}"
-        raise BadInput("hydra.sweep.dir", value_of(own, "hydra.sweep.dir"), allowed)
+        raise BadInput("hydra.sweep.dir", value_of(arguments, "hydra.sweep.dir"), allowed)
     flags = [] if _MULTIRUN & set(arguments) else ["-m"]
     overrides, config_dir = _recorded_sweep(folder)
     if config_dir and not any(a.partition("=")[0] in _CONFIG_DIR for a in arguments):
@@ -163,14 +162,14 @@ def _recorded_sweep(folder: Path) -> tuple[list[str], str]:
     return [_filled_in(str(one)) for one in overrides], _filled_in("".join(sources[:1]))
 
 
-def _left_unfinished(root: Path, own: Sequence[str]) -> Path | None:
+def _left_unfinished(root: Path, arguments: Sequence[str]) -> Path | None:
     from gradlab.record.private import scrub
     from gradlab.record.reader import open_run
 
     def asked(overrides: Sequence[str]) -> list[str]:
-        return sorted(one for one in overrides if _key(one) != KEY)
+        return sorted(one for one in overrides if _key(one) != KEY and one[:1] != "-")
 
-    wanted = asked(scrub(list(own)))
+    wanted = asked(scrub(list(arguments)))
     for info in sorted(root.glob("*/*/run.json"), reverse=True):
         try:
             run = open_run(info.parent)
@@ -224,9 +223,9 @@ def _key(argument: str) -> str:
     return found[1] if found else argument
 
 
-def value_of(own: Sequence[str], key: str) -> str | None:
-    """What the overrides ``own`` say of a key last; None if nothing."""
-    values = [m[2] for one in own if (m := _OVERRIDE.fullmatch(one)) and m[1] == key]
+def value_of(arguments: Sequence[str], key: str) -> str | None:
+    """What the overrides among ``arguments`` say of a key last; None if nothing."""
+    values = [m[2] for one in arguments if (m := _OVERRIDE.fullmatch(one)) and m[1] == key]
     if not values:
         return None
     text = values[-1]

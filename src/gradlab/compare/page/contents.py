@@ -85,13 +85,8 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
         "status": "truncated" if run.damage and run.run is not None else entry.status,
         "reason": "; ".join(filter(None, [entry.reason, run.damage]))[:LONGEST_REASON],
         "settings": dict(settings),
-        "model": plain(facts.get("model")),
-        "task": plain(facts.get("task")),
-        "T": plain(facts.get("T")),
-        "readout": plain(facts.get("readout")),
-        "parameters": plain(facts.get("parameters")),
-        "steps_per_second": plain(entry.info.get("steps_per_second")),
-        "probe_overhead": plain(entry.info.get("probe_overhead")),
+        **{k: plain(facts.get(k)) for k in ("model", "task", "T", "readout", "parameters")},
+        **{k: plain(entry.info.get(k)) for k in ("steps_per_second", "probe_overhead")},
         "summary": {name: plain(value) for name, value in entry.summary.items()},
         "baseline": {
             split: {name: plain(value) for name, value in part(baseline, split).items()}
@@ -212,13 +207,8 @@ def _matched(found: Matched) -> dict[str, Any]:
             {
                 "label": level.label,
                 "rows": [
-                    {
-                        "model": row.model,
-                        "hidden": row.hidden,
-                        "parameters": row.parameters,
-                        "runs": row.runs,
-                        "figures": {name: _estimate(value) for name, value in row.figures.items()},
-                    }
+                    row._asdict()
+                    | {"figures": {name: _estimate(one) for name, one in row.figures.items()}}
                     for row in level.rows
                 ],
             }

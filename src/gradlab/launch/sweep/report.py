@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from gradlab.errors import first_line
 from gradlab.launch.resume import KEY, quoted
 from gradlab.launch.session import shown
 
@@ -52,8 +53,7 @@ def report(
     try:
         _report(folder, stream or cast(TextIO, sys.stdout), refused, jobs or ())
     except Exception as error:  # noqa: BLE001  (whatever it is, the sweep itself is done)
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {lines[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         _log.warning("the sweep cannot be reported (%s); its runs are not affected", reason)
 
 
@@ -174,7 +174,7 @@ def _settings(run: Entry, differ: Mapping[str, Sequence[Any]], index: int) -> st
 
 def _ending(run: Entry) -> str:
     """Status and reason in one line; the reason alone where it begins with the status."""
-    reason = run.reason.splitlines()[0] if run.reason else ""
+    reason = first_line(run.reason)
     if reason.startswith(run.status):
         return reason
     return f"{run.status}: {reason}" if reason else run.status

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from gradlab.compare.jobs import ENDED, Standing, folders, standing
+from gradlab.compare.jobs import ENDED, INFO, Standing, folders, standing
 from gradlab.launch.sweep.jobs import name_of
 from gradlab.launch.sweep.notes import Note, read_notes
-from gradlab.record.directory import INFO
 
 ORDER = ("finished", "diverged", "running", "starting")
 """What is told first, and in this order."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.compare.groups import model_of
 from gradlab.compare.jobs import ENDED as ENDED
 from gradlab.compare.jobs import FINISHED
 from gradlab.compare.recorded import Recorded, recorded
@@ -117,7 +116,7 @@ def setting(run: Recorded, key: str) -> Any:
     ``task`` is the name of the task's class in lower case. None where there is no such key.
     """
     if key == "model":
-        return model_of(run.entry) or None
+        return run.entry.model or None
     if key == "task":
         return str(run.entry.facts.get("task", "")).lower() or None
     return at(run.entry.config, key)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,13 +36,13 @@ class Group:
     @property
     def model(self) -> str:
         """The model, as the command line has it; empty where that is not known."""
-        return str(self.values.get(MODEL) or model_of(self.runs[0].entry))
+        return str(self.values.get(MODEL) or self.runs[0].entry.model)
 
     @property
     def label(self) -> str:
         """What tells it from the others, as ``LSTM, forget_bias = 1``; or the model."""
-        words = [ACRONYMS.get(self.model, self.model)] if MODEL in self.values else []
-        return ", ".join([*words, *self.settings]) or ACRONYMS.get(self.model, self.model) or "runs"
+        words = [called(self.model)] if MODEL in self.values else []
+        return ", ".join([*words, *self.settings]) or called(self.model) or "runs"
 
     @property
     def settings(self) -> list[str]:
@@ -114,29 +112,9 @@ def final(run: Recorded, name: str) -> float:
     return run.last(name)
 
 
-def model_of(entry: Entry) -> str:
-    """The model's name, as the command line has it; empty where that is not known."""
-    return str(entry.facts.get("model") or "")
-
-
-def length_of(entry: Entry) -> float:
-    """T in timesteps; NaN where that is not known."""
-    found = entry.facts.get("T")
-    return float(found) if isinstance(found, int | float) else math.nan
-
-
-def task_of(entry: Entry) -> str:
-    """The task in words: ``Adding, T = 100``; empty where that is not known."""
-    facts = entry.facts
-    words = [str(facts["task"])] if facts.get("task") else []
-    return ", ".join(words + ([f"T = {facts['T']}"] if facts.get("T") else []))
-
-
-def problem_of(entry: Entry) -> str:
-    """What two runs have in common whose losses compare: the same data of the same length."""
-    facts = entry.facts
-    told = [facts.get("task"), facts.get("T"), facts.get("readout"), entry.config.get("task")]
-    return json.dumps(told, sort_keys=True, default=str)
+def called(model: str) -> str:
+    """A model as prose calls it."""
+    return called(model)
 
 
 def _seed(run: Recorded, index: int) -> Any:

@@ -8,15 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradlab.compare.groups import (
-    ACRONYMS,
     MODEL,
     by_settings,
-    model_of,
-    problem_of,
+    called,
     settings_of_course,
     short,
     shown,
-    task_of,
 )
 from gradlab.compare.jobs import FINISHED
 from gradlab.compare.runs import SEED, Entry, part, same
@@ -108,25 +105,24 @@ def _cells(runs: Sequence[Entry]) -> list[_Cell]:
         differ.pop(key, None)
     own = {key for key, values in differ.items() if any(value is None for value in values)}
     wanted = figures_of(runs)
-    several = len({problem_of(run) for run in runs}) > 1
+    several = len({run.problem for run in runs}) > 1
     cells = []
-    for settings, those in by_settings(
-        differ, runs, lambda run: (model_of(run), run.hidden, problem_of(run))
-    ):
+    told_apart = by_settings(differ, runs, lambda run: (run.model, run.hidden, run.problem))
+    for settings, those in told_apart:
         first = those[0]
         alone = [_equals(names, settings, key) for key in settings if key in own]
         row = Sized(
-            ", ".join([model_of(first), *(words for words in alone if words)]),
+            ", ".join([first.model, *(words for words in alone if words)]),
             first.hidden,
             first.parameters,
             len(those),
             {name: estimate(run.figure(name) for run in those) for name in wanted},
         )
         told = {key: same(value) for key, value in settings.items() if key not in own}
-        words = [task_of(first)] if several else []
+        words = [first.task] if several else []
         words += [_equals(names, settings, key) for key in told if key not in TASK]
-        where = (problem_of(first), *told.values())
-        cells.append(_Cell(where, ", ".join(words), model_of(first), row, those))
+        where = (first.problem, *told.values())
+        cells.append(_Cell(where, ", ".join(words), first.model, row, those))
     return cells
 
 
@@ -191,7 +187,7 @@ def _no_hidden(cells: Sequence[_Cell]) -> str:
     if len(models) < 2:
         return _one_model(models)
     sizes = "; ".join(
-        f"{_called(model)}: H = {', '.join(map(str, _sizes(cells, model)))}" for model in models
+        f"{called(model)}: H = {', '.join(map(str, _sizes(cells, model)))}" for model in models
     )
     return (
         f"No two models of one size have all other settings equal ({sizes}). "
@@ -206,7 +202,7 @@ def _no_parameters(cells: Sequence[_Cell]) -> str:
     if not any(cell.row.parameters for cell in cells):
         return "The runs did not record how many parameters they have."
     counts = "; ".join(
-        f"{_called(cell.base)} {cell.row.parameters:,} at H = {cell.row.hidden}"
+        f"{called(cell.base)} {cell.row.parameters:,} at H = {cell.row.hidden}"
         for cell in {(c.base, c.row.hidden): c for c in cells}.values()
     )
     within = f"within {TOLERANCE:.0%}".replace("%", " %")
@@ -236,7 +232,7 @@ def _foretold(cells: Sequence[_Cell]) -> str:
             counts = {H: parameters_of(model, H, *fit, L) for H in sizes}
             H = min(counts, key=lambda size: abs(counts[size] - goal.row.parameters))
             told.append(f"model={model} model.hidden={H} ({counts[H]:,})")
-    return f"To match the {_called(goal.base)}'s {goal.row.parameters:,}, run {' and '.join(told)}."
+    return f"To match the {called(goal.base)}'s {goal.row.parameters:,}, run {' and '.join(told)}."
 
 
 def parameters_of(model: str, hidden: int, features: int, outputs: int, layers: int = 1) -> int:
@@ -268,13 +264,13 @@ def _widths(counts: Sequence[tuple[str, int, int]], layers: int) -> tuple[int, i
 
 def _is_plain(run: Entry) -> bool:
     model = part(run.config, "model")
-    return model_of(run) in BLOCKS and not model.get("bidirectional")
+    return run.model in BLOCKS and not model.get("bidirectional")
 
 
 def _one_model(models: Sequence[str]) -> str:
     if not models:
         return "No run has finished."
-    return f"There is one model only, {_called(models[0])}; a sweep over model= gives more."
+    return f"There is one model only, {called(models[0])}; a sweep over model= gives more."
 
 
 # --- small things ---------------------------------------------------------------------------------
@@ -286,10 +282,6 @@ def _label(words: str, cell: _Cell) -> str:
 
 def _equals(names: Mapping[str, str], settings: Mapping[str, Any], key: str) -> str:
     return "" if settings[key] is None else f"{names[key]} = {shown(settings[key])}"
-
-
-def _called(model: str) -> str:
-    return ACRONYMS.get(model, model)
 
 
 def _models(cells: Sequence[_Cell]) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.runs import SEED, Entry, settings_that_differ
+from gradlab.compare.runs import SEED, Entry, is_number, settings_that_differ
 from gradlab.compare.table import as_csv
 from gradlab.record.shard import replace
 
@@ -158,7 +158,7 @@ def diagram(runs: Sequence[Entry]) -> Diagram | None:
     """
     differ = settings_that_differ(runs)
     differ.pop(SEED, None)
-    if len(differ) != 2 or not all(_numeric(values) for values in differ.values()):
+    if len(differ) != 2 or not all(is_number(v) for values in differ.values() for v in values):
         return None
     (x_key, x), (y_key, y) = differ.items()
     runs_of = _counts(x, y, [True] * len(runs))
@@ -249,10 +249,6 @@ def is_geometric(values: np.ndarray) -> bool:
 
 
 # --- from runs to cells ---------------------------------------------------------------------------
-
-
-def _numeric(values: Sequence[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def _sums(

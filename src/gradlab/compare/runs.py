@@ -76,6 +76,29 @@ class Entry:
         return part(self.info, "facts")
 
     @property
+    def model(self) -> str:
+        """The model's name, as the command line has it; empty where that is not known."""
+        return str(self.facts.get("model") or "")
+
+    @property
+    def length(self) -> float:
+        """T in timesteps; NaN where that is not known."""
+        found = self.facts.get("T")
+        return float(found) if isinstance(found, int | float) else math.nan
+
+    @property
+    def task(self) -> str:
+        """The task in words: ``Adding, T = 100``; empty where that is not known."""
+        words = [str(self.facts["task"])] if self.facts.get("task") else []
+        return ", ".join(words + ([f"T = {self.facts['T']}"] if self.facts.get("T") else []))
+
+    @property
+    def problem(self) -> str:
+        """What two runs have in common whose losses compare: the same data of the same length."""
+        told = [self.facts.get(key) for key in ("task", "T", "readout")]
+        return json.dumps([*told, self.config.get("task")], sort_keys=True, default=str)
+
+    @property
     def layers(self) -> int:
         """How many layers the model has; 0 where that is not known."""
         return _whole(part(self.config, "model").get("layers"))
@@ -144,9 +167,14 @@ def settings_that_differ(runs: Sequence[Entry]) -> dict[str, list[Any]]:
 
 def same(value: Any) -> Any:
     """What two values have in common that are the same setting; can be a key of a dict."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         return float(value)
     return value if isinstance(value, str | bool | None) else json.dumps(value, sort_keys=True)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def part(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -249,7 +277,7 @@ def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:
 
 
 def _entry(folder: Path, root: Path) -> Entry:
-    name = str(folder.relative_to(root)) if folder != root else folder.name
+    name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
     number = number_of(folder)
     try:
         began = (folder / INFO).exists()

@@ -20,7 +20,7 @@ from gradlab.compare.figures.bands import (
     units_of,
 )
 from gradlab.compare.figures.style import DOTTED, Page, add_keys, key_of, level, new_page
-from gradlab.compare.groups import Group, counted, length_of
+from gradlab.compare.groups import Group, counted
 from gradlab.record.figures.common import GREY
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def metric(shown: Shown) -> Page | None:
 
 def horizon(shown: Shown) -> Page | None:
     """How far back the gradient reaches: the lag at which it has fallen by e; T dotted."""
-    lengths = {length_of(run.entry) for group in shown.groups for run in counted(group.runs)}
+    lengths = {run.entry.length for group in shown.groups for run in counted(group.runs)}
     T = lengths.pop() if len(lengths) == 1 else math.nan
     return _of_each_layer(shown, "memory_horizon", "memory horizon (timesteps)", T, logs=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradlab.compare import phase_diagram
 from gradlab.compare.figures.bands import Shown
-from gradlab.compare.figures.style import Page, add_legend, new_page, safe
+from gradlab.compare.figures.style import Page, add_legend, new_grid, safe
 from gradlab.compare.phase_diagram import PAPER, name_of
 
 LABELS = {
@@ -22,22 +22,13 @@ def page(shown: Shown) -> Page | None:
     wanted = found.panels() if found is not None else []
     if found is None or not wanted:
         return None
-    across = min(len(wanted), 2)
-    down = -(-len(wanted) // across)
-    figure, grid = new_page(across, down, height=1.9, sharex=True, sharey=True)
+    across, up = (safe(name_of(key)) for key in found.keys)
+    figure, grid = new_grid(len(wanted), 2, across, up, height=1.9, sharex=True, sharey=True)
     figure.get_layout_engine().set(wspace=0.06)
-    for axes, panel in zip(grid.ravel(), wanted, strict=False):
+    for axes, panel in zip(grid, wanted, strict=True):
         bar = phase_diagram.draw_panel(axes, found, panel, PAPER, pad=0.02)
         bar.set_label(LABELS[panel.name])
         bar.outline.set_linewidth(0.6)
-    for unused in grid.ravel()[len(wanted) :]:
-        unused.remove()
-    for axes in grid[:, 0]:
-        axes.set_ylabel(safe(name_of(found.keys[1])))
-    for index, axes in enumerate(grid.ravel()[: len(wanted)]):
-        if index + across >= len(wanted):
-            axes.set_xlabel(safe(name_of(found.keys[0])))
-            axes.tick_params(labelbottom=True)
     if keys := phase_diagram.keys_of(found, PAPER):
         add_legend(figure, keys)
     return Page(figure, phase_diagram.table_rows(found))

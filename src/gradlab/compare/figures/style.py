@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.groups import ACRONYMS, MODEL, Group, shown
+from gradlab.compare.groups import ACRONYMS, MODEL, Group, called, shown
 from gradlab.compare.phase_diagram import is_geometric, name_of
-from gradlab.compare.runs import same
+from gradlab.compare.runs import is_number, same
 from gradlab.compare.table import as_csv
 from gradlab.record.figures.common import GREY, PALETTE, spread
 from gradlab.record.shard import replace
@@ -137,6 +137,31 @@ def new_page(across: int = 1, down: int = 1, *, height: float = 1.95, **options:
     return figure, figure.subplots(down, across, squeeze=False, **options)
 
 
+def new_grid(
+    count: int, most: int, across: str, up: str, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels, at most ``most`` side by side, and the words at its edges.
+
+    Args:
+      count: of the panels.
+      most: in a row.
+      across: what is along the horizontal axes; said below the lowest panels.
+      up: what is along the vertical axes; said at the left.
+      **options: of :func:`new_page`.
+    """
+    columns = min(count, most)
+    figure, grid = new_page(columns, -(-count // columns), **options)
+    panels = list(grid.ravel())
+    for unused in panels[count:]:
+        unused.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(up)
+    for axes in panels[:count][-columns:]:
+        axes.set_xlabel(across)
+        axes.tick_params(labelbottom=True)
+    return figure, panels[:count]
+
+
 def add_keys(page: Figure, axes_of: Sequence[Axes], looks: Looks, more: Sequence[Any] = ()) -> None:
     """The legend over the panels, and the colour bar beside them."""
     from matplotlib.cm import ScalarMappable
@@ -244,7 +269,7 @@ def _by_number(groups: Sequence[Group], key: str) -> Looks:
     colours = _colours()
     found = [Look(colours(norm(v)), d, "") for v, d in zip(values, dashes, strict=True)]
     names = [
-        (safe(ACRONYMS.get(model, model)), Look(GREY, DASHES[place], ""))
+        (safe(called(model)), Look(GREY, DASHES[place], ""))
         for place, model in enumerate(models if several else [])
     ]
     return Looks(found, names, (norm, safe(name_of(key)), np.unique(values)))
@@ -259,7 +284,7 @@ def _by_word(groups: Sequence[Group], key: str) -> Looks:
     }
     other = Look("#CCCCCC", "-", "")
     found = [looks.get(shown(group.values[key]), other) for group in groups]
-    names = [(safe(ACRONYMS.get(word, word)), look) for word, look in looks.items()]
+    names = [(safe(called(word)), look) for word, look in looks.items()]
     if len(named) < len(words):
         names.append((f"{len(words) - len(named)} others", other))
     return Looks(found, names)
@@ -267,8 +292,7 @@ def _by_word(groups: Sequence[Group], key: str) -> Looks:
 
 def _is_number(groups: Sequence[Group], key: str) -> bool:
     values = [group.values[key] for group in groups]
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    return numbers and len(set(values)) > 2
+    return all(map(is_number, values)) and len(set(values)) > 2
 
 
 def _colours() -> Any:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.runs import SEED, Entry, same, settings_that_differ
+from gradlab.compare.runs import SEED, Entry, is_below, same, settings_that_differ
 
 MODEL = "model"
 MEASURING = ("probe", "trainer.log_every", "trainer.log_per_decade")
@@ -87,7 +87,7 @@ def settings_of_course(runs: Sequence[Entry]) -> dict[str, list[Any]]:
     return {
         key: values
         for key, values in settings_that_differ(runs).items()
-        if not any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in MEASURING)
+        if not is_below(key, MEASURING)
     }
 
 

@@ -92,9 +92,10 @@ def matched(runs: Sequence[Entry]) -> tuple[Matched, Matched]:
     """
     cells = _cells([run for run in runs if run.status == FINISHED and run.hidden])
     by_hidden, by_parameters = _by_hidden(cells), _by_parameters(cells)
+    few = "" if _models(cells) > 1 else _one_model([cell.base for cell in cells])
     return (
-        Matched("hidden size", by_hidden, "" if by_hidden else _no_hidden(cells)),
-        Matched("parameters", by_parameters, "" if by_parameters else _no_parameters(cells)),
+        Matched("hidden size", by_hidden, "" if by_hidden else few or _no_hidden(cells)),
+        Matched("parameters", by_parameters, "" if by_parameters else few or _no_parameters(cells)),
     )
 
 
@@ -183,9 +184,7 @@ def _places(cells: Sequence[_Cell]) -> list[list[_Cell]]:
 
 
 def _no_hidden(cells: Sequence[_Cell]) -> str:
-    models = list(dict.fromkeys(cell.base for cell in cells))
-    if len(models) < 2:
-        return _one_model(models)
+    models = dict.fromkeys(cell.base for cell in cells)
     sizes = "; ".join(
         f"{called(model)}: H = {', '.join(map(str, _sizes(cells, model)))}" for model in models
     )
@@ -196,9 +195,6 @@ def _no_hidden(cells: Sequence[_Cell]) -> str:
 
 
 def _no_parameters(cells: Sequence[_Cell]) -> str:
-    models = list(dict.fromkeys(cell.base for cell in cells))
-    if len(models) < 2:
-        return _one_model(models)
     if not any(cell.row.parameters for cell in cells):
         return "The runs did not record how many parameters they have."
     counts = "; ".join(

@@ -205,7 +205,9 @@ class _View:
         sections = {
             key for run in runs for key, node in run.config.items() if isinstance(node, Mapping)
         }
-        said = dict.fromkeys(key for one in self.said for key in one if not _irrelevant(key))
+        said = dict.fromkeys(
+            key for one in self.said for key in one if not is_below(key, IRRELEVANT)
+        )
         self.groups = [key for key in said if key in sections or "/" in key]
         self.groups += [key for key in ("experiment", "model") if key not in self.groups]
         self.asked = [*self.groups, *(key for key in said if key not in self.groups)]
@@ -232,7 +234,7 @@ class _View:
     def others(self) -> list[str]:
         """Keys of the configurations that nobody asked for."""
         keys = dict.fromkeys(key for flat in self.flat for key in flat)
-        return [key for key in keys if key not in self.asked and not _irrelevant(key)]
+        return [key for key in keys if key not in self.asked and not is_below(key, IRRELEVANT)]
 
     def belongs_to_a_group(self, key: str, found: Mapping[str, Any]) -> bool:
         """Whether ``key`` differs only since options of a group that differs have it or not.
@@ -325,5 +327,6 @@ def _read(text: str) -> Any:
         return known.get(text.lower(), text.strip("'"))
 
 
-def _irrelevant(key: str) -> bool:
-    return any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in IRRELEVANT)
+def is_below(key: str, tops: Iterable[str]) -> bool:
+    """Whether a key, or a group, is one of ``tops`` or lies below one."""
+    return any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in tops)

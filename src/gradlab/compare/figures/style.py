@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,18 +234,15 @@ def _cell(value: Any) -> Any:
 def _each(groups: Sequence[Group]) -> Looks:
     models = places_of([group.model for group in groups])
     by_model = len(groups) > 0 and MODEL in groups[0].values and len(models) > 1
-    variants: dict[str, int] = {}
+    variants = Counter[str]()
     found = []
     for index, group in enumerate(groups):
+        place = variant = index
         if by_model:
-            place, variant = models[group.model], variants.get(group.model, 0)
-            variants[group.model] = variant + 1
-            one_each = len(models) == len(groups)
-            dashes = DASHES[(place if one_each else variant) % len(DASHES)]
-            marker = MARKERS[(place if one_each else variant) % len(MARKERS)]
-        else:
-            place, dashes = index, DASHES[index % len(DASHES)]
-            marker = MARKERS[index % len(MARKERS)]
+            place = models[group.model]
+            variant = place if len(models) == len(groups) else variants[group.model]
+            variants[group.model] += 1
+        dashes, marker = DASHES[variant % len(DASHES)], MARKERS[variant % len(MARKERS)]
         found.append(Look(COLOURS[place % len(COLOURS)], dashes, marker))
     return Looks(found, [(safe(g.label), look) for g, look in zip(groups, found, strict=True)])
 

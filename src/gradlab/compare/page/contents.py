@@ -127,8 +127,7 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
         )
     if damaged := [run.entry.name for run in runs if run.run is not None and run.damage]:
         words.append(f"{_of(damaged)} lost a part of the arrays; what is whole is shown.")
-    cut = _thinned(limits)
-    if cut:
+    if cut := _thinned(limits):
         words.append(
             f"Thinned to keep this page small: at most {cut} are on it, evenly spread, both ends "
             "included. Values are the recorded ones, none is averaged; the run directories hold "
@@ -181,17 +180,11 @@ def _series(run: Recorded, limits: Thinning, to: Packing) -> Iterator[tuple[str,
 
 
 def _thinned(limits: Thinning) -> str:
-    parts = []
-    if limits.steps:
-        parts.append(f"{limits.steps} training steps")
-    if limits.lags:
-        parts.append(f"{limits.lags} lags")
-    words = f"{' and '.join(parts)} of each curve" if parts else ""
-    if limits.rows:
-        words += (
-            " and " if words else ""
-        ) + f"{limits.rows} training steps of each loss and figure"
-    return words
+    counts = {"training steps": limits.steps, "lags": limits.lags}
+    parts = [f"{most} {what}" for what, most in counts.items() if most]
+    words = [f"{' and '.join(parts)} of each curve"] if parts else []
+    words += [f"{limits.rows} training steps of each loss and figure"] if limits.rows else []
+    return " and ".join(words)
 
 
 def _of(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -76,7 +77,8 @@ def _report(
         _failures(runs, refused, console)
     unfinished = [run for run in failed if run.status in UNFINISHED]
     if unfinished and len(runs) > 1:
-        _print(console, f"\nto go on with the {_count(len(unfinished))} unfinished:")
+        count = "one" if len(unfinished) == 1 else len(unfinished)
+        _print(console, f"\nto go on with the {count} unfinished:")
         _print(console, f"  {_going_on(folder)}", style="bold")
     if written:
         _print(console, "")
@@ -140,9 +142,8 @@ def _numbers(runs: Sequence[Entry], folder: Path, console: Console) -> list[Path
 
 def _heading(runs: Sequence[Entry]) -> str:
     """``sweep of 8 runs: 6 finished, 1 diverged, 1 crashed``."""
-    counts: dict[str, int] = {"finished": 0}
-    for run in runs:
-        counts[run.status] = counts.get(run.status, 0) + 1
+    counts = Counter({"finished": 0})
+    counts.update(run.status for run in runs)
     words = ", ".join(f"{count} {status}" for status, count in counts.items())
     return f"sweep of {len(runs)} runs: {words}"
 
@@ -192,7 +193,3 @@ def _print(console: Console, text: str, style: str = "") -> None:
     from rich.text import Text
 
     console.print(Text(text, style=style), soft_wrap=True)
-
-
-def _count(number: int) -> str:
-    return "one" if number == 1 else str(number)

@@ -1,7 +1,7 @@
 """One run over several processes, with ``trainer.mesh=data``: how they meet, and who does what.
 
 The first process is the one that the user sees: it composes the configuration, makes the run
-directory and records. It tells the others what to build and where to go on (:meth:`Company.lead`);
+directory and records. It tells the others what to build and where to resume (:meth:`Company.lead`);
 they take part in the steps and neither read nor write anything (:meth:`Company.follow`).
 """
 
@@ -197,7 +197,7 @@ class Company:
           job: arguments of :func:`gradlab.launch.build.build`.
 
         Returns:
-          A function of the position that is gone on from.
+          A function of the position that the run is resumed from.
         """
 
         @contextlib.contextmanager

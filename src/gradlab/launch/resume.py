@@ -1,4 +1,4 @@
-"""``trainer.resume``: from a run directory, or a sweep's, to the command that goes on with it."""
+"""``trainer.resume``: from a run directory, or a sweep's, to the command that resumes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FREE = (
     *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", "trainer.mesh"),
     *("trainer.test_lengths", KEY, "objective", "record"),
 )
-"""What may be changed when a run goes on; the curves before and after fit together all the same."""
+"""What may be changed when a run is resumed; the curves before and after fit together still."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}
 _CONFIG_DIR = ("--config-dir", "-cd")
@@ -27,11 +27,11 @@ SWEEP = "multirun.yaml"
 
 
 def with_resumed(arguments: Sequence[str]) -> list[str]:
-    """The command line that goes on with a run, if ``arguments`` ask for that.
+    """The command line that resumes a run, if ``arguments`` ask for that.
 
     ``trainer.resume=PATH`` takes the overrides of that run, then those given, and its folder. If
-    PATH is the folder of a sweep, it is launched again, as it was; its jobs go on or begin, and
-    those that have finished end at once.
+    PATH is the folder of a sweep, it is launched again, as it was; its jobs are resumed or begin,
+    and those that have finished end at once.
     ``trainer.resume=auto`` does so with the newest run in ``outputs/`` that the same overrides
     left unfinished, unless ``hydra.run.dir`` says where to look, or it is a sweep; if there is
     none, the run begins.
@@ -79,15 +79,15 @@ def requeued() -> bool:
 
 
 def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False):
-    """The run in ``folder`` that ``trainer.resume`` asks to go on with; None to begin a new one.
+    """The run in ``folder`` that ``trainer.resume`` asks to resume; None to begin a new one.
 
     Args:
       config: the composed configuration, as plain dicts.
       folder: the run directory of this job.
-      again: whether the job was begun before, so that it goes on without being asked to.
+      again: whether the job was begun before, so that it is resumed unasked.
 
     Raises:
-      BadInput: if the run cannot be gone on with, or not with this configuration.
+      BadInput: if the run cannot be resumed, or not with this configuration.
     """
     from gradlab.record.directory import INFO
     from gradlab.record.private import scrub

@@ -1,4 +1,4 @@
-"""Sweeps whose jobs run in other processes, and sweeps that are gone on with by their folder."""
+"""Sweeps whose jobs run in other processes, and sweeps that are resumed by their folder."""
 
 from __future__ import annotations
 

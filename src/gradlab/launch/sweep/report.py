@@ -1,4 +1,4 @@
-"""What the user sees at the end of a sweep: the table, what failed and why, and how to go on."""
+"""What is seen at the end of a sweep: the table, what failed and why, and how to resume it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradlab.compare.runs import Entry
 
 UNFINISHED = ("crashed", "killed", "interrupted", "never began")
-"""A run with one of these statuses can be gone on with, or begun."""
+"""A run with one of these statuses can be resumed, or begun."""
 MOST_NAMED = 20
 """Most failures that are listed one by one."""
 PLAIN_WIDTH = 160
@@ -79,7 +79,7 @@ def _report(
     if unfinished and len(runs) > 1:
         count = "one" if len(unfinished) == 1 else len(unfinished)
         _print(console, f"\nto go on with the {count} unfinished:")
-        _print(console, f"  {_going_on(folder)}", style="bold")
+        _print(console, f"  {_resuming(folder)}", style="bold")
     if written:
         _print(console, "")
     for path in written:
@@ -181,8 +181,8 @@ def _ending(run: Entry) -> str:
     return f"{run.status}: {reason}" if reason else run.status
 
 
-def _going_on(folder: Path) -> str:
-    """The command that goes on with what is unfinished in a sweep."""
+def _resuming(folder: Path) -> str:
+    """The command that resumes what is unfinished in a sweep."""
     path = shown(folder)
     if not all(c.isalnum() or c in "/._-~:%+@" for c in path):  # Hydra's grammar wants quotes
         path = quoted(path)

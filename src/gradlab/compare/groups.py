@@ -114,7 +114,7 @@ def final(run: Recorded, name: str) -> float:
 
 def called(model: str) -> str:
     """A model as prose calls it."""
-    return called(model)
+    return ACRONYMS.get(model, model)
 
 
 def _seed(run: Recorded, index: int) -> Any:

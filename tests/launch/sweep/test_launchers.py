@@ -219,6 +219,7 @@ def test_jobs_are_found_below_any_subfolder_and_named_by_what_sets_them_apart(tm
     assert name_of(2, JOBS) == "job 2 (seed=2)"
     assert name_of(0, JOBS[:1]) == "job 0 (model=rnn seed=0)"
     assert name_of(7, JOBS) == "job 7"
+    assert name_of(None, JOBS, tmp_path / "rnn/1/x") == "job x"
 
 
 # A job that is begun again, and a sweep that is.

@@ -138,9 +138,7 @@ def new_page(across: int = 1, down: int = 1, *, height: float = 1.95, **options:
     return figure, figure.subplots(down, across, squeeze=False, **options)
 
 
-def new_grid(
-    count: int, most: int, across: str, up: str, **options: Any
-) -> tuple[Figure, list[Axes]]:
+def new_grid(count: int, most: int, across: str, up: str, **options: Any) -> tuple[Any, list[Axes]]:
     """A figure with ``count`` panels, at most ``most`` side by side, and the words at its edges.
 
     Args:

@@ -18,8 +18,7 @@ from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number
 from gradlab.claims.sweep import ENDED, Sweep, baseline, parameters
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.table import estimate
-from gradlab.compare.welch import Difference, difference
+from gradlab.compare.statistics import Difference, difference, estimate
 from gradlab.record.figures.common import BLUE, GREEN, GREY, ORANGE, new_figure
 
 PLACE = 7

@@ -16,7 +16,7 @@ from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number, power, spread
 from gradlab.claims.sweep import ENDED, Sweep, baseline, curve, over_seeds, setting
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.table import estimate
+from gradlab.compare.statistics import estimate
 from gradlab.record.figures.common import BLUE, DASHES, GREY, LAG, ORANGE, new_figure, step_colours
 
 PLACE = 6

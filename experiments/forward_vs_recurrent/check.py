@@ -14,7 +14,7 @@ from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number, spread
 from gradlab.claims.sweep import Sweep, baseline, over_seeds, parameters, setting
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.table import Estimate
+from gradlab.compare.statistics import Estimate
 from gradlab.errors import BadInput
 from gradlab.record.figures.common import BLUE, GREY, ORANGE, new_figure
 

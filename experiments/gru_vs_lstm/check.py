@@ -13,7 +13,7 @@ from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number, spread
 from gradlab.claims.sweep import Sweep, baseline, curve, over_seeds, parameters
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.welch import difference
+from gradlab.compare.statistics import difference
 from gradlab.record.figures.common import DASHES, GREEN, LAG, ORANGE, new_figure
 
 PLACE = 5

@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gradlab.claims.command import main
-from gradlab.claims.decay import decay
 from gradlab.claims.finding import Finding, number, power, spread
 from gradlab.claims.sweep import Sweep, curve, over_seeds, value
 from gradlab.compare.recorded import Recorded
+from gradlab.compare.statistics import decay
 from gradlab.record.figures.common import BLUE, GREY, LAG, ORANGE, new_figure, panels
 
 PLACE = 2

@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gradlab.claims.command import main
-from gradlab.claims.decay import Decay, decay
 from gradlab.claims.finding import Finding, number, power, spread
 from gradlab.claims.sweep import Sweep, baseline, curve, over_seeds
 from gradlab.compare.recorded import Recorded
+from gradlab.compare.statistics import Decay, decay
 from gradlab.record.figures.common import BLUE, DASHES, GREY, LAG, ORANGE, new_figure
 
 PLACE = 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradlab.claims.decay import decay
+from gradlab.compare.statistics import decay
 
 
 def test_an_exponential_is_found_exactly():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradlab.claims.finding import Finding, number, power, spread
-from gradlab.compare.table import Estimate
+from gradlab.compare.statistics import Estimate
 
 
 @pytest.mark.parametrize(

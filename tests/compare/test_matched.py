@@ -10,7 +10,7 @@ from flax import nnx
 
 from gradlab.compare.matched import TOLERANCE, matched, parameters_of
 from gradlab.compare.runs import runs_in
-from gradlab.compare.table import estimate
+from gradlab.compare.statistics import estimate
 from tests.compare.recordings import CELLS
 from tests.compare.sweeps import make_run
 

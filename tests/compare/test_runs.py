@@ -36,6 +36,17 @@ def test_names_that_are_no_numbers_are_ordered_by_what_hydra_recorded(tmp_path):
     assert names == ["deep/b", "deep/c", "deep/a", "deep/x2", "deep/x10"]
 
 
+def test_the_number_that_hydra_wrote_comes_before_the_folders_name(tmp_path):
+    for number, name in enumerate(("08", "3", "a/7", "1_5")):
+        begun(tmp_path / name, number=number)
+    found = runs_in(tmp_path)
+    assert [run.name for run in found] == ["08", "3", "a/7", "1_5"]
+    assert [run.number for run in found] == [0, 1, 2, 3]
+    other = tmp_path / "3" / ".hydra" / "hydra.yaml"
+    other.write_text("hydra:\n  launcher:\n    num: 9\n  job:\n    env_set: {}\n")
+    assert {run.name: run.number for run in runs_in(tmp_path)}["3"] == 3
+
+
 def test_a_run_is_read_with_what_it_recorded(tmp_path):
     make_run(tmp_path / "0", ["seed=3"], {"val/loss": 0.5, "test/loss": float("nan")})
     (run,) = runs_in(tmp_path)

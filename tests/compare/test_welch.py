@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gradlab.compare.table import estimate
-from gradlab.compare.welch import difference, mean, paired, rank_correlation
+from gradlab.compare.statistics import difference, estimate, mean, paired, rank_correlation
 
 
 def samples(seed, *sizes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gradlab.compare.table import Estimate
+from gradlab.compare.statistics import Estimate
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.compare.groups import model_of
+from gradlab.compare.jobs import ENDED as ENDED
+from gradlab.compare.jobs import FINISHED
 from gradlab.compare.recorded import Recorded, recorded
-from gradlab.compare.runs import part, runs_in, same
-from gradlab.compare.table import Estimate, estimate
+from gradlab.compare.runs import at, runs_in, same
+from gradlab.compare.statistics import Estimate, estimate
 from gradlab.errors import BadInput
-
-FINISHED = ("finished",)
-ENDED = ("finished", "diverged")
-"""Statuses of runs that have come to their end."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Sweep:
         settings: Mapping[str, Any],
         *,
         least: int = 1,
-        ended: Sequence[str] = FINISHED,
+        ended: Sequence[str] = (FINISHED,),
         needs: Iterable[str] = (),
     ) -> list[Recorded]:
         """The runs that have these settings and have ended.
@@ -119,13 +116,10 @@ def setting(run: Recorded, key: str) -> Any:
     ``task`` is the name of the task's class in lower case. None where there is no such key.
     """
     if key == "model":
-        return model_of(run.entry) or None
+        return run.entry.model or None
     if key == "task":
-        return str(part(run.entry.info, "facts").get("task", "")).lower() or None
-    node: Any = run.entry.config
-    for name in key.split("."):
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node
+        return str(run.entry.facts.get("task", "")).lower() or None
+    return at(run.entry.config, key)
 
 
 def over_seeds(runs: Sequence[Recorded], figure: Callable[[Recorded], float]) -> Estimate:
@@ -135,14 +129,12 @@ def over_seeds(runs: Sequence[Recorded], figure: Callable[[Recorded], float]) ->
 
 def baseline(run: Recorded, name: str = "loss", split: str = "test") -> float:
     """What the task's guess without memory scores; NaN where it has no such score."""
-    found = part(part(run.entry.info, "baseline"), split).get(name)
-    return float(found) if isinstance(found, int | float) else float("nan")
+    return run.entry.baseline(f"{split}/{name}")
 
 
 def parameters(run: Recorded) -> int:
     """How many parameters the model has; 0 where that is not known."""
-    found = part(run.entry.info, "facts").get("parameters")
-    return found if isinstance(found, int) else 0
+    return run.entry.parameters
 
 
 def curve(run: Recorded, name: str, row: int = -1, layer: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -8,21 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradlab.compare.groups import (
-    ACRONYMS,
-    DIVERGED,
-    FINISHED,
     MODEL,
     Group,
+    called,
     counted,
     final,
     groups_of,
-    length_of,
-    problem_of,
 )
+from gradlab.compare.jobs import DIVERGED
 from gradlab.compare.recorded import Recorded
 from gradlab.compare.runs import same
-from gradlab.compare.table import Estimate
-from gradlab.compare.welch import mean
+from gradlab.compare.statistics import Estimate, mean
 
 HORIZON, SLOPE = "memory_horizon", "adjoint_slope"
 
@@ -69,7 +65,7 @@ class Contender:
     @property
     def whole(self) -> int:
         """In how many runs the gradient did not fall by e within the sequence."""
-        return sum(final(run, HORIZON) >= length_of(run.entry) for run in self.measured)
+        return sum(final(run, HORIZON) >= run.entry.length for run in self.measured)
 
     @property
     def diverged(self) -> int:
@@ -77,29 +73,23 @@ class Contender:
         return sum(run.entry.status == DIVERGED for run in self.group.runs)
 
     @property
-    def has_finished(self) -> bool:
-        """Whether its numbers are of runs that finished."""
-        return any(run.entry.status == FINISHED for run in self.group.runs)
-
-    @property
     def name(self) -> str:
         """As the owner of a gradient: ``the LSTM's``, ``that with forget_bias = 1``."""
-        with_ = " and ".join(self.group.settings)
-        if MODEL not in self.group.values and with_:
-            return f"that with {with_}"
         model = self.group.model
-        owner = f"the {ACRONYMS.get(model, model)}'s" if model else "their"
-        return f"{owner} with {with_}" if with_ else owner
+        return self._with("that", f"the {called(model)}'s" if model else "their")
 
     @property
     def gradient(self) -> str:
         """``the LSTM's gradient``, ``the gradient with forget_bias = 1``."""
-        with_ = " and ".join(self.group.settings)
-        if MODEL not in self.group.values and with_:
-            return f"the gradient with {with_}"
         model = self.group.model
-        whose = f"the {ACRONYMS.get(model, model)}'s gradient" if model else "the gradient"
-        return f"{whose} with {with_}" if with_ else whose
+        whose = f"the {called(model)}'s gradient" if model else "the gradient"
+        return self._with("the gradient", whose)
+
+    def _with(self, alone: str, whose: str) -> str:
+        """With the settings; these alone say whose it is where the model does not differ."""
+        settings = " and ".join(self.group.settings)
+        named = whose if MODEL in self.group.values else alone
+        return f"{named} with {settings}" if settings else whose
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,7 @@ def field_of(runs: Sequence[Recorded]) -> Field:
     """
     problems: dict[str, list[Recorded]] = {}
     for run in runs:
-        problems.setdefault(problem_of(run.entry), []).append(run)
+        problems.setdefault(run.entry.problem, []).append(run)
     most = max(problems.values(), key=lambda those: (len(those), _length(those)))
     groups = groups_of(most)
     if len(problems) == 1 or len(groups) > 1:
@@ -184,5 +174,5 @@ def _contender(
 
 
 def _length(runs: Sequence[Recorded]) -> float:
-    found = length_of(runs[0].entry)
+    found = runs[0].entry.length
     return found if math.isfinite(found) else 0.0

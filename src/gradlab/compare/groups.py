@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.runs import SEED, Entry, part, same, settings_that_differ
-from gradlab.compare.table import short, shown
+from gradlab.compare.runs import SEED, Entry, is_below, same, settings_that_differ
 
 MODEL = "model"
-FINISHED, DIVERGED = "finished", "diverged"
 MEASURING = ("probe", "trainer.log_every", "trainer.log_per_decade")
 """Keys, and all below them, that say what is measured and when: they change no run's course."""
 ACRONYMS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 """Models that have a name of their own in prose."""
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,13 @@ class Group:
     @property
     def model(self) -> str:
         """The model, as the command line has it; empty where that is not known."""
-        return str(self.values.get(MODEL) or model_of(self.runs[0].entry))
+        return str(self.values.get(MODEL) or self.runs[0].entry.model)
 
     @property
     def label(self) -> str:
         """What tells it from the others, as ``LSTM, forget_bias = 1``; or the model."""
-        words = [ACRONYMS.get(self.model, self.model)] if MODEL in self.values else []
-        return ", ".join([*words, *self.settings]) or ACRONYMS.get(self.model, self.model) or "runs"
+        words = [called(self.model)] if MODEL in self.values else []
+        return ", ".join([*words, *self.settings]) or called(self.model) or "runs"
 
     @property
     def settings(self) -> list[str]:
@@ -60,18 +59,27 @@ def groups_of(runs: Sequence[Recorded]) -> list[Group]:
     differ = settings_of_course([run.entry for run in runs])
     differ.pop(SEED, None)
     names = short(differ)
-    members: dict[tuple[Any, ...], list[int]] = {}
-    for index in range(len(runs)):
-        key = tuple(same(values[index]) for values in differ.values())
-        members.setdefault(key, []).append(index)
-    return [
-        Group(
-            {key: values[rows[0]] for key, values in differ.items()},
-            tuple(runs[row] for row in rows),
-            names,
-        )
-        for rows in members.values()
-    ]
+    return [Group(values, tuple(those), names) for values, those in by_settings(differ, runs)]
+
+
+def by_settings(
+    differ: Mapping[str, Sequence[Any]],
+    runs: Sequence[R],
+    also: Callable[[R], Any] = lambda _: None,
+) -> list[tuple[dict[str, Any], list[R]]]:
+    """Runs by the values of settings, as these first come: the values, and the runs that have them.
+
+    Args:
+      differ: the settings, each with its value in every run.
+      runs: in the same order.
+      also: what else tells runs apart.
+    """
+    found: dict[Any, tuple[dict[str, Any], list[R]]] = {}
+    for index, run in enumerate(runs):
+        values = {key: each[index] for key, each in differ.items()}
+        told = also(run), *map(same, values.values())
+        found.setdefault(told, (values, []))[1].append(run)
+    return list(found.values())
 
 
 def settings_of_course(runs: Sequence[Entry]) -> dict[str, list[Any]]:
@@ -79,7 +87,7 @@ def settings_of_course(runs: Sequence[Entry]) -> dict[str, list[Any]]:
     return {
         key: values
         for key, values in settings_that_differ(runs).items()
-        if not any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in MEASURING)
+        if not is_below(key, MEASURING)
     }
 
 
@@ -104,31 +112,30 @@ def final(run: Recorded, name: str) -> float:
     return run.last(name)
 
 
-def model_of(entry: Entry) -> str:
-    """The model's name, as the command line has it; empty where that is not known."""
-    return str(part(entry.info, "facts").get("model") or "")
-
-
-def length_of(entry: Entry) -> float:
-    """T in timesteps; NaN where that is not known."""
-    found = part(entry.info, "facts").get("T")
-    return float(found) if isinstance(found, int | float) else math.nan
-
-
-def task_of(entry: Entry) -> str:
-    """The task in words: ``Adding, T = 100``; empty where that is not known."""
-    facts = part(entry.info, "facts")
-    words = [str(facts["task"])] if facts.get("task") else []
-    return ", ".join(words + ([f"T = {facts['T']}"] if facts.get("T") else []))
-
-
-def problem_of(entry: Entry) -> str:
-    """What two runs have in common whose losses compare: the same data of the same length."""
-    facts = part(entry.info, "facts")
-    told = [facts.get("task"), facts.get("T"), facts.get("readout"), entry.config.get("task")]
-    return json.dumps(told, sort_keys=True, default=str)
+def called(model: str) -> str:
+    """A model as prose calls it."""
+    return ACRONYMS.get(model, model)
 
 
 def _seed(run: Recorded, index: int) -> Any:
     seed = run.entry.config.get(SEED)
     return (index,) if seed is None else same(seed)
+
+
+def short(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted keys by what is enough of their ends to tell them apart."""
+    keys = list(keys)
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        unique = (end for end in ends if sum(f".{k}".endswith(f".{end}") for k in keys) == 1)
+        names[key] = next(unique, key)
+    return names
+
+
+def shown(value: Any) -> str:
+    """A setting's value in a table."""
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

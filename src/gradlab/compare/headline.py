@@ -18,18 +18,16 @@ from gradlab.compare.contenders import (
     mean_over,
 )
 from gradlab.compare.groups import (
-    DIVERGED,
-    FINISHED,
     MODEL,
     final,
-    length_of,
-    task_of,
+    shown,
 )
+from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.phase_diagram import SUCCESS
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.runs import part
-from gradlab.compare.table import shown, with_interval
-from gradlab.compare.welch import Difference, difference, paired, rank_correlation
+from gradlab.compare.runs import is_number
+from gradlab.compare.statistics import Difference, difference, paired, rank_correlation
+from gradlab.compare.table import with_interval
 
 RESULTS = {"test/accuracy": True, "test/loss": False, "val/loss": False}
 """Results, most wanted first, and whether higher is better."""
@@ -100,7 +98,7 @@ def _nothing(runs: Sequence[Recorded]) -> Headline:
 
 
 def _one(run: Recorded, others: int) -> Headline:
-    horizon, T = final(run, HORIZON), length_of(run.entry)
+    horizon, T = final(run, HORIZON), run.entry.length
     verdict = run.entry.info.get("verdict")
     lines = [str(line) for line in verdict] if isinstance(verdict, list) else []
     model = Contender(field_of([run]).contenders[0].group, {(): (run,)}).gradient
@@ -131,12 +129,9 @@ def _unmeasured(field: Field) -> str:
 def _alone(one: Contender) -> str:
     found = mean_over(one.reach())
     low, high = (math.exp(found.mean + sign * found.half) for sign in (-1, 1))
-    if one.whole:
-        return _sentence(f"{one.gradient} reaches {_far(one)} back ({_seeds([one])})")
-    if not math.isfinite(found.half):
-        return _sentence(f"{one.gradient} reaches {_far(one)} back ({_seeds([one])})")
-    interval = f"[{_steps(low)} to {_steps(high)}]"
-    return _sentence(f"{one.gradient} reaches {_far(one)} {interval} back ({_seeds([one])})")
+    known = not one.whole and math.isfinite(found.half)
+    interval = f" [{_steps(low)} to {_steps(high)}]" if known else ""
+    return _sentence(f"{one.gradient} reaches {_far(one)}{interval} back ({_seeds([one])})")
 
 
 def _answer(ranked: Sequence[Contender]) -> tuple[list[Contender], str]:
@@ -218,11 +213,8 @@ def _after(ranked: Sequence[Contender]) -> Iterable[str]:
     least = min(others, key=lambda one: mean_over(one.reach()).mean)
     rest = f"the shortest reach is {_near(least)}" + ("" if least.group.settings else " steps")
     told = sum(_ratio(first, one).has_interval for one in ranked[1:])
-    if told:
-        words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it"
-        yield _sentence(f"{words}; {rest}")
-    else:
-        yield _sentence(rest)
+    words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it; "
+    yield _sentence(f"{words if told else ''}{rest}")
     yield "The first of many is picked after the fact: its lead is flattered by chance."
 
 
@@ -301,9 +293,8 @@ def _result_of(one: Contender) -> str:
 
 def _against_baseline(one: Contender, name: str, means: Sequence[float]) -> str:
     """The baseline, and whether nobody beats it."""
-    split, _, figure = name.partition("/")
-    guess = part(part(one.runs[0].entry.info, "baseline"), split).get(figure)
-    if not isinstance(guess, int | float):
+    guess = one.runs[0].entry.baseline(name)
+    if math.isnan(guess):
         return ""
     beaten = [mean > guess if RESULTS[name] else mean < SUCCESS * guess for mean in means]
     which = "neither is" if len(means) > 1 else "it is not"
@@ -313,8 +304,7 @@ def _against_baseline(one: Contender, name: str, means: Sequence[float]) -> str:
 
 def _result(contenders: Sequence[Contender]) -> str | None:
     """The result that is recorded for all of them."""
-    found = (name for name in RESULTS if all(one.values(name) for one in contenders))
-    return next(found, None)
+    return next((name for name in RESULTS if all(one.values(name) for one in contenders)), None)
 
 
 # --- what it rests on -----------------------------------------------------------------------------
@@ -349,7 +339,7 @@ def _basis(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
 
 
 def _every(runs: Sequence[Recorded]) -> Iterable[str]:
-    if any(part(run.entry.info, "facts").get("readout") == "every" for run in runs):
+    if any(run.entry.facts.get("readout") == "every" for run in runs):
         yield (
             "The task has a loss at every step, so each state receives gradient of its own, and "
             "horizons say little about transport through time."
@@ -415,7 +405,7 @@ def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -
     if field.elsewhere:
         used = [one.group.runs[0].entry for one in field.contenders][:1]
         yield (
-            f"Compared within {task_of(used[0])}; the {_number(field.elsewhere, 'run')} of other "
+            f"Compared within {used[0].task}; the {_number(field.elsewhere, 'run')} of other "
             "tasks or lengths do not compare."
         )
     if field.left_out:
@@ -521,7 +511,7 @@ def _slope(value: float) -> str:
 
 
 def _length(one: Contender) -> float:
-    lengths = {length_of(run.entry) for run in one.runs}
+    lengths = {run.entry.length for run in one.runs}
     return next(iter(lengths)) if len(lengths) == 1 else math.nan
 
 
@@ -531,9 +521,8 @@ def _in_words(name: str) -> str:
 
 def _all_of(values: Sequence[Any]) -> str:
     """``0.1 and 0.01``; of many numbers the range."""
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(values) > FEW and len(numbers) == len(values):
-        return f"{shown(min(numbers))} to {shown(max(numbers))} ({len(values)} values)"
+    if len(values) > FEW and all(map(is_number, values)):
+        return f"{shown(min(values))} to {shown(max(values))} ({len(values)} values)"
     return _listed(map(shown, values), most=FEW)
 
 

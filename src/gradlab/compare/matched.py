@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradlab.compare.groups import (
-    ACRONYMS,
-    FINISHED,
     MODEL,
-    model_of,
-    problem_of,
+    by_settings,
+    called,
     settings_of_course,
-    task_of,
+    short,
+    shown,
 )
+from gradlab.compare.jobs import FINISHED
 from gradlab.compare.runs import SEED, Entry, part, same
-from gradlab.compare.table import Estimate, estimate, figures_of, short, shown
+from gradlab.compare.statistics import Estimate, estimate
+from gradlab.compare.table import figures_of
 
 HIDDEN = "model.hidden"
 TOLERANCE = 0.15
@@ -28,7 +29,7 @@ BLOCKS = {"rnn": 1, "lstm": 4, "gru": 3}
 """How many H×(I + H + 1) blocks a cell of gradlab has, of the models whose counts are foretold."""
 
 
-class Row(NamedTuple):
+class Sized(NamedTuple):
     """The finished runs of one model of one size.
 
     Attributes:
@@ -55,7 +56,7 @@ class Level(NamedTuple):
     """
 
     label: str
-    rows: tuple[Row, ...]
+    rows: tuple[Sized, ...]
 
 
 class Matched(NamedTuple):
@@ -78,7 +79,7 @@ class _Cell(NamedTuple):
     where: tuple[Any, ...]
     words: str
     base: str
-    row: Row
+    row: Sized
     runs: Sequence[Entry]
 
 
@@ -89,11 +90,12 @@ def matched(runs: Sequence[Entry]) -> tuple[Matched, Matched]:
     equal stand in one level. Settings that only one of the models has (a forget bias) tell rows
     apart.
     """
-    cells = _cells([run for run in runs if run.status == FINISHED and _hidden(run)])
+    cells = _cells([run for run in runs if run.status == FINISHED and run.hidden])
     by_hidden, by_parameters = _by_hidden(cells), _by_parameters(cells)
+    few = "" if _models(cells) > 1 else _one_model([cell.base for cell in cells])
     return (
-        Matched("hidden size", by_hidden, "" if by_hidden else _no_hidden(cells)),
-        Matched("parameters", by_parameters, "" if by_parameters else _no_parameters(cells)),
+        Matched("hidden size", by_hidden, "" if by_hidden else few or _no_hidden(cells)),
+        Matched("parameters", by_parameters, "" if by_parameters else few or _no_parameters(cells)),
     )
 
 
@@ -104,29 +106,24 @@ def _cells(runs: Sequence[Entry]) -> list[_Cell]:
         differ.pop(key, None)
     own = {key for key, values in differ.items() if any(value is None for value in values)}
     wanted = figures_of(runs)
-    several = len({problem_of(run) for run in runs}) > 1
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for index, run in enumerate(runs):
-        told = tuple(same(values[index]) for values in differ.values())
-        found.setdefault((model_of(run), _hidden(run), problem_of(run), *told), []).append(index)
+    several = len({run.problem for run in runs}) > 1
     cells = []
-    for rows in found.values():
-        first, members = rows[0], [runs[row] for row in rows]
-        settings = {key: values[first] for key, values in differ.items()}
+    told_apart = by_settings(differ, runs, lambda run: (run.model, run.hidden, run.problem))
+    for settings, those in told_apart:
+        first = those[0]
         alone = [_equals(names, settings, key) for key in settings if key in own]
-        model = model_of(runs[first])
-        row = Row(
-            ", ".join([model, *(words for words in alone if words)]),
-            _hidden(runs[first]),
-            _parameters(runs[first]),
-            len(members),
-            {name: estimate(run.figure(name) for run in members) for name in wanted},
+        row = Sized(
+            ", ".join([first.model, *(words for words in alone if words)]),
+            first.hidden,
+            first.parameters,
+            len(those),
+            {name: estimate(run.figure(name) for run in those) for name in wanted},
         )
         told = {key: same(value) for key, value in settings.items() if key not in own}
-        words = [task_of(runs[first])] if several else []
+        words = [first.task] if several else []
         words += [_equals(names, settings, key) for key in told if key not in TASK]
-        where = (problem_of(runs[first]), *told.values())
-        cells.append(_Cell(where, ", ".join(words), model, row, members))
+        where = (first.problem, *told.values())
+        cells.append(_Cell(where, ", ".join(words), first.model, row, those))
     return cells
 
 
@@ -187,11 +184,9 @@ def _places(cells: Sequence[_Cell]) -> list[list[_Cell]]:
 
 
 def _no_hidden(cells: Sequence[_Cell]) -> str:
-    models = list(dict.fromkeys(cell.base for cell in cells))
-    if len(models) < 2:
-        return _one_model(models)
+    models = dict.fromkeys(cell.base for cell in cells)
     sizes = "; ".join(
-        f"{_called(model)}: H = {', '.join(map(str, _sizes(cells, model)))}" for model in models
+        f"{called(model)}: H = {', '.join(map(str, _sizes(cells, model)))}" for model in models
     )
     return (
         f"No two models of one size have all other settings equal ({sizes}). "
@@ -200,13 +195,10 @@ def _no_hidden(cells: Sequence[_Cell]) -> str:
 
 
 def _no_parameters(cells: Sequence[_Cell]) -> str:
-    models = list(dict.fromkeys(cell.base for cell in cells))
-    if len(models) < 2:
-        return _one_model(models)
     if not any(cell.row.parameters for cell in cells):
         return "The runs did not record how many parameters they have."
     counts = "; ".join(
-        f"{_called(cell.base)} {cell.row.parameters:,} at H = {cell.row.hidden}"
+        f"{called(cell.base)} {cell.row.parameters:,} at H = {cell.row.hidden}"
         for cell in {(c.base, c.row.hidden): c for c in cells}.values()
     )
     within = f"within {TOLERANCE:.0%}".replace("%", " %")
@@ -236,7 +228,7 @@ def _foretold(cells: Sequence[_Cell]) -> str:
             counts = {H: parameters_of(model, H, *fit, L) for H in sizes}
             H = min(counts, key=lambda size: abs(counts[size] - goal.row.parameters))
             told.append(f"model={model} model.hidden={H} ({counts[H]:,})")
-    return f"To match the {_called(goal.base)}'s {goal.row.parameters:,}, run {' and '.join(told)}."
+    return f"To match the {called(goal.base)}'s {goal.row.parameters:,}, run {' and '.join(told)}."
 
 
 def parameters_of(model: str, hidden: int, features: int, outputs: int, layers: int = 1) -> int:
@@ -268,13 +260,13 @@ def _widths(counts: Sequence[tuple[str, int, int]], layers: int) -> tuple[int, i
 
 def _is_plain(run: Entry) -> bool:
     model = part(run.config, "model")
-    return model_of(run) in BLOCKS and not model.get("bidirectional")
+    return run.model in BLOCKS and not model.get("bidirectional")
 
 
 def _one_model(models: Sequence[str]) -> str:
     if not models:
         return "No run has finished."
-    return f"There is one model only, {_called(models[0])}; a sweep over model= gives more."
+    return f"There is one model only, {called(models[0])}; a sweep over model= gives more."
 
 
 # --- small things ---------------------------------------------------------------------------------
@@ -286,10 +278,6 @@ def _label(words: str, cell: _Cell) -> str:
 
 def _equals(names: Mapping[str, str], settings: Mapping[str, Any], key: str) -> str:
     return "" if settings[key] is None else f"{names[key]} = {shown(settings[key])}"
-
-
-def _called(model: str) -> str:
-    return ACRONYMS.get(model, model)
 
 
 def _models(cells: Sequence[_Cell]) -> int:
@@ -308,13 +296,3 @@ def _middle(cells: Sequence[_Cell]) -> float:
 def _round(value: float) -> int:
     """To two digits."""
     return int(float(f"{value:.2g}"))
-
-
-def _hidden(run: Entry) -> int:
-    found = part(run.config, "model").get("hidden")
-    return found if isinstance(found, int) else 0
-
-
-def _parameters(run: Entry) -> int:
-    found = part(run.info, "facts").get("parameters")
-    return found if isinstance(found, int) else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.runs import SEED, Entry, part, settings_that_differ
+from gradlab.compare.runs import SEED, Entry, is_number, settings_that_differ
 from gradlab.compare.table import as_csv
 from gradlab.record.shard import replace
 
@@ -27,7 +27,6 @@ SUCCESS = 0.9
 
 A model that has learned nothing comes within a hair of the baseline, on either side of it.
 """
-MOST_TICKS = 8
 DECADES = 30
 """Positive figures that differ by more than this factor get colours by their logarithm."""
 LABELS = {
@@ -140,13 +139,10 @@ def grid(
     Returns:
       ``(X,)``, ``(Y,)`` and ``(Y, X)``; NaN in a cell without a finite value.
     """
-    across, column = np.unique(np.asarray(x, float), return_inverse=True)
-    up, row = np.unique(np.asarray(y, float), return_inverse=True)
     value = np.asarray(values, float)
     known = np.isfinite(value)
-    total, count = np.zeros((len(up), len(across))), np.zeros((len(up), len(across)))
-    np.add.at(total, (row[known], column[known]), value[known])
-    np.add.at(count, (row[known], column[known]), 1)
+    across, up, total = _sums(x, y, np.where(known, value, 0.0))
+    count = _counts(x, y, known)
     return across, up, np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -162,7 +158,7 @@ def diagram(runs: Sequence[Entry]) -> Diagram | None:
     """
     differ = settings_that_differ(runs)
     differ.pop(SEED, None)
-    if len(differ) != 2 or not all(_numeric(values) for values in differ.values()):
+    if len(differ) != 2 or not all(is_number(v) for values in differ.values() for v in values):
         return None
     (x_key, x), (y_key, y) = differ.items()
     runs_of = _counts(x, y, [True] * len(runs))
@@ -215,11 +211,15 @@ def picture(found: Diagram) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         page = new_figure(len(wanted), width=7.2)
         set_title(page, f"How the gradient travels  {found.subject}\n{found.when}")
-        places = Places(found)
         for panel, axes in zip(wanted, panels(page, len(wanted), "", sharey=False), strict=True):
-            _draw(axes, found, panel, places)
-        handles = _keys(found)
-        if handles:
+            axes.set_title(panel.title)
+            bar = draw_panel(axes, found, panel, SCREEN)
+            bar.set_label(panel.label, fontsize=12)
+            for axis, key in zip((axes.xaxis, axes.yaxis), found.keys, strict=True):
+                name = name_of(key)
+                axis.set_label_text(name if name == key else f"{name}\n{key}")
+                axis.label.set_fontsize(12)
+        if handles := keys_of(found, SCREEN):
             page.legend(handles=handles, loc="outside lower center", ncols=2)
     return page
 
@@ -251,17 +251,22 @@ def is_geometric(values: np.ndarray) -> bool:
 # --- from runs to cells ---------------------------------------------------------------------------
 
 
-def _numeric(values: Sequence[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-
-
-def _counts(x: Sequence[float], y: Sequence[float], counted: Sequence[bool]) -> np.ndarray:
-    """How many of the runs that are counted lie in each cell, ``(Y, X)``."""
+def _sums(
+    x: Sequence[float], y: Sequence[float], values: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sorted ``x`` and ``y``, and the sum of the values in each cell, ``(Y, X)``."""
     across, column = np.unique(np.asarray(x, float), return_inverse=True)
     up, row = np.unique(np.asarray(y, float), return_inverse=True)
-    found = np.zeros((len(up), len(across)), int)
-    np.add.at(found, (row, column), np.asarray(counted, int))
-    return found
+    found = np.zeros((len(up), len(across)), np.asarray(values).dtype)
+    np.add.at(found, (row, column), values)
+    return across, up, found
+
+
+def _counts(
+    x: Sequence[float], y: Sequence[float], counted: Sequence[bool] | np.ndarray
+) -> np.ndarray:
+    """How many of the runs that are counted lie in each cell, ``(Y, X)``."""
+    return _sums(x, y, np.asarray(counted, int))[2]
 
 
 def _figure(run: Entry, name: str) -> float:
@@ -272,7 +277,7 @@ def _figure(run: Entry, name: str) -> float:
     if name not in (SHARE.name, RATIO.name):
         return run.figure(name)
     split = "test" if "test/loss" in run.summary else "val"
-    guess = part(part(run.info, "baseline"), split).get("loss")
+    guess = run.baseline(f"{split}/loss")
     ratio = run.figure(f"{split}/loss") / guess if guess else math.nan
     if name == SHARE.name:
         return math.nan if math.isnan(ratio) else float(ratio < SUCCESS)
@@ -290,7 +295,7 @@ def _when(runs: Sequence[Entry]) -> tuple[str, bool]:
 
 
 def _subject(runs: Sequence[Entry], keys: Sequence[str]) -> str:
-    facts = next((part(run.info, "facts") for run in runs if run.config), {})
+    facts = next((run.facts for run in runs if run.config), {})
     words = [str(facts[key]) for key in ("model", "task") if facts.get(key)]
     if facts.get("T") and "task.length" not in keys:
         words.append(f"T = {facts['T']}")
@@ -313,31 +318,79 @@ def table_rows(found: Diagram) -> list[list[Any]]:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-class Places:
-    """Where cells lie on the page: along the logarithm where values are spaced by a ratio."""
+class Look(NamedTuple):
+    """How a diagram is drawn for a reader at some distance.
 
-    def __init__(self, found: Diagram):
-        from gradlab.record.figures.common import edges
+    Attributes:
+      scale: of widths and marks.
+      outline: width of the white line around a level line, in points.
+      ticks: at most so many on an axis.
+      edge: width of the edge of the legend's patches, in points; None for matplotlib's own.
+      words: of the legend: level lines measured and by theory, cells without a run and (if that is
+        said) without a number, crosses.
+    """
 
-        self.x, self.y = self._along(found.x), self._along(found.y)
-        self.x_edges, self.y_edges = edges(self.x), edges(self.y)
+    scale: float
+    outline: float
+    ticks: int
+    edge: float | None
+    words: tuple[str, str, str, str, str]
 
-    @staticmethod
-    def _along(values: np.ndarray) -> np.ndarray:
-        return np.log10(values) if is_geometric(values) else values
+
+SCREEN = Look(
+    1.0,
+    4.5,
+    8,
+    None,
+    (
+        "λ₁ = 0, measured",
+        "λ₁ = 0, mean-field theory",
+        "no run, or none that finished",
+        "no finite number",
+        "a run diverged",
+    ),
+)
+PAPER = Look(
+    0.5,
+    2.2,
+    6,
+    0,
+    ("λ₁ = 0, measured", "λ₁ = 0, mean field", "no finished run", "", "diverged"),
+)
+_LEVELS: dict[str, tuple[str, Any]] = {
+    "lyapunov_exponent": ("black", "-"),
+    "mean_field_exponent": ("#D55E00", "--"),
+}
+"""Figures whose crossing of 0 is drawn as a line: colour and dashes."""
+_WIDTH = 2.2
+"""Of these lines, in points."""
+_NO_RUN: dict[str, Any] = {"facecolor": "white", "edgecolor": "#999999", "hatch": "////"}
+_NO_NUMBER: dict[str, Any] = {"facecolor": "#BBBBBB", "edgecolor": "#BBBBBB"}
 
 
-def _draw(axes: Axes, found: Diagram, panel: Panel, places: Places) -> None:
+def draw_panel(axes: Axes, found: Diagram, panel: Panel, look: Look, **options: Any) -> Any:
+    """Draw a panel but for its words; ``options`` are of its colour bar, which is given."""
     from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal, Stroke
+
+    from gradlab.record.figures.common import edges, spread
 
     values = found.figures[panel.name]
-    axes.set_title(panel.title)
+    # Cells lie along the logarithm where values are spaced by a ratio.
+    x, y = (np.log10(v) if is_geometric(v) else v for v in (found.x, found.y))
+    x_edges, y_edges = edges(x), edges(y)
     axes.grid(False)
-    mark_missing(axes, found, values, places)
+    for row, column in np.argwhere(~np.isfinite(values)):
+        left, right = map(float, x_edges[column : column + 2])
+        low, high = map(float, y_edges[row : row + 2])
+        style = _NO_NUMBER if found.finished[row, column] else _NO_RUN
+        cell = Rectangle((left, low), right - left, high - low, zorder=0.5, linewidth=0, **style)
+        axes.add_patch(cell)
     norm, extend = norm_of(values, panel)
     mesh = axes.pcolormesh(
-        places.x_edges,
-        places.y_edges,
+        x_edges,
+        y_edges,
         np.ma.masked_invalid(values),
         cmap=panel.colours,
         norm=norm,
@@ -345,53 +398,53 @@ def _draw(axes: Axes, found: Diagram, panel: Panel, places: Places) -> None:
         rasterized=True,
     )
     plain = "%g" if isinstance(norm, LogNorm) else None
-    bar = axes.figure.colorbar(mesh, ax=axes, extend=extend, format=plain)
-    bar.set_label(panel.label, fontsize=12)
-    for name, style in (("lyapunov_exponent", _MEASURED), ("mean_field_exponent", _THEORY)):
-        _level_line(axes, found.figures[name], places, style)
+    bar = axes.figure.colorbar(mesh, ax=axes, extend=extend, format=plain, **options)
+    for name, (colour, dashes) in _LEVELS.items():
+        if crosses(found.figures[name]):
+            style = {"colors": colour, "linestyles": dashes, "linewidths": _WIDTH * look.scale}
+            field = np.ma.masked_invalid(found.figures[name])
+            line = axes.contour(x, y, field, levels=[0.0], zorder=3, **style)
+            line.set_path_effects([Stroke(linewidth=look.outline, foreground="white"), Normal()])
     for row, column in np.argwhere(found.diverged > 0):
         for colour, width in (("white", 4.0), ("black", 1.6)):
-            look = {"color": colour, "markeredgewidth": width, "markersize": 7.0}
-            axes.plot(places.x[column], places.y[row], "x", zorder=4, **look)
-    _label_axes(axes, found, places)
+            mark: dict[str, Any] = {
+                "markeredgewidth": width * look.scale,
+                "markersize": 7.0 * look.scale,
+            }
+            axes.plot(x[column], y[row], "x", color=colour, zorder=4, **mark)
+    for axis, values_of, places in ((axes.xaxis, found.x, x), (axes.yaxis, found.y, y)):
+        some = spread(len(values_of), look.ticks)
+        axis.set_ticks(places[some], [f"{value:.3g}" for value in values_of[some]])
+    axes.set_xlim(x_edges[0], x_edges[-1])
+    axes.set_ylim(y_edges[0], y_edges[-1])
+    return bar
 
 
-_MEASURED: dict[str, Any] = {"colors": "black", "linestyles": "-", "linewidths": 2.2}
-_THEORY: dict[str, Any] = {"colors": "#D55E00", "linestyles": "--", "linewidths": 2.2}
+def keys_of(found: Diagram, look: Look) -> list[Any]:
+    """What lines, hatches and crosses mean."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-
-def _level_line(axes: Axes, values: np.ndarray, places: Places, style: dict[str, Any]) -> None:
-    """Where ``values`` cross 0, if they do."""
-    from matplotlib.patheffects import Normal, Stroke
-
-    if not crosses(values):
-        return
-    drawn = axes.contour(
-        places.x, places.y, np.ma.masked_invalid(values), levels=[0.0], zorder=3, **style
-    )
-    drawn.set_path_effects([Stroke(linewidth=4.5, foreground="white"), Normal()])
+    *levels, no_run, no_number, diverged = look.words
+    keys: list[Any] = [
+        Line2D([], [], color=colour, linestyle=dashes, linewidth=_WIDTH * look.scale, label=label)
+        for (name, (colour, dashes)), label in zip(_LEVELS.items(), levels, strict=True)
+        if crosses(found.figures[name])
+    ]
+    if (found.finished == 0).any():
+        keys.append(Patch(label=no_run, linewidth=look.edge, **_NO_RUN))
+    shown = [found.figures[panel.name] for panel in found.panels()]
+    if no_number and any((~np.isfinite(v) & (found.finished > 0)).any() for v in shown):
+        keys.append(Patch(label=no_number, **_NO_NUMBER))
+    if found.diverged.any():
+        keys.append(Line2D([], [], color="black", marker="x", linestyle="none", label=diverged))
+    return keys
 
 
 def crosses(values: np.ndarray) -> bool:
     """Whether 0 lies within the finite values."""
     finite = values[np.isfinite(values)]
     return bool(finite.size and finite.min() < 0 < finite.max())
-
-
-def mark_missing(axes: Axes, found: Diagram, values: np.ndarray, places: Places) -> None:
-    """Hatch cells without a finished run; grey where one finished and there is no number."""
-    from matplotlib.patches import Rectangle
-
-    for row, column in np.argwhere(~np.isfinite(values)):
-        left, right = map(float, places.x_edges[column : column + 2])
-        low, high = map(float, places.y_edges[row : row + 2])
-        style = _NO_NUMBER if found.finished[row, column] else _NO_RUN
-        cell = Rectangle((left, low), right - left, high - low, zorder=0.5, linewidth=0, **style)
-        axes.add_patch(cell)
-
-
-_NO_RUN: dict[str, Any] = {"facecolor": "white", "edgecolor": "#999999", "hatch": "////"}
-_NO_NUMBER: dict[str, Any] = {"facecolor": "#BBBBBB", "edgecolor": "#BBBBBB"}
 
 
 def norm_of(values: np.ndarray, panel: Panel) -> tuple[Normalize, str]:
@@ -417,46 +470,3 @@ def _end(values: np.ndarray) -> float:
     """The largest value, or one near it where a few would leave the others one colour."""
     most = float(np.quantile(values, 0.97))
     return most if values.max() > 2 * most > 0 else float(values.max())
-
-
-def _label_axes(axes: Axes, found: Diagram, places: Places) -> None:
-    from gradlab.record.figures.common import spread
-
-    for axis, key, values, at in (
-        (axes.xaxis, found.keys[0], found.x, places.x),
-        (axes.yaxis, found.keys[1], found.y, places.y),
-    ):
-        some = spread(len(values), MOST_TICKS)
-        axis.set_ticks(at[some], [f"{value:.3g}" for value in values[some]])
-        name = name_of(key)
-        axis.set_label_text(name if name == key else f"{name}\n{key}")
-        axis.label.set_fontsize(12)
-    axes.set_xlim(places.x_edges[0], places.x_edges[-1])
-    axes.set_ylim(places.y_edges[0], places.y_edges[-1])
-
-
-def _keys(found: Diagram) -> list[Any]:
-    """What lines, hatches and crosses mean."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    handles: list[Any] = []
-    lines = {
-        "lyapunov_exponent": ("λ₁ = 0, measured", _MEASURED),
-        "mean_field_exponent": ("λ₁ = 0, mean-field theory", _THEORY),
-    }
-    for name, (label, style) in lines.items():
-        if crosses(found.figures[name]):
-            colour, dashes = style["colors"], style["linestyles"]
-            line = Line2D([], [], color=colour, linestyle=dashes, linewidth=2.2, label=label)
-            handles.append(line)
-    if (found.finished == 0).any():
-        handles.append(Patch(label="no run, or none that finished", **_NO_RUN))
-    shown = [found.figures[panel.name] for panel in found.panels()]
-    if any((~np.isfinite(values) & (found.finished > 0)).any() for values in shown):
-        handles.append(Patch(label="no finite number", **_NO_NUMBER))
-    if found.diverged.any():
-        label = "a run diverged"
-        cross = Line2D([], [], color="black", marker="x", linestyle="none", label=label)
-        handles.append(cross)
-    return handles

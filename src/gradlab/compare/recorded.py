@@ -13,7 +13,7 @@ import xarray
 
 from gradlab.compare.runs import Entry
 from gradlab.errors import BadInput
-from gradlab.record.figures.common import spread
+from gradlab.record.figures.common import measured, spread
 from gradlab.record.reader import Run, open_run
 
 CURVES = {
@@ -104,20 +104,17 @@ class Recorded:
             return None
         found = self._curves[name].transpose("step", "layer", "t")
         steps, length = found["step"].values, found.sizes["t"]
-        ends = found.isel(t=[0, -1]).values  # which tell for almost every variable
-        measured = np.flatnonzero(~np.isnan(ends).all((1, 2)))
-        if not len(measured):
-            measured = np.flatnonzero(~np.isnan(found.values).all((1, 2)))
-        if not len(measured):
+        rows = measured(self._curves, name)
+        if not len(rows):
             return None
         if most_steps:
-            measured = measured[spread(len(measured), most_steps)]
+            rows = rows[spread(len(rows), most_steps)]
         back = np.arange(length)[::-1]  # positions along t by ascending lag
         if most_lags:
             back = back[spread(length, most_lags)]
-        block = found.isel(step=measured) if len(measured) < len(steps) / 4 else found
-        values = block.values if block is not found else found.values[measured]
-        return Curve(steps[measured], length - 1 - back, values[:, :, back].astype(np.float32))
+        block = found.isel(step=rows) if len(rows) < len(steps) / 4 else found
+        values = block.values if block is not found else found.values[rows]
+        return Curve(steps[rows], length - 1 - back, values[:, :, back].astype(np.float32))
 
     @property
     def rows(self) -> int:

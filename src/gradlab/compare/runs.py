@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gradlab.compare.jobs import folders, natural, number_of
 from gradlab.errors import BadInput
 from gradlab.record.directory import INFO
+from gradlab.record.keys import flat
 from gradlab.record.reader import glance
 
 NEVER_BEGAN, UNREADABLE = "never began", "unreadable"
@@ -20,10 +22,7 @@ NEVER_BEGAN, UNREADABLE = "never began", "unreadable"
 SEED = "seed"
 IRRELEVANT = ("record", "hydra", "trainer.resume", "trainer.checkpoint_seconds")
 """Keys, and all below them, that change nothing in the numbers of a run."""
-DEPTH = 8
-"""Folders deep that runs are looked for in a sweep's folder."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?(?:=(.*))?", re.DOTALL)
-_JOB_NUMBER = re.compile(r"^\s+num: (\d+)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,54 @@ class Entry:
         key = self.key_of(name)
         return math.nan if key is None else self.summary[key]
 
+    def baseline(self, name: str) -> float:
+        """What a guess without memory scores in ``SPLIT/FIGURE``; NaN where that is not known."""
+        split, _, figure = name.partition("/")
+        found = part(part(self.info, "baseline"), split).get(figure)
+        return float(found) if isinstance(found, int | float) else math.nan
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the run recorded of its parts: ``model``, ``task``, ``T`` …"""
+        return part(self.info, "facts")
+
+    @property
+    def model(self) -> str:
+        """The model's name, as the command line has it; empty where that is not known."""
+        return str(self.facts.get("model") or "")
+
+    @property
+    def length(self) -> float:
+        """T in timesteps; NaN where that is not known."""
+        found = self.facts.get("T")
+        return float(found) if isinstance(found, int | float) else math.nan
+
+    @property
+    def task(self) -> str:
+        """The task in words: ``Adding, T = 100``; empty where that is not known."""
+        words = [str(self.facts["task"])] if self.facts.get("task") else []
+        return ", ".join(words + ([f"T = {self.facts['T']}"] if self.facts.get("T") else []))
+
+    @property
+    def problem(self) -> str:
+        """What two runs have in common whose losses compare: the same data of the same length."""
+        told = [self.facts.get(key) for key in ("task", "T", "readout")]
+        return json.dumps([*told, self.config.get("task")], sort_keys=True, default=str)
+
     @property
     def layers(self) -> int:
         """How many layers the model has; 0 where that is not known."""
-        layers = part(self.config, "model").get("layers")
-        return layers if isinstance(layers, int) else 0
+        return _whole(part(self.config, "model").get("layers"))
+
+    @property
+    def hidden(self) -> int:
+        """How many units a layer has; 0 where that is not known."""
+        return _whole(part(self.config, "model").get("hidden"))
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has; 0 where that is not known."""
+        return _whole(self.facts.get("parameters"))
 
 
 def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
@@ -87,7 +129,7 @@ def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
         if not path.is_dir():
             hint = "a folder under multirun/ or outputs/"
             raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
-        found = [_entry(folder, path) for folder in _folders(path, DEPTH)]
+        found = [_entry(folder, path) for folder in folders(path)]
         if len(paths) > 1:
             prefix = path.resolve().name
             found = [
@@ -125,9 +167,14 @@ def settings_that_differ(runs: Sequence[Entry]) -> dict[str, list[Any]]:
 
 def same(value: Any) -> Any:
     """What two values have in common that are the same setting; can be a key of a dict."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         return float(value)
     return value if isinstance(value, str | bool | None) else json.dumps(value, sort_keys=True)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def part(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -136,17 +183,31 @@ def part(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
+def at(config: Mapping[str, Any], key: str) -> Any:
+    """What a configuration holds under a dotted key; None where there is no such key."""
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
 class _View:
     """Settings of runs by key; those without a configuration are known by their overrides only."""
 
     def __init__(self, runs: Sequence[Entry]):
         self.runs = runs
         self.said = [dict(_parsed(run.overrides)) for run in runs]
-        self.flat = [dict(_flat(run.config)) for run in runs]
+        self.flat = [{k: v for k, v in flat(run.config).items() if v != {}} for run in runs]
         sections = {
             key for run in runs for key, node in run.config.items() if isinstance(node, Mapping)
         }
-        said = dict.fromkeys(key for one in self.said for key in one if not _irrelevant(key))
+        said = dict.fromkeys(
+            key for one in self.said for key in one if not is_below(key, IRRELEVANT)
+        )
         self.groups = [key for key in said if key in sections or "/" in key]
         self.groups += [key for key in ("experiment", "model") if key not in self.groups]
         self.asked = [*self.groups, *(key for key in said if key not in self.groups)]
@@ -173,7 +234,7 @@ class _View:
     def others(self) -> list[str]:
         """Keys of the configurations that nobody asked for."""
         keys = dict.fromkeys(key for flat in self.flat for key in flat)
-        return [key for key in keys if key not in self.asked and not _irrelevant(key)]
+        return [key for key in keys if key not in self.asked and not is_below(key, IRRELEVANT)]
 
     def belongs_to_a_group(self, key: str, found: Mapping[str, Any]) -> bool:
         """Whether ``key`` differs only since options of a group that differs have it or not.
@@ -201,57 +262,25 @@ class _View:
         run, said = self.runs[index], self.said[index]
         if not run.config:
             return _read(said[key]) if key in said else None
-        facts = part(run.info, "facts")
         if key == "experiment":
             return run.info.get("name")
         if key == "model":
-            return facts.get("model", said.get(key))
+            return run.facts.get("model", said.get(key))
         if key in self.groups:
-            return said.get(key, facts.get(key))
+            return said.get(key, run.facts.get(key))
         if key in self.flat[index]:
             return self.flat[index][key]
-        node: Any = run.config
-        for name in key.split("."):
-            node = node.get(name) if isinstance(node, Mapping) else None
-        return node
-
-
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """The run directories in ``folder``; what is in a run directory is not looked at."""
-    try:
-        inner = {entry.name: entry for entry in os.scandir(folder)}
-    except OSError:  # its entry will say why
-        yield folder
-        return
-    if INFO in inner or ".hydra" in inner:
-        yield folder
-    elif depth:
-        for name, entry in inner.items():
-            if entry.is_dir(follow_symlinks=False) and not name.startswith("."):
-                yield from _folders(folder / name, depth - 1)
+        return at(run.config, key)
 
 
 def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:
     """By the job's number, then by name, with numbers in it as numbers."""
-    parts = re.split(r"(\d+)", str(entry.path))
-    names = [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-    return math.inf if entry.number is None else entry.number, names
-
-
-def _number(folder: Path) -> int | None:
-    if folder.name.isdecimal():
-        return int(folder.name)
-    try:
-        text = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return None
-    found = _JOB_NUMBER.search(text)
-    return int(found[1]) if found else None
+    return math.inf if entry.number is None else entry.number, natural(str(entry.path))
 
 
 def _entry(folder: Path, root: Path) -> Entry:
-    name = str(folder.relative_to(root)) if folder != root else folder.name
-    number = _number(folder)
+    name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
+    number = number_of(folder)
     try:
         began = (folder / INFO).exists()
         run = glance(folder) if began else None
@@ -298,14 +327,6 @@ def _read(text: str) -> Any:
         return known.get(text.lower(), text.strip("'"))
 
 
-def _irrelevant(key: str) -> bool:
-    return any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in IRRELEVANT)
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values; a list is a value."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def is_below(key: str, tops: Iterable[str]) -> bool:
+    """Whether a key, or a group, is one of ``tops`` or lies below one."""
+    return any(key == one or key.startswith((f"{one}.", f"{one}/")) for one in tops)

@@ -21,8 +21,8 @@ from gradlab.compare.page import as_json, contents, page
 from gradlab.compare.page.contents import Arrays, arrays_of
 from gradlab.compare.page.packed import Thinning
 from gradlab.compare.recorded import Recorded, recorded
-from gradlab.compare.runs import Entry, part, runs_in
-from gradlab.errors import BadInput
+from gradlab.compare.runs import Entry, runs_in
+from gradlab.errors import BadInput, first_line
 from gradlab.record.directory import ARRAYS, INFO
 
 MOST_CHOSEN = 24
@@ -66,7 +66,7 @@ class Folders:
             shown = {run.path for run in chosen}
             listed = [
                 {
-                    "id": self.name(run),
+                    "id": run.name,
                     "words": _words(run),
                     "status": run.status,
                     "chosen": run.path in shown,
@@ -86,16 +86,6 @@ class Folders:
             found = contents([self._read(run) for run in chosen], self._packed)
             return found | {"stamp": _stamps(chosen)}
 
-    def name(self, run: Entry) -> str:
-        """The name under which a run can be asked for: its path from the folder it is in."""
-        for folder in self.folders:
-            if run.path.is_relative_to(folder):
-                inner = run.path.relative_to(folder).as_posix()
-                if inner == ".":
-                    return folder.resolve().name
-                return f"{folder.resolve().name}/{inner}" if len(self.folders) > 1 else inner
-        return run.path.name
-
     def _look(self) -> list[Entry]:
         """The runs there are; the folders are looked through only so often."""
         now = time.monotonic()
@@ -108,7 +98,7 @@ class Folders:
 
     def _chosen(self, entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
         if names:
-            known = {self.name(run): run for run in entries}
+            known = {run.name: run for run in entries}
             return [known[name] for name in names]
         if len(entries) <= MOST_CHOSEN:
             return list(entries)
@@ -228,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
             return HTTPStatus.NOT_FOUND, "text/plain", words
         except Exception as error:  # noqa: BLE001  (a run that changes while it is read)
             words = f"{type(error).__name__}: {error}"
-            _log.warning("cannot answer %s: %s", address.path, words.splitlines()[0])
+            _log.warning("cannot answer %s: %s", address.path, first_line(words))
             return HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", words
         return HTTPStatus.NOT_FOUND, "text/plain", "nothing here"
 
@@ -252,9 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _words(run: Entry) -> str:
-    facts = part(run.info, "facts")
-    said = [f"T={facts['T']}"] if facts.get("T") else []
-    return " ".join([str(facts[key]) for key in ("model", "task") if facts.get(key)] + said)
+    words = [str(run.facts[key]) for key in ("model", "task") if run.facts.get(key)]
+    return " ".join(words + ([f"T={run.facts['T']}"] if run.facts.get("T") else []))
 
 
 def _began(entry: Entry) -> str:

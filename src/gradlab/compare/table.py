@@ -9,18 +9,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gradlab.compare.runs import SEED, Entry, same, settings_that_differ
+from gradlab.compare.groups import by_settings, short, shown
+from gradlab.compare.jobs import FINISHED
+from gradlab.compare.runs import SEED, Entry, settings_that_differ
+from gradlab.compare.statistics import Estimate, estimate
 from gradlab.record.shard import replace
 
 CSV = "sweep.csv"
-LEVEL = 0.95
-"""Of the intervals: Student's t, over the finished runs of a setting."""
 HEADINGS = {
     "val/loss": "val/loss",
     "test/loss": "test/loss",
@@ -35,23 +35,9 @@ MOST_ROWS = 40
 """Most settings that are printed; the file has them all."""
 
 
-class Estimate(NamedTuple):
-    """A mean over runs.
-
-    Attributes:
-      mean: over the finite values; NaN without any.
-      half: half the width of the 95 % interval; NaN with fewer than two values.
-      n: how many values there were.
-    """
-
-    mean: float
-    half: float
-    n: int
-
-
 @dataclass(frozen=True)
-class Setting:
-    """The runs that differ by their seed alone.
+class Averages:
+    """The runs that differ by their seed alone, and what they came to.
 
     Attributes:
       values: of the settings that differ in the sweep, the seed left out.
@@ -66,53 +52,35 @@ class Setting:
     @property
     def finished(self) -> int:
         """How many finished; the figures are theirs."""
-        return sum(run.status == "finished" for run in self.runs)
+        return sum(run.status == FINISHED for run in self.runs)
 
     @property
     def others(self) -> dict[str, int]:
         """How many ended, or stand, otherwise: status -> count."""
-        return dict(Counter(run.status for run in self.runs if run.status != "finished"))
+        return dict(Counter(run.status for run in self.runs if run.status != FINISHED))
 
 
-def estimate(values: Iterable[float]) -> Estimate:
-    """Mean and interval of values, those that are not finite left out."""
-    from scipy.special import stdtrit
-
-    array = np.array([value for value in values if math.isfinite(value)], float)
-    n = len(array)
-    if n < 2:
-        return Estimate(float(array[0]) if n else math.nan, math.nan, n)
-    spread = float(array.std(ddof=1)) / math.sqrt(n)
-    return Estimate(float(array.mean()), float(stdtrit(n - 1, (1 + LEVEL) / 2)) * spread, n)
-
-
-def settings_of(runs: Sequence[Entry]) -> list[Setting]:
+def settings_of(runs: Sequence[Entry]) -> list[Averages]:
     """The runs by setting, in the order in which the settings first come."""
     differ = settings_that_differ(runs)
     differ.pop(SEED, None)
     wanted = figures_of(runs)
-    rows: dict[tuple[Any, ...], list[int]] = {}
-    for index in range(len(runs)):
-        key = tuple(same(values[index]) for values in differ.values())
-        rows.setdefault(key, []).append(index)
     found = []
-    for indices in rows.values():
-        members = [runs[index] for index in indices]
-        finished = [run for run in members if run.status == "finished"]
+    for values, those in by_settings(differ, runs):
+        finished = [run for run in those if run.status == FINISHED]
         figures = {name: estimate(run.figure(name) for run in finished) for name in wanted}
-        values = {key: values[indices[0]] for key, values in differ.items()}
-        found.append(Setting(values, members, figures))
+        found.append(Averages(values, those, figures))
     return found
 
 
 def figures_of(runs: Sequence[Entry]) -> list[str]:
     """Which figures of :data:`HEADINGS` any of the finished runs has."""
-    finished = [run for run in runs if run.status == "finished"]
+    finished = [run for run in runs if run.status == FINISHED]
     found = [name for name in HEADINGS if any(run.key_of(name) for run in finished)]
     return [name for name in found if name != "test/loss" or "test/accuracy" not in found]
 
 
-def printed(settings: Sequence[Setting], width: int) -> tuple[Table, list[str]]:
+def printed(settings: Sequence[Averages], width: int) -> tuple[Table, list[str]]:
     """The table for a terminal of so many columns, and what it had no room for, in words."""
     figures = list(settings[0].figures) if settings else []
     left_out = []
@@ -150,25 +118,6 @@ def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def short(keys: Iterable[str]) -> dict[str, str]:
-    """Dotted keys by what is enough of their ends to tell them apart."""
-    keys = list(keys)
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        unique = (end for end in ends if sum(f".{k}".endswith(f".{end}") for k in keys) == 1)
-        names[key] = next(unique, key)
-    return names
-
-
-def shown(value: Any) -> str:
-    """A setting's value in a table."""
-    if value is None:
-        return "–"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def with_interval(found: Estimate, n: int) -> str:
     """``0.1234 ± 0.0012``: two digits of the interval; with its n if that is not ``n``."""
     mean, half, _ = found
@@ -191,7 +140,7 @@ def with_interval(found: Estimate, n: int) -> str:
     return text if found.n == n else f"{text} (n={found.n})"
 
 
-def _table(settings: Sequence[Setting], figures: Sequence[str]) -> Table:
+def _table(settings: Sequence[Averages], figures: Sequence[str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     names = short(settings[0].values if settings else ())
     for key, name in names.items():
@@ -209,10 +158,10 @@ def _table(settings: Sequence[Setting], figures: Sequence[str]) -> Table:
     return table
 
 
-def _counted(setting: Setting) -> str:
+def _counted(one: Averages) -> str:
     """How many runs the figures are of, and how the others ended."""
-    others = [f"{count} {status}" for status, count in setting.others.items()]
-    return ", ".join([str(setting.finished), *others])
+    others = [f"{count} {status}" for status, count in one.others.items()]
+    return ", ".join([str(one.finished), *others])
 
 
 def _width(table: Table) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from gradlab.errors import BadInput, nearest
+from gradlab.errors import BadInput, first_line, nearest
 
 SECTIONS = ("model", "task", "optimizer", "trainer", "probe", "record")
 """What a configuration consists of, besides ``seed`` and ``objective``."""
@@ -28,8 +28,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         for part in str(error.full_key).split("."):
             raw = raw.get(part) if isinstance(raw, dict) else raw
         missing = isinstance(error, MissingMandatoryValue)
-        reason = str(error).splitlines()[0]
-        allowed = "a value; none is given yet" if missing else f"a value that exists; {reason}"
+        exists = f"a value that exists; {first_line(error)}"
+        allowed = "a value; none is given yet" if missing else exists
         raise BadInput(str(error.full_key), raw, allowed, f"{error.full_key}=VALUE") from None
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}

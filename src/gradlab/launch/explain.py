@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import accumulate, takewhile
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -130,6 +131,8 @@ def _known_keys(arguments: Sequence[str], wrong: str) -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    from gradlab.record.keys import flat
+
     groups = groups_of(arguments)
     overrides: list[Override] = []
     for argument in arguments:
@@ -146,15 +149,9 @@ def _known_keys(arguments: Sequence[str], wrong: str) -> list[str]:
             cfg = compose("config", overrides=[f"hydra.searchpath=[{','.join(extra)}]", *chosen])
         except (HydraException, OmegaConfBaseException, ValueError):
             cfg = compose("config")
-    return sorted({*_flat(OmegaConf.to_container(cfg)), *groups} - {"hydra"})
-
-
-def _flat(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return []
-    names = []
-    for key, value in node.items():
-        if str(key).startswith("_"):
-            continue
-        names += [f"{prefix}{key}", *_flat(value, f"{prefix}{key}.")]
-    return names
+    found: Any = OmegaConf.to_container(cfg)
+    named = (
+        takewhile(lambda part: not part.startswith("_"), key.split(".")) for key in flat(found)
+    )
+    keys = {key for parts in named for key in accumulate(parts, "{}.{}".format)}
+    return sorted({*keys, *groups} - {"hydra"})

@@ -33,7 +33,7 @@ class Job:
       folder: the run directory.
       experiment: the parts.
       parts: what it was built from, see :func:`gradlab.launch.build.build`.
-      resume: whether the run in ``folder`` is gone on with.
+      resume: whether the run in ``folder`` is resumed.
       ended: of a run with nothing left to do, the summary that it recorded.
     """
 

@@ -1,7 +1,7 @@
 """One run over several processes, with ``trainer.mesh=data``: how they meet, and who does what.
 
 The first process is the one that the user sees: it composes the configuration, makes the run
-directory and records. It tells the others what to build and where to go on (:meth:`Company.lead`);
+directory and records. It tells the others what to build and where to resume (:meth:`Company.lead`);
 they take part in the steps and neither read nor write anything (:meth:`Company.follow`).
 """
 
@@ -92,9 +92,8 @@ def join(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     Raises:
       BadInput: see :func:`place`.
     """
-    own = [argument for argument in arguments if not argument.startswith("-")]
     shows = any(argument.partition("=")[0] in _SHOWS for argument in arguments)
-    if shows or value_of(own, KEY) != "data":
+    if shows or value_of(arguments, KEY) != "data":
         return Company()
     here = place(environment)
     if here is not None:
@@ -198,7 +197,7 @@ class Company:
           job: arguments of :func:`gradlab.launch.build.build`.
 
         Returns:
-          A function of the position that is gone on from.
+          A function of the position that the run is resumed from.
         """
 
         @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""``trainer.resume``: from a run directory, or a sweep's, to the command that goes on with it."""
+"""``trainer.resume``: from a run directory, or a sweep's, to the command that resumes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FREE = (
     *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", "trainer.mesh"),
     *("trainer.test_lengths", KEY, "objective", "record"),
 )
-"""What may be changed when a run goes on; the curves before and after fit together all the same."""
+"""What may be changed when a run is resumed; the curves before and after fit together still."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}
 _CONFIG_DIR = ("--config-dir", "-cd")
@@ -27,11 +27,11 @@ SWEEP = "multirun.yaml"
 
 
 def with_resumed(arguments: Sequence[str]) -> list[str]:
-    """The command line that goes on with a run, if ``arguments`` ask for that.
+    """The command line that resumes a run, if ``arguments`` ask for that.
 
     ``trainer.resume=PATH`` takes the overrides of that run, then those given, and its folder. If
-    PATH is the folder of a sweep, it is launched again, as it was; its jobs go on or begin, and
-    those that have finished end at once.
+    PATH is the folder of a sweep, it is launched again, as it was; its jobs are resumed or begin,
+    and those that have finished end at once.
     ``trainer.resume=auto`` does so with the newest run in ``outputs/`` that the same overrides
     left unfinished, unless ``hydra.run.dir`` says where to look, or it is a sweep; if there is
     none, the run begins.
@@ -39,14 +39,15 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     Raises:
       BadInput: if PATH is not a run, or is given for a sweep or together with a folder.
     """
-    own = [argument for argument in arguments if not argument.startswith("-")]
-    asked = value_of(own, KEY)
+    asked = value_of(arguments, KEY)
     if asked in (None, "", "null"):
         return list(arguments)
     sweep = bool(_MULTIRUN & set(arguments))
-    placed = value_of(own, "hydra.run.dir") is not None
+    placed = value_of(arguments, "hydra.run.dir")
     if asked == "auto":
-        found = None if sweep or placed else _left_unfinished(Path("outputs"), own)
+        found = (
+            None if sweep or placed is not None else _left_unfinished(Path("outputs"), arguments)
+        )
         return list(arguments) if found is None else _resumed(arguments, found)
     if (Path(asked).expanduser() / SWEEP).exists():
         return _resumed_sweep(arguments, Path(asked).expanduser())
@@ -54,9 +55,9 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
         hint = f"{KEY}=auto hydra.sweep.dir=FOLDER, which goes on with each of its runs"
         allowed = f"auto, in a sweep, or the folder of a sweep, which holds {SWEEP}"
         raise BadInput(KEY, asked, allowed, hint)
-    if placed:
+    if placed is not None:
         allowed = f"nothing: the run goes on in its own folder, {asked}"
-        raise BadInput("hydra.run.dir", value_of(own, "hydra.run.dir"), allowed)
+        raise BadInput("hydra.run.dir", placed, allowed)
     return _resumed(arguments, Path(asked).expanduser())
 
 
@@ -78,15 +79,15 @@ def requeued() -> bool:
 
 
 def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False):
-    """The run in ``folder`` that ``trainer.resume`` asks to go on with; None to begin a new one.
+    """The run in ``folder`` that ``trainer.resume`` asks to resume; None to begin a new one.
 
     Args:
       config: the composed configuration, as plain dicts.
       folder: the run directory of this job.
-      again: whether the job was begun before, so that it goes on without being asked to.
+      again: whether the job was begun before, so that it is resumed unasked.
 
     Raises:
-      BadInput: if the run cannot be gone on with, or not with this configuration.
+      BadInput: if the run cannot be resumed, or not with this configuration.
     """
     from gradlab.record.directory import INFO
     from gradlab.record.private import scrub
@@ -116,25 +117,23 @@ def has_ended(run: Any, config: Mapping[str, Any]) -> bool:
 
 def _resumed(arguments: Sequence[str], folder: Path) -> list[str]:
     run = _open(folder)
-    own = [argument for argument in arguments if not argument.startswith("-")]
-    said = {_key(argument) for argument in own}
+    said = set(map(_key, arguments))
     earlier = [
         _filled_in(one)
         for one in run.info.get("overrides", [])
         if _key(one) not in said and _key(one).partition(".")[0] != "hydra"
     ]
     kept = [argument for argument in arguments if _key(argument) != KEY]
-    quoted = _quoted(folder)
-    place = [f"{KEY}={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+    path = quoted(folder)
+    place = [f"{KEY}={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
     return [*kept, *earlier, *place]
 
 
 def _resumed_sweep(arguments: Sequence[str], folder: Path) -> list[str]:
-    own = [argument for argument in arguments if not argument.startswith("-")]
-    said = {_key(argument) for argument in own}
+    said = set(map(_key, arguments))
     if "hydra.sweep.dir" in said:
         allowed = f"nothing: the sweep goes on in its own folder, {folder}"
-        raise BadInput("hydra.sweep.dir", value_of(own, "hydra.sweep.dir"), allowed)
+        raise BadInput("hydra.sweep.dir", value_of(arguments, "hydra.sweep.dir"), allowed)
     flags = [] if _MULTIRUN & set(arguments) else ["-m"]
     overrides, config_dir = _recorded_sweep(folder)
     if config_dir and not any(a.partition("=")[0] in _CONFIG_DIR for a in arguments):
@@ -142,7 +141,7 @@ def _resumed_sweep(arguments: Sequence[str], folder: Path) -> list[str]:
     placed = {KEY, "hydra.sweep.dir", "hydra.run.dir", "hydra.mode"}
     earlier = [one for one in overrides if _key(one) not in said | placed]
     kept = [argument for argument in arguments if _key(argument) != KEY]
-    return [*flags, *kept, *earlier, f"{KEY}=auto", f"hydra.sweep.dir={_quoted(folder)}"]
+    return [*flags, *kept, *earlier, f"{KEY}=auto", f"hydra.sweep.dir={quoted(folder)}"]
 
 
 def _recorded_sweep(folder: Path) -> tuple[list[str], str]:
@@ -163,14 +162,14 @@ def _recorded_sweep(folder: Path) -> tuple[list[str], str]:
     return [_filled_in(str(one)) for one in overrides], _filled_in("".join(sources[:1]))
 
 
-def _left_unfinished(root: Path, own: Sequence[str]) -> Path | None:
+def _left_unfinished(root: Path, arguments: Sequence[str]) -> Path | None:
     from gradlab.record.private import scrub
     from gradlab.record.reader import open_run
 
     def asked(overrides: Sequence[str]) -> list[str]:
-        return sorted(one for one in overrides if _key(one) != KEY)
+        return sorted(one for one in overrides if _key(one) != KEY and one[:1] != "-")
 
-    wanted = asked(scrub(list(own)))
+    wanted = asked(scrub(list(arguments)))
     for info in sorted(root.glob("*/*/run.json"), reverse=True):
         try:
             run = open_run(info.parent)
@@ -224,17 +223,18 @@ def _key(argument: str) -> str:
     return found[1] if found else argument
 
 
-def value_of(own: Sequence[str], key: str) -> str | None:
-    """What the overrides ``own`` say of a key last; None if nothing."""
-    values = [m[2] for one in own if (m := _OVERRIDE.fullmatch(one)) and m[1] == key]
+def value_of(arguments: Sequence[str], key: str) -> str | None:
+    """What the overrides among ``arguments`` say of a key last; None if nothing."""
+    values = [m[2] for one in arguments if (m := _OVERRIDE.fullmatch(one)) and m[1] == key]
     if not values:
         return None
     text = values[-1]
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1].replace(f"\\{text[0]}", text[0]).replace("\\\\", "\\") if quoted else text
+    if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
+        return text
+    return text[1:-1].replace(f"\\{text[0]}", text[0]).replace("\\\\", "\\")
 
 
-def _quoted(folder: Path) -> str:
+def quoted(folder: Path | str) -> str:
     """A path as Hydra reads it, whatever is in it."""
     return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
 

@@ -108,4 +108,5 @@ def occupied(key: str, folder: Path) -> BadInput:
 
 def shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
+    path = path.absolute()
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

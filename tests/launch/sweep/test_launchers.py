@@ -1,4 +1,4 @@
-"""Sweeps whose jobs run in other processes, and sweeps that are gone on with by their folder."""
+"""Sweeps whose jobs run in other processes, and sweeps that are resumed by their folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from gradlab.compare.jobs import folders, standing
 from gradlab.errors import BadInput
 from gradlab.launch.extras import EXTRAS, missing_extra
 from gradlab.launch.resume import with_resumed
 from gradlab.launch.session import Session
 from gradlab.launch.sweep.elsewhere import Ended, bring_home, tell_losses
-from gradlab.launch.sweep.jobs import folders, member, name_of
+from gradlab.launch.sweep.jobs import name_of
 from gradlab.launch.sweep.notes import Note, leave_note, read_notes
 from gradlab.launch.sweep.watch import Watcher
 from gradlab.record.lock import Lock
@@ -213,11 +214,12 @@ def test_jobs_are_found_below_any_subfolder_and_named_by_what_sets_them_apart(tm
     (tmp_path / ".submitit" / "1").mkdir(parents=True)
     found = [path.relative_to(tmp_path).as_posix() for path in folders(tmp_path)]
     assert found == ["lstm/0/x", "rnn/0/x", "rnn/1/x"]
-    assert member(tmp_path / "rnn/1/x").number == 1
-    assert member(tmp_path / "rnn/1/x").status == "starting"
+    assert standing(tmp_path / "rnn/1/x").number == 1
+    assert standing(tmp_path / "rnn/1/x").status == "starting"
     assert name_of(2, JOBS) == "job 2 (seed=2)"
     assert name_of(0, JOBS[:1]) == "job 0 (model=rnn seed=0)"
     assert name_of(7, JOBS) == "job 7"
+    assert name_of(None, JOBS, tmp_path / "rnn/1/x") == "job x"
 
 
 # A job that is begun again, and a sweep that is.
@@ -390,7 +392,7 @@ def test_a_killed_job_is_named_and_one_command_goes_on(process, tmp_path, launch
     assert re.search(r"^gradlab: job 1 \(seed=1\): ", err, re.MULTILINE)
     assert "1 killed: job 1 (seed=1)" in out or "2 killed: job 0 (seed=0), job 1 (seed=1)" in out
     assert "python -m gradlab -m trainer.resume=x" in out
-    siblings = [member(tmp_path / "x" / name).status for name in "02"]
+    siblings = [standing(tmp_path / "x" / name).status for name in "02"]
     if launcher == "local":  # joblib ends all of its processes with the first
         assert siblings == ["finished", "finished"]
         assert len(re.findall(r"^gradlab: job", err, re.MULTILINE)) == 1

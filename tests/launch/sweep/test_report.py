@@ -6,7 +6,11 @@ import os
 
 import pytest
 
+from gradlab.compare.runs import runs_in
+from gradlab.errors import BadInput
+from gradlab.launch.sweep.elsewhere import _losses
 from gradlab.launch.sweep.report import report
+from gradlab.launch.sweep.watch import Watcher
 from gradlab.record.progress import STATES
 from tests.compare.sweeps import make_run, make_sweep
 
@@ -160,3 +164,52 @@ def test_the_command_line_reports_however_the_sweep_ended(command, monkeypatch, 
     else:
         assert "sweep of 4 runs: 4 finished" in command(*line).out
     assert os.path.exists(os.path.join("sweep", "sweep.csv"))
+
+
+@pytest.mark.parametrize(
+    "subdir", ["${seed}", "0${seed}", "run/${seed}", "${hydra:job.num}_${seed}", "${hydra:job.num}"]
+)
+def test_whatever_the_folders_are_called_all_count_the_same_jobs(command, monkeypatch, subdir):
+    """Of two jobs both ended; of four one ended, one was killed, two have no folder."""
+    jobs = [[f"seed={seed}"] for seed in (7, 1, 8, 0)]
+
+    def perform(job):
+        seed = job.experiment.seed
+        if seed == 8 and len(wanted) == 4:
+            raise BadInput("seed", 8, "another")
+        if seed == 0:
+            raise RuntimeError("broken")  # after which nothing is left of its folder
+        status = "killed" if seed == 1 else "finished"
+        make_run(job.folder, [f"seed={seed}"], {"val/loss": 0.5}, status)
+        return 0.5
+
+    monkeypatch.setattr("gradlab.launch.job.perform", perform)
+    wanted = [7, 8]
+    line = ["-m", f"hydra.sweep.subdir={subdir}"]
+    assert "sweep of 2 runs: 2 finished" in command(*line, "seed=7,8", "hydra.sweep.dir=two").out
+    assert [run.number for run in runs_in("two")] == [0, 1]
+    wanted = [7, 1, 8, 0]
+    with pytest.raises(RuntimeError, match="broken"):
+        command(*line, "seed=7,1,8,0", "hydra.sweep.dir=four")
+    assert [(run.number, run.status) for run in runs_in("four")] == [(0, "finished"), (1, "killed")]
+    folder, said = runs_in("four")[0].path.parents[subdir.count("/")], io.StringIO()
+    report(folder, said, refused=["job 2 (seed=8)"], jobs=jobs)
+    assert "sweep of 3 runs: 1 finished, 1 killed, 1 never began" in said.getvalue()
+    assert "job 1 (seed=1): killed" in said.getvalue()
+    assert "job 3 (seed=0): never began" in said.getvalue()
+    Watcher(folder, jobs, stream=said).look()
+    last = said.getvalue().splitlines()[-1]
+    assert last == "sweep: 1/4 finished, 1 killed: job 1 (seed=1), 2 waiting"
+    lost = {"job 1 (seed=1)": "killed"} | {f"job {n} ({jobs[n][0]})": "never began" for n in (2, 3)}
+    assert _losses(folder, jobs, {}) == ({}, lost)
+
+
+def test_a_job_that_never_began_does_not_take_the_place_of_another(tmp_path, told):
+    """A folder's name may be the number of another job."""
+    folder = make_run(tmp_path / "s" / "1", ["seed=1"], {"val/loss": 0.5})
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "hydra.yaml").write_text("hydra:\n  job:\n    num: 0\n")
+    text = told(tmp_path / "s", jobs=[["seed=1"], ["seed=0"]])
+    assert "sweep of 2 runs: 1 finished, 1 never began" in text
+    with (tmp_path / "s" / "sweep.csv").open() as file:
+        assert [line.split(",")[0] for line in file] == ["run", "1", "job 1"]

@@ -1,8 +1,8 @@
 """Figures of many runs for a paper: vectors, one style, and the numbers beside each.
 
-Every module with a function ``page(shown)`` draws one figure, or gives None where nobody recorded
-what it shows. A new one is such a module and its place in :data:`FIGURES`; its files are called
-like the module. The words of the captions are left to the paper.
+Every function in :data:`FIGURES` draws one figure of what is :class:`~.bands.Shown`, or gives None
+where nobody recorded what it shows. A new one is such a function and its place there, under the
+name of its files. The words of the captions are left to the paper.
 """
 
 from __future__ import annotations
@@ -13,15 +13,10 @@ from pathlib import Path
 
 from gradlab.compare.figures import (
     adjoint_heatmap,
-    adjoint_over_lag,
-    horizon,
-    loss,
-    lyapunov,
     matched,
-    metric,
+    over_lag,
+    over_training,
     phase_diagram,
-    slope,
-    transport_over_lag,
 )
 from gradlab.compare.figures.bands import Shown
 from gradlab.compare.figures.style import STYLE, looks_of, save
@@ -31,19 +26,16 @@ from gradlab.compare.recorded import Recorded
 __all__ = ["FIGURES", "draw"]
 
 FIGURES = {
-    module.__name__.rpartition(".")[2]: module.page
-    for module in (
-        adjoint_over_lag,
-        transport_over_lag,
-        adjoint_heatmap,
-        loss,
-        metric,
-        horizon,
-        slope,
-        lyapunov,
-        phase_diagram,
-        matched,
-    )
+    "adjoint_over_lag": over_lag.adjoint,
+    "transport_over_lag": over_lag.transport,
+    "adjoint_heatmap": adjoint_heatmap.page,
+    "loss": over_training.loss,
+    "metric": over_training.metric,
+    "horizon": over_training.horizon,
+    "slope": over_training.slope,
+    "lyapunov": over_training.lyapunov,
+    "phase_diagram": phase_diagram.page,
+    "matched": matched.page,
 }
 """What draws each figure, by its name."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import xarray
 
 from gradlab.compare.figures.bands import Shown, layer_of
 from gradlab.compare.figures.over_training import STEP
-from gradlab.compare.figures.style import DOUBLE, Page, new_page, safe
+from gradlab.compare.figures.style import DOUBLE, Page, new_grid, safe
 from gradlab.compare.groups import Group, counted
-from gradlab.record.figures.common import colour_limits, edges, heat_colours, spread
+from gradlab.record.figures.common import colour_limits, heatmap, spread
 
 NAME = "adj_h_log10"
 MOST_STEPS, MOST_LAGS = 160, 120
@@ -34,26 +35,18 @@ def page(shown: Shown) -> Page | None:
         return None
     drawn = [maps[index] for index in spread(len(maps), MOST_PANELS)]
     low, high = colour_limits(np.concatenate([found.values.ravel() for _, found in drawn]))
-    across = min(len(drawn), 4)
-    down = -(-len(drawn) // across)
-    figure, grid = new_page(
-        across, down, height=1.55, sharey=len({f.lags[-1] for _, f in drawn}) == 1
-    )
+    sharey = len({found.lags[-1] for _, found in drawn}) == 1
+    words = STEP, "lag (timesteps)"
+    figure, panels = new_grid(len(drawn), 4, *words, height=1.55, sharey=sharey)
+    across, down = min(len(drawn), 4), -(-len(drawn) // 4)
     mesh: Any = None
     rows: list[list[Any]] = [shown.header("layer", "step", "lag", "mean_log10", "runs")]
-    for axes, (group, found) in zip(grid.ravel(), drawn, strict=False):
+    for axes, (group, found) in zip(panels, drawn, strict=True):
         mesh = _draw(axes, found, low, high)
         axes.set_title(safe(group.label) if len(drawn) > 1 else "", fontsize=7 if across > 3 else 8)
         rows += _rows(shown.told(group), layer, found)
-    for unused in grid.ravel()[len(drawn) :]:
-        unused.remove()
-    for axes in grid[:, 0]:
-        axes.set_ylabel("lag (timesteps)")
-    for index, axes in enumerate(grid.ravel()[: len(drawn)]):
-        if index + across >= len(drawn):
-            axes.set_xlabel(STEP)
     zeros = any(np.isneginf(found.values).any() for _, found in drawn)
-    bar = figure.colorbar(mesh, ax=list(grid.ravel()[: len(drawn)]), pad=0.02, aspect=18 * down)
+    bar = figure.colorbar(mesh, ax=panels, pad=0.02, aspect=18 * down)
     bar.set_label("log₁₀ ‖∂ℓ/∂h‖" + (" (black: 0)" if zeros else ""))
     bar.outline.set_linewidth(0.6)  # type: ignore[operator]
     notes = [f"layer {layer}"] if len(shown.layers) > 1 else []
@@ -85,17 +78,9 @@ def _map(group: Group, layer: str) -> Map | None:
 
 
 def _draw(axes: Any, found: Map, low: float, high: float) -> Any:
-    values = np.where(np.isneginf(found.values), low - 1.0, found.values)
-    mesh = axes.pcolormesh(
-        edges(found.steps.astype(float)),
-        edges(found.lags.astype(float)),
-        np.ma.masked_invalid(values.T),
-        cmap=heat_colours(),
-        vmin=low,
-        vmax=high,
-        rasterized=True,
-    )
-    axes.grid(False)
+    places = {"step": found.steps.astype(float), "lag": found.lags.astype(float)}
+    values = xarray.DataArray(found.values, places, ("step", "lag"))
+    mesh = heatmap(axes, values, low, high)
     axes.set_ylim(axes.get_ylim()[::-1] if axes.get_ylim()[0] < axes.get_ylim()[1] else None)
     return mesh
 

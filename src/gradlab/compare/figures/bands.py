@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.figures.style import Looks
+from gradlab.compare.figures.style import Look, Looks
 from gradlab.compare.groups import Group, counted
 from gradlab.compare.recorded import Curve, Recorded
-from gradlab.compare.runs import part
-from gradlab.compare.table import LEVEL
+from gradlab.compare.statistics import students_t
 from gradlab.record.figures.common import finite, plot, spread
 
 if TYPE_CHECKING:
@@ -101,8 +100,6 @@ def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
     NaN is no value. Points that fewer than half of the runs have are left out, so that a line does
     not jump where runs end. None without any value.
     """
-    from scipy.special import stdtrit
-
     known = [(x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in lines]
     known = [(x, y) for x, y in known if len(x)]
     if not known:
@@ -121,24 +118,41 @@ def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
     squares = np.nansum(np.square(whole - np.where(zero, 0, mean)), 0)
     several = (n > 1) & ~zero
     freedom = np.maximum(n - 1, 1)
-    half = stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(squares / freedom / n)
+    half = students_t(freedom) * np.sqrt(squares / freedom / n)
     half = np.where(several, half, np.nan)
     return Band(x, mean, mean - half, mean + half, n)
 
 
-def draw_band(axes: Axes, found: Band, look: Any, *, shade: bool, power: bool = False) -> None:
-    """The mean as a line, the interval as a shade; ``power`` shows ten to the power of both."""
-    low, mean, high = finite(found.low), finite(found.mean), finite(found.high)
-    if power:
-        low, mean, high = (np.power(10.0, np.clip(v, -300, 300)) for v in (low, mean, high))
-    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes}
-    if not shade:
-        style |= {"linewidth": THIN}
-    if len(found.x) == 1:
-        style |= {"marker": look.marker or "o"}
-    plot(axes, found.x, mean, **style)
-    if shade and np.isfinite(low).any():
-        axes.fill_between(found.x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+def draw_bands(
+    shown: Shown, axes: Axes, bands: Sequence[Band | None], *, power: bool = False
+) -> list[tuple[Group, Look, Band]]:
+    """Draw a band for each group that has one: the mean as a line, the interval as a shade.
+
+    Args:
+      shown: what is drawn.
+      axes: where.
+      bands: one for each group, or None.
+      power: whether ten to the power of them is shown.
+
+    Returns:
+      The groups that have one, how they look, and their bands.
+    """
+    axes.margins(x=0)
+    every = zip(shown.groups, shown.looks.of, bands, strict=True)
+    drawn = [(group, look, one) for group, look, one in every if one is not None]
+    for _, look, one in drawn:
+        low, mean, high = finite(one.low), finite(one.mean), finite(one.high)
+        if power:
+            low, mean, high = (np.power(10.0, np.clip(v, -300, 300)) for v in (low, mean, high))
+        style: dict[str, Any] = {"color": look.colour, "linestyle": look.dashes}
+        if not shown.looks.few:
+            style |= {"linewidth": THIN}
+        if len(one.x) == 1:
+            style |= {"marker": look.marker or "o"}
+        plot(axes, one.x, mean, **style)
+        if shown.looks.few and np.isfinite(low).any():
+            axes.fill_between(one.x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+    return drawn
 
 
 def fit_height(
@@ -175,16 +189,11 @@ def layer_of(run: Recorded, layer: str, values: np.ndarray) -> np.ndarray | None
     return values[:, place] if place < values.shape[1] else None
 
 
-def baseline_of(runs: Sequence[Recorded], split: str, figure: str) -> float:
+def baseline_of(runs: Sequence[Recorded], name: str) -> float:
     """The baseline's figure if it is the same for all runs; NaN else."""
-    found = {
-        value
-        for run in runs
-        if isinstance(
-            value := part(part(run.entry.info, "baseline"), split).get(figure), int | float
-        )
-    }
-    return float(found.pop()) if len(found) == 1 else math.nan
+    guesses = {run.entry.baseline(name) for run in runs}
+    found = {guess for guess in guesses if not math.isnan(guess)}
+    return found.pop() if len(found) == 1 else math.nan
 
 
 def rows_of(told: Sequence[Any], found: Band, *more: Any) -> list[list[Any]]:

@@ -17,7 +17,7 @@ from gradlab.compare.figures.style import (
     places_of,
     safe,
 )
-from gradlab.compare.groups import ACRONYMS
+from gradlab.compare.groups import called
 from gradlab.compare.matched import Level, Matched, matched
 from gradlab.record.figures.common import spread
 
@@ -103,9 +103,7 @@ def _levels(found: Matched) -> list[Level]:
 
 def _point(axes: Any, at: float, mean: float, half: float, model: str, index: int) -> None:
     colour = COLOURS[index % len(COLOURS)]
-    label = safe(
-        ", ".join([ACRONYMS.get(p, p) if i == 0 else p for i, p in enumerate(model.split(", "))])
-    )
+    label = safe(", ".join([called(p) if i == 0 else p for i, p in enumerate(model.split(", "))]))
     axes.errorbar(
         [at],
         [mean],

@@ -1,21 +1,83 @@
-"""A quantity over lag, a panel each layer: what the figures over lag share."""
+"""Over lag: how far back the gradient reaches, and whether the gate alone explains it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from gradlab.compare.figures.bands import Band, Shown, layer_of, over_runs
+from gradlab.compare.figures.bands import (
+    Band,
+    Shown,
+    draw_bands,
+    layer_of,
+    over_runs,
+    rows_of,
+)
+from gradlab.compare.figures.style import DOTTED, Page, add_keys, key_of, level, new_page
 from gradlab.compare.groups import Group, counted
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from gradlab.record.figures.common import GREY, finite, within
 
 LAG = "lag (timesteps before the end)"
-COLUMNS = ("layer", "step", "lag", "mean_log10", "low_log10", "high_log10", "runs")
+COLUMNS = ("variable", "layer", "step", "lag", "mean_log10", "low_log10", "high_log10", "runs")
+ADJOINT, BOUND = "adj_h_log10", "pascanu_bound_log10"
+PANELS = {
+    "forget_product_log10": "forget product",
+    "forget_path_log10": "forget path",
+    "whole_path_log10": "whole path (true)",
+    "long_jacobian_log10": "true Jacobian",
+}
+"""What is drawn where it was recorded, each against its value at lag 0."""
 Alter = Callable[[np.ndarray], np.ndarray]
+
+
+def adjoint(shown: Shown) -> Page | None:
+    """log10 of the adjoint's norm over lag, a panel a layer; Pascanu's bound where it holds."""
+    rows: list[list[Any]] = [shown.header(*COLUMNS)]
+    figure, grid = new_page(max(1, len(shown.layers)), sharey=True)
+    axes_of, drawn = list(grid[0]), []
+    for axes, layer in zip(axes_of, shown.layers, strict=False):
+        lines = [over_lag(shown, group, ADJOINT, layer) for group in shown.groups]
+        found = _draw(shown, axes, ADJOINT, layer, lines, rows)
+        drawn += [(axes, layer, group, look) for group, look, _ in found]
+        axes.set_xlabel(LAG)
+        if len(shown.layers) > 1:
+            axes.set_title(f"layer {layer}")
+    if not drawn:
+        return None
+    axes_of[0].set_ylabel("log₁₀ ‖∂ℓ/∂h‖")
+    bounds = _bounds(shown, drawn, rows)
+    add_keys(figure, axes_of, shown.looks, bounds)
+    return Page(figure, rows)
+
+
+def transport(shown: Shown) -> Page | None:
+    """What is left over lag, of the first layer: the gate's product beside the true Jacobian."""
+    rows: list[list[Any]] = [shown.header(*COLUMNS)]
+    layer = shown.layers[0] if shown.layers else ""
+    found = {
+        name: [over_lag(shown, group, name, layer, relative) for group in shown.groups]
+        for name in PANELS
+    }
+    found = {name: lines for name, lines in found.items() if any(lines)}
+    if not found:
+        return None
+    figure, grid = new_page(len(found), sharey=True)
+    axes_of = list(grid[0])
+    for axes, (name, lines) in zip(axes_of, found.items(), strict=True):
+        _draw(shown, axes, name, layer, lines, rows)
+        axes.set_title(PANELS[name])
+        level(axes, 0)
+    axes_of[len(axes_of) // 2 if len(axes_of) % 2 else 0].set_xlabel(LAG)
+    if len(axes_of) % 2 == 0:
+        for axes in axes_of:
+            axes.set_xlabel("")
+        figure.supxlabel(LAG, fontsize=8)
+    more = f", layer {layer}" if len(shown.layers) > 1 else ""
+    axes_of[0].set_ylabel(f"log₁₀ of what is left{more}")
+    add_keys(figure, axes_of, shown.looks)
+    return Page(figure, rows)
 
 
 def over_lag(
@@ -45,14 +107,56 @@ def relative(values: np.ndarray) -> np.ndarray:
     return values - known[0] if len(known) else values
 
 
-def label_layers(shown: Shown, axes_of: list[Axes]) -> None:
-    """Which panel is of which layer, if there are several."""
-    if len(shown.layers) > 1:
-        for axes, layer in zip(axes_of, shown.layers, strict=True):
-            axes.set_title(f"layer {layer}")
+def _draw(
+    shown: Shown,
+    axes: Any,
+    name: str,
+    layer: str,
+    lines: Sequence[tuple[Band, int | None] | None],
+    rows: list[list[Any]],
+) -> list[tuple[Group, Any, Band]]:
+    """Draw what :func:`over_lag` gave for each group, and write it down in ``rows``."""
+    drawn = draw_bands(shown, axes, [line[0] if line else None for line in lines])
+    for (group, _, found), line in zip(drawn, filter(None, lines), strict=True):
+        rows += rows_of([*shown.told(group), name, layer, line[1]], found)
+    return drawn
 
 
 def reads_the_end(group: Group) -> bool:
     """Whether the loss of a group's task reads the last state alone."""
     facts = [run.entry.info.get("facts") or {} for run in counted(group.runs)]
     return all(one.get("readout") != "every" for one in facts)
+
+
+def _bounds(shown: Shown, drawn: list[Any], rows: list[list[Any]]) -> list[Any]:
+    """Pascanu's bound from the adjoint at lag 0 on; its key for the legend.
+
+    It bounds what is transported through time. The adjoint is nothing else only in the last layer,
+    and only if the loss reads the end alone.
+    """
+    keys: list[Any] = []
+    with within([axes for axes, *_ in drawn]):
+        for axes, layer, group, look in drawn:
+            bound = _bound(shown, group, layer) if reads_the_end(group) else None
+            if bound is not None:
+                style: Any = {"color": look.colour, "linestyle": DOTTED, "linewidth": 1.0}
+                axes.plot(bound.x, finite(bound.mean), **style)
+                rows += rows_of([*shown.told(group), BOUND, layer, None], bound)
+                keys = [key_of("bound (γσ)ˡᵃᵍ", color=GREY, linestyle=DOTTED, linewidth=1.0)]
+    return keys
+
+
+def _bound(shown: Shown, group: Group, layer: str) -> Band | None:
+    def line(run: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        if layer.split()[0] != run.layers[-1].split()[0]:
+            return None
+        bounds, adjoints = shown.at(run, BOUND), shown.at(run, ADJOINT)
+        if bounds is None or adjoints is None:
+            return None
+        bound = layer_of(run, layer, bounds.values)
+        adjoint = layer_of(run, layer, adjoints.values)
+        if bound is None or adjoint is None:
+            return None
+        return bounds.lags, bound[0].astype(float) + float(adjoint[0, 0])
+
+    return over_runs(group, line)

@@ -1,8 +1,9 @@
-"""A figure of each layer over training, a panel each layer: what several figures share."""
+"""Over training step: losses and accuracy of the whole model, figures of each layer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,59 +11,148 @@ import numpy as np
 from gradlab.compare.figures.bands import (
     Band,
     Shown,
-    draw_band,
+    baseline_of,
+    draw_bands,
     fit_height,
     layer_of,
     over_runs,
     rows_of,
+    units_of,
 )
-from gradlab.compare.figures.over_lag import label_layers
-from gradlab.compare.figures.style import Page, add_keys, level, new_page
-from gradlab.compare.groups import Group
+from gradlab.compare.figures.style import DOTTED, Page, add_keys, key_of, level, new_page
+from gradlab.compare.groups import Group, counted
+from gradlab.record.figures.common import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STEP = "training step"
+WIDE = 8.0
+"""Losses that differ by more than this factor get a logarithmic axis, and geometric means."""
 
 
-def page_over_training(
-    shown: Shown, name: str, label: str, *, reference: float = math.nan, logs: bool = False
+def loss(shown: Shown) -> Page | None:
+    """What the runs learn: training and validation loss, with the baseline."""
+    names = {"train/loss": "training", "val/loss": "validation"}
+    return _of_the_model(shown, names, "loss", logs=_is_wide(shown, list(names)))
+
+
+def metric(shown: Shown) -> Page | None:
+    """How often the runs are right: accuracy with the baseline, where the task has one."""
+    names = {"train/accuracy": "training", "val/accuracy": "validation"}
+    return _of_the_model(shown, names, "accuracy", logs=False)
+
+
+def horizon(shown: Shown) -> Page | None:
+    """How far back the gradient reaches: the lag at which it has fallen by e; T dotted."""
+    lengths = {run.entry.length for group in shown.groups for run in counted(group.runs)}
+    T = lengths.pop() if len(lengths) == 1 else math.nan
+    return _of_each_layer(shown, "memory_horizon", "memory horizon (timesteps)", T, logs=True)
+
+
+def slope(shown: Shown) -> Page | None:
+    """How fast the gradient vanishes or explodes: its logarithm's slope over lag; 0 dotted."""
+    return _of_each_layer(shown, "adjoint_slope", "adjoint slope (nats per step)", 0.0)
+
+
+def lyapunov(shown: Shown) -> Page | None:
+    """Order or chaos: the largest Lyapunov exponent; 0 dotted."""
+    return _of_each_layer(shown, "lyapunov_exponent", "λ₁ (nats per step)", 0.0)
+
+
+def _of_the_model(
+    shown: Shown, names: Mapping[str, str], figure: str, *, logs: bool
 ) -> Page | None:
-    """A variable of each layer over training step.
+    """Scalars of the whole model, each in its panel, with the baseline."""
+    found = {
+        name: [series_band(group, name, None, logs=logs) for group in shown.groups]
+        for name in names
+    }
+    found = {name: bands for name, bands in found.items() if any(b is not None for b in bands)}
+    levels = {name: baseline_of(shown.runs, f"{name.partition('/')[0]}/{figure}") for name in found}
+    label = _label(shown, list(found), names, figure) if found else ""
+    return _page(shown, "variable", found, names, label, levels, "baseline", logs=logs)
+
+
+def _of_each_layer(
+    shown: Shown, name: str, label: str, reference: float, *, logs: bool = False
+) -> Page | None:
+    """A variable in a panel for each layer, with a dotted line at ``reference``."""
+    found = {
+        layer: [series_band(group, name, layer, logs=logs) for group in shown.groups]
+        for layer in shown.layers
+    }
+    titles = {layer: f"layer {layer}" for layer in found}
+    levels = dict.fromkeys(found, reference)
+    return _page(shown, "layer", found, titles, label, levels, "", logs=logs)
+
+
+def _page(
+    shown: Shown,
+    column: str,
+    panels: Mapping[str, Sequence[Band | None]],
+    titles: Mapping[str, str],
+    label: str,
+    levels: Mapping[str, float],
+    key: str,
+    *,
+    logs: bool,
+) -> Page | None:
+    """A panel for each entry of ``panels``; None without any band.
 
     Args:
-      shown: what to draw.
-      name: of the variable.
+      shown: what is drawn.
+      column: of the file: what a panel is of.
+      panels: a band for each group, or None, by that.
+      titles: of the panels, where there are several.
       label: of the vertical axis, with the unit.
-      reference: where to draw a dotted line; NaN for nowhere.
-      logs: whether mean and interval are of the logarithm, on a logarithmic axis.
+      levels: where a panel has a dotted line; NaN for nowhere.
+      key: of these lines in the legend; empty for none.
+      logs: whether the bands are of log10, on a logarithmic axis.
     """
-    mean = "geometric_mean" if logs else "mean"
-    rows: list[list[Any]] = [shown.header("layer", "step", mean, "low", "high", "runs")]
-    figure, grid = new_page(max(1, len(shown.layers)), sharey=True)
-    axes_of, bands = list(grid[0]), []
-    for axes, layer in zip(axes_of, shown.layers, strict=False):
-        for group, look in zip(shown.groups, shown.looks.of, strict=True):
-            found = series_band(group, name, layer, logs=logs)
-            if found is not None:
-                draw_band(axes, found, look, shade=shown.looks.few, power=logs)
-                bands.append(found)
-                rows += rows_of([*shown.told(group), layer], in_full(found) if logs else found)
-        if math.isfinite(reference):
-            level(axes, reference)
-        axes.set_xlabel(STEP)
-        axes.margins(x=0)
-    if not bands:
+    drawn = [one for bands in panels.values() for one in bands if one is not None]
+    if not drawn:
         return None
+    mean = "geometric_mean" if logs else "mean"
+    rows: list[list[Any]] = [shown.header(column, "step", mean, "low", "high", "runs")]
+    figure, grid = new_page(len(panels), sharey=True)
+    axes_of = list(grid[0])
+    lines = {n: v for n, v in levels.items() if math.isfinite(v) and (v > 0 or not logs)}
+    for axes, (name, bands) in zip(axes_of, panels.items(), strict=True):
+        for group, _, one in draw_bands(shown, axes, bands, power=logs):
+            rows += rows_of([*shown.told(group), name], in_full(one) if logs else one)
+        axes.set_xlabel(STEP)
+        if name in lines:
+            level(axes, lines[name])
+        if len(panels) > 1:
+            axes.set_title(titles[name])
     if logs:
-        set_log(axes_of, bands, [reference])
+        set_log(axes_of, drawn, list(lines.values()))
     else:
-        fit_height(axes_of, bands, [reference])
+        fit_height(axes_of, drawn, list(lines.values()))
     axes_of[0].set_ylabel(label)
-    label_layers(shown, axes_of)
-    add_keys(figure, axes_of, shown.looks)
+    keys = [key_of(key, color=GREY, linestyle=DOTTED, linewidth=0.9)] if key and lines else []
+    add_keys(figure, axes_of, shown.looks, keys)
     return Page(figure, rows)
+
+
+def _label(shown: Shown, found: list[str], names: Mapping[str, str], figure: str) -> str:
+    units = {units_of(shown.runs, name) for name in found}
+    unit = units.pop() if len(units) == 1 else ""
+    which = f"{names[found[0]]} " if len(found) == 1 else ""
+    return f"{which}{figure}" + (f" ({unit})" if unit not in ("", "1") else "")
+
+
+def _is_wide(shown: Shown, names: list[str]) -> bool:
+    values = [
+        series.values.ravel()
+        for run in shown.runs
+        for name in names
+        if (series := run.series(name)) is not None
+    ]
+    every = np.concatenate(values) if values else np.array([])
+    every = every[np.isfinite(every)]
+    return bool(every.size and every.min() > 0 and every.max() > WIDE * every.min())
 
 
 def series_band(group: Group, name: str, layer: str | None, *, logs: bool) -> Band | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.groups import ACRONYMS, MODEL, Group
+from gradlab.compare.groups import ACRONYMS, MODEL, Group, called, shown
 from gradlab.compare.phase_diagram import is_geometric, name_of
-from gradlab.compare.runs import same
-from gradlab.compare.table import as_csv, shown
+from gradlab.compare.runs import is_number, same
+from gradlab.compare.table import as_csv
 from gradlab.record.figures.common import GREY, PALETTE, spread
 from gradlab.record.shard import replace
 
@@ -35,32 +36,21 @@ DOTTED: Any = (0, (1, 1.3))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLOURS = (*PALETTE, "#999999")
 STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7),
+    **dict.fromkeys(("legend.fontsize", "legend.title_fontsize"), 7),
     "legend.frameon": False,
     "legend.handlelength": 2.4,
     "legend.columnspacing": 1.2,
     "legend.borderaxespad": 0.2,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "grid.linewidth": 0.4,
     "grid.color": "#DDDDDD",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.minor.size": 1.5,
-    "ytick.minor.size": 1.5,
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.minor.width", "ytick.minor.width"), 0.4),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
+    **dict.fromkeys(("xtick.minor.size", "ytick.minor.size"), 1.5),
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
     "hatch.linewidth": 0.4,
@@ -148,6 +138,29 @@ def new_page(across: int = 1, down: int = 1, *, height: float = 1.95, **options:
     return figure, figure.subplots(down, across, squeeze=False, **options)
 
 
+def new_grid(count: int, most: int, across: str, up: str, **options: Any) -> tuple[Any, list[Axes]]:
+    """A figure with ``count`` panels, at most ``most`` side by side, and the words at its edges.
+
+    Args:
+      count: of the panels.
+      most: in a row.
+      across: what is along the horizontal axes; said below the lowest panels.
+      up: what is along the vertical axes; said at the left.
+      **options: of :func:`new_page`.
+    """
+    columns = min(count, most)
+    figure, grid = new_page(columns, -(-count // columns), **options)
+    panels = list(grid.ravel())
+    for unused in panels[count:]:
+        unused.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(up)
+    for axes in panels[:count][-columns:]:
+        axes.set_xlabel(across)
+        axes.tick_params(labelbottom=True)
+    return figure, panels[:count]
+
+
 def add_keys(page: Figure, axes_of: Sequence[Axes], looks: Looks, more: Sequence[Any] = ()) -> None:
     """The legend over the panels, and the colour bar beside them."""
     from matplotlib.cm import ScalarMappable
@@ -219,18 +232,15 @@ def _cell(value: Any) -> Any:
 def _each(groups: Sequence[Group]) -> Looks:
     models = places_of([group.model for group in groups])
     by_model = len(groups) > 0 and MODEL in groups[0].values and len(models) > 1
-    variants: dict[str, int] = {}
+    variants = Counter[str]()
     found = []
     for index, group in enumerate(groups):
+        place = variant = index
         if by_model:
-            place, variant = models[group.model], variants.get(group.model, 0)
-            variants[group.model] = variant + 1
-            one_each = len(models) == len(groups)
-            dashes = DASHES[(place if one_each else variant) % len(DASHES)]
-            marker = MARKERS[(place if one_each else variant) % len(MARKERS)]
-        else:
-            place, dashes = index, DASHES[index % len(DASHES)]
-            marker = MARKERS[index % len(MARKERS)]
+            place = models[group.model]
+            variant = place if len(models) == len(groups) else variants[group.model]
+            variants[group.model] += 1
+        dashes, marker = DASHES[variant % len(DASHES)], MARKERS[variant % len(MARKERS)]
         found.append(Look(COLOURS[place % len(COLOURS)], dashes, marker))
     return Looks(found, [(safe(g.label), look) for g, look in zip(groups, found, strict=True)])
 
@@ -255,7 +265,7 @@ def _by_number(groups: Sequence[Group], key: str) -> Looks:
     colours = _colours()
     found = [Look(colours(norm(v)), d, "") for v, d in zip(values, dashes, strict=True)]
     names = [
-        (safe(ACRONYMS.get(model, model)), Look(GREY, DASHES[place], ""))
+        (safe(called(model)), Look(GREY, DASHES[place], ""))
         for place, model in enumerate(models if several else [])
     ]
     return Looks(found, names, (norm, safe(name_of(key)), np.unique(values)))
@@ -270,7 +280,7 @@ def _by_word(groups: Sequence[Group], key: str) -> Looks:
     }
     other = Look("#CCCCCC", "-", "")
     found = [looks.get(shown(group.values[key]), other) for group in groups]
-    names = [(safe(ACRONYMS.get(word, word)), look) for word, look in looks.items()]
+    names = [(safe(called(word)), look) for word, look in looks.items()]
     if len(named) < len(words):
         names.append((f"{len(words) - len(named)} others", other))
     return Looks(found, names)
@@ -278,8 +288,7 @@ def _by_word(groups: Sequence[Group], key: str) -> Looks:
 
 def _is_number(groups: Sequence[Group], key: str) -> bool:
     values = [group.values[key] for group in groups]
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    return numbers and len(set(values)) > 2
+    return all(map(is_number, values)) and len(set(values)) > 2
 
 
 def _colours() -> Any:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from gradlab.compare import phase_diagram, table
+from gradlab.compare.groups import short
 from gradlab.compare.headline import headline
 from gradlab.compare.matched import Matched, matched
 from gradlab.compare.page.packed import Packing, Thinning, thinning
 from gradlab.compare.phase_diagram import Diagram, name_of
 from gradlab.compare.recorded import CURVES, SERIES, Recorded
 from gradlab.compare.runs import Entry, part, settings_that_differ
-from gradlab.compare.table import LEVEL, Estimate, short, with_interval
+from gradlab.compare.statistics import LEVEL, Estimate, students_t
+from gradlab.compare.table import with_interval
 from gradlab.record.figures.common import spread
 
 LONGEST_REASON = 300
@@ -75,7 +77,7 @@ def contents(
 
 def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One run without its arrays: what it is, how it ended, its figures."""
-    entry, facts = run.entry, part(run.entry.info, "facts")
+    entry, facts = run.entry, run.entry.facts
     baseline = part(entry.info, "baseline")
     return {
         "name": entry.name,
@@ -83,13 +85,8 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
         "status": "truncated" if run.damage and run.run is not None else entry.status,
         "reason": "; ".join(filter(None, [entry.reason, run.damage]))[:LONGEST_REASON],
         "settings": dict(settings),
-        "model": plain(facts.get("model")),
-        "task": plain(facts.get("task")),
-        "T": plain(facts.get("T")),
-        "readout": plain(facts.get("readout")),
-        "parameters": plain(facts.get("parameters")),
-        "steps_per_second": plain(entry.info.get("steps_per_second")),
-        "probe_overhead": plain(entry.info.get("probe_overhead")),
+        **{k: plain(facts.get(k)) for k in ("model", "task", "T", "readout", "parameters")},
+        **{k: plain(entry.info.get(k)) for k in ("steps_per_second", "probe_overhead")},
         "summary": {name: plain(value) for name, value in entry.summary.items()},
         "baseline": {
             split: {name: plain(value) for name, value in part(baseline, split).items()}
@@ -110,7 +107,7 @@ def command_of(entry: Entry) -> str:
 
 def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
     """What a reader must know before comparing: mixed tasks or lengths, what is not all there."""
-    facts = [part(run.entry.info, "facts") for run in runs if run.entry.info]
+    facts = [run.entry.facts for run in runs if run.entry.info]
     words = []
     if len(tasks := sorted({str(one["task"]) for one in facts if one.get("task")})) > 1:
         words.append(
@@ -130,8 +127,7 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
         )
     if damaged := [run.entry.name for run in runs if run.run is not None and run.damage]:
         words.append(f"{_of(damaged)} lost a part of the arrays; what is whole is shown.")
-    cut = _thinned(limits)
-    if cut:
+    if cut := _thinned(limits):
         words.append(
             f"Thinned to keep this page small: at most {cut} are on it, evenly spread, both ends "
             "included. Values are the recorded ones, none is averaged; the run directories hold "
@@ -151,10 +147,7 @@ def plain(value: Any) -> Any:
 
 def student(most: int) -> list[float]:
     """Student's t for the interval over 0, 1, 2, … ``most`` values; 0 where there is none."""
-    from scipy.special import stdtrit
-
-    degrees = np.arange(1, max(most, 2))
-    return [0.0, 0.0, *stdtrit(degrees, (1 + LEVEL) / 2).tolist()]
+    return [0.0, 0.0, *students_t(np.arange(1, max(most, 2))).tolist()]
 
 
 def _limits(runs: Sequence[Recorded]) -> Thinning:
@@ -187,17 +180,11 @@ def _series(run: Recorded, limits: Thinning, to: Packing) -> Iterator[tuple[str,
 
 
 def _thinned(limits: Thinning) -> str:
-    parts = []
-    if limits.steps:
-        parts.append(f"{limits.steps} training steps")
-    if limits.lags:
-        parts.append(f"{limits.lags} lags")
-    words = f"{' and '.join(parts)} of each curve" if parts else ""
-    if limits.rows:
-        words += (
-            " and " if words else ""
-        ) + f"{limits.rows} training steps of each loss and figure"
-    return words
+    counts = {"training steps": limits.steps, "lags": limits.lags}
+    parts = [f"{most} {what}" for what, most in counts.items() if most]
+    words = [f"{' and '.join(parts)} of each curve"] if parts else []
+    words += [f"{limits.rows} training steps of each loss and figure"] if limits.rows else []
+    return " and ".join(words)
 
 
 def _of(names: Sequence[str]) -> str:
@@ -213,13 +200,8 @@ def _matched(found: Matched) -> dict[str, Any]:
             {
                 "label": level.label,
                 "rows": [
-                    {
-                        "model": row.model,
-                        "hidden": row.hidden,
-                        "parameters": row.parameters,
-                        "runs": row.runs,
-                        "figures": {name: _estimate(value) for name, value in row.figures.items()},
-                    }
+                    row._asdict()
+                    | {"figures": {name: _estimate(one) for name, one in row.figures.items()}}
                     for row in level.rows
                 ],
             }

@@ -5,7 +5,6 @@ All that knows W&B's forms is in :mod:`~gradlab.compare.report.build`, all that 
 :mod:`~gradlab.compare.report.content`, without W&B.
 """
 
-from gradlab.compare.report.content import Headline as Headline
 from gradlab.compare.report.send import NotSent as NotSent
 from gradlab.compare.report.send import Published as Published
 from gradlab.compare.report.send import Specification as Specification

@@ -8,21 +8,9 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gradlab.compare.report import sections as of
 from gradlab.compare.report.content import Content
 from gradlab.compare.report.library import reports, workspaces
-from gradlab.compare.report.panels import (
-    Bars,
-    Best,
-    Chart,
-    Column,
-    Differences,
-    Images,
-    Lines,
-    Panel,
-    Parallel,
-    Scatter,
-    Table,
-)
 from gradlab.record.wandb.charts import VANISHING
 
 STEP = "train_step"
@@ -151,7 +139,7 @@ def _in_config(place: str) -> str:
     return ".".join([first, "value", *rest])
 
 
-def _column(column: Column) -> str:
+def _column(column: of.Column) -> str:
     if column.kind == "config":
         return f"config:{_in_config(column.name)}"
     return f"summary:{column.name}"
@@ -160,7 +148,7 @@ def _column(column: Column) -> str:
 # --- panels ---------------------------------------------------------------------------------------
 
 
-def _panels(panels: Sequence[Panel], content: Content, where: str) -> Iterator[Any]:
+def _panels(panels: Sequence[of.Panel], content: Content, where: str) -> Iterator[Any]:
     wr = reports()
 
     for index, one in enumerate(panels):
@@ -172,14 +160,14 @@ def _panels(panels: Sequence[Panel], content: Content, where: str) -> Iterator[A
         yield panel
 
 
-def _panel(panel: Panel, content: Content) -> Any:
+def _panel(panel: of.Panel, content: Content) -> Any:
     wr = reports()
 
     grouped: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     if len(content.grouping) == 1:  # a panel takes one; several are those of the table of runs
         grouped["groupby"] = _in_config(content.grouping[0])
     match panel:
-        case Lines(title, keys, label):
+        case of.Lines(title, keys, label):
             return wr.LinePlot(
                 title=title,
                 x=STEP,
@@ -189,20 +177,20 @@ def _panel(panel: Panel, content: Content) -> Any:
                 max_runs_to_show=MOST_LINES,
                 **grouped,
             )
-        case Bars(title, key):
+        case of.Bars(title, key):
             return wr.BarPlot(title=title, metrics=[key], max_bars_to_show=MOST_LINES, **grouped)
-        case Best(title, key, rule):
+        case of.Best(title, key, rule):
             return wr.ScalarChart(title=title, metric=key, groupby_aggfunc=rule)
-        case Scatter(title, x, y):
+        case of.Scatter(title, x, y):
             return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
-        case Parallel(title, columns):
+        case of.Parallel(title, columns):
             axes = [wr.ParallelCoordinatesPlotColumn(_metric(column)) for column in columns]
             return wr.ParallelCoordinatesPlot(title=title, columns=axes)
-        case Images(title, keys):
+        case of.Images(title, keys):
             return wr.MediaBrowser(title=title, media_keys=list(keys), num_columns=2)
-        case Table(key):
+        case of.Table(key):
             return wr.WeavePanelSummaryTable(table_name=key)
-        case Chart(key, name):
+        case of.Chart(key, name):
             chart = wr.CustomChart.from_table(
                 key,
                 chart_fields={column: column for column in VANISHING},
@@ -210,11 +198,11 @@ def _panel(panel: Panel, content: Content) -> Any:
             )
             chart.chart_name = name
             return chart
-        case Differences():
+        case of.Differences():
             return wr.RunComparer(diff_only="split")
 
 
-def _metric(column: Column) -> Any:
+def _metric(column: of.Column) -> Any:
     wr = reports()
 
     return (wr.Config if column.kind == "config" else wr.SummaryMetric)(column.name)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from gradlab.compare.headline import Headline
 from gradlab.compare.recorded import CURVES, SERIES, Recorded
-from gradlab.compare.report.panels import Column, Section
-from gradlab.compare.report.sections import sections
-from gradlab.compare.report.seen import MOST_LAYERS, Seen
-from gradlab.compare.report.settings import MODEL, places
-from gradlab.compare.report.uploads import Upload, upload_of
+from gradlab.compare.report.sections import MOST_LAYERS, Column, Section, Seen, sections
+from gradlab.compare.report.uploads import MODEL, Upload, places, upload_of
 from gradlab.compare.runs import Entry
 from gradlab.errors import BadInput
 from gradlab.record.private import scrub_text
@@ -20,20 +17,6 @@ from gradlab.record.private import scrub_text
 MOST_KEYS = 3
 """Most settings that runs are grouped by."""
 MOST_COMMANDS = 40
-
-
-class Headline(Protocol):
-    """What was found, in words. They are data: nothing in them is markup."""
-
-    @property
-    def title(self) -> str:
-        """One line."""
-        ...
-
-    @property
-    def lines(self) -> Sequence[str]:
-        """More of them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,7 @@ def content(runs: Sequence[Recorded], headline: Headline, project: str | None = 
 
     Args:
       runs: any; those that W&B cannot have are left out, and a note says so.
-      headline: what was found.
+      headline: the answer in words. They are data: nothing in them is markup.
       project: of W&B; that of the runs by default.
 
     Raises:

@@ -1,36 +1,162 @@
-"""Which panels a report has, section by section: only those that have something to show."""
+"""Which panels a report has, section by section: only those that have something to show.
+
+Panels are plain data here, by the keys that W&B has things by.
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from gradlab.compare.recorded import CURVES, SERIES, Recorded
-from gradlab.compare.report.panels import (
-    Bars,
-    Best,
-    Chart,
-    Column,
-    Differences,
-    Images,
-    Lines,
-    Panel,
-    Parallel,
-    Scatter,
-    Section,
-    Table,
-)
-from gradlab.compare.report.seen import Seen
 from gradlab.compare.runs import Entry, part
 from gradlab.compare.table import HEADINGS
 from gradlab.record.heatmap import spread
-from gradlab.record.keys import key_for_wandb, stem
+from gradlab.record.keys import key_for_wandb, labels, stem
 
 MOST_LAGS = 5
+MOST_LAYERS = 4
+_SAMPLED_STEPS = 16
+"""Training steps that are looked at for whether a curve has any value at a lag."""
+
+
+class Lines(NamedTuple):
+    """Keys over training step; ``label`` is the y axis'."""
+
+    title: str
+    keys: tuple[str, ...]
+    label: str
+
+
+class Bars(NamedTuple):
+    """A final figure, a bar a group."""
+
+    title: str
+    key: str
+
+
+class Best(NamedTuple):
+    """The lowest or highest final figure of all runs, as a number."""
+
+    title: str
+    key: str
+    rule: Literal["min", "max"]
+
+
+class Scatter(NamedTuple):
+    """Two final figures, a point a run."""
+
+    title: str
+    x: str
+    y: str
+
+
+class Column(NamedTuple):
+    """A setting (by its place in the configuration) or a final figure (by its key)."""
+
+    kind: Literal["config", "summary"]
+    name: str
+
+
+class Parallel(NamedTuple):
+    """A line a run through its settings and figures."""
+
+    title: str
+    columns: tuple[Column, ...]
+
+
+class Images(NamedTuple):
+    """Pictures that the runs logged."""
+
+    title: str
+    keys: tuple[str, ...]
+
+
+class Table(NamedTuple):
+    """A table that the runs logged."""
+
+    key: str
+
+
+class Chart(NamedTuple):
+    """The same drawn by the custom chart ``name``."""
+
+    key: str
+    name: str
+
+
+class Differences(NamedTuple):
+    """Settings and figures of the runs side by side, those that differ."""
+
+
+Panel = Lines | Bars | Best | Scatter | Parallel | Images | Table | Chart | Differences
+
+
+class Section(NamedTuple):
+    """Panels under a heading, and how to read them."""
+
+    name: str
+    words: str
+    panels: tuple[Panel, ...]
+
+
+class Seen:
+    """What at least one of the runs recorded.
+
+    Attributes:
+      layers: the label of each that is shown, by its name.
+      lags: by variable and layer: lags that have a key in W&B, and how many runs have a value.
+      counts: how many runs recorded each variable.
+      ended: the runs that logged what comes at the end.
+      pictured: by variable: layers of which any of these has a value.
+      figures: name and key of each final figure that is a number in some run.
+    """
+
+    def __init__(self, runs: Sequence[Recorded]):
+        self.runs = runs
+        self.ended = [run for run in runs if run.entry.info.get("ended")]
+        self.all_layers = list(dict.fromkeys(layer for run in runs for layer in run.layers))
+        shown = self.all_layers[:MOST_LAYERS]
+        self.layers = dict(zip(shown, labels("layer", shown), strict=True))
+        self.lags = {name: {layer: Counter[int]() for layer in shown} for name in CURVES}
+        self.pictured = {name: set[str]() for name in CURVES}
+        self.counts = Counter[str]()
+        for run in runs:
+            self.counts.update(name for name in SERIES if run.series(name) is not None)
+            for name in CURVES:
+                self._look_at(run, name)
+        self.figures = list(self._figures())
+
+    def several(self, layer: str) -> str:
+        """``, layer 0``, where there is more than one."""
+        return f", layer {layer}" if len(self.all_layers) > 1 else ""
+
+    def _look_at(self, run: Recorded, name: str) -> None:
+        curve = run.curve(name, _SAMPLED_STEPS)
+        if curve is None:
+            return
+        self.counts[name] += 1
+        for index, layer in enumerate(run.layers):
+            there = np.isfinite(curve.values[:, index]).any(0)
+            if layer in self.layers and there.any():
+                lags = curve.lags[there].tolist()
+                powers = (lag for lag in lags if lag and lag & (lag - 1) == 0)
+                self.lags[name][layer].update(powers)
+                if run.entry.info.get("ended"):
+                    self.pictured[name].add(layer)
+
+    def _figures(self) -> Iterable[tuple[str, str]]:
+        for name in HEADINGS:
+            for run in self.runs:
+                if math.isfinite(run.entry.figure(name)):
+                    yield name, key_for_wandb(run.entry.key_of(name) or name)
+                    break
 
 
 def sections(seen: Seen, settings: Sequence[str]) -> list[Section]:

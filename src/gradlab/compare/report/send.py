@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from gradlab.compare.headline import Headline
 from gradlab.compare.recorded import Recorded
 from gradlab.compare.report.build import report, workspace
-from gradlab.compare.report.content import Content, Headline, content
+from gradlab.compare.report.content import Content, content
+from gradlab.errors import first_line
 from gradlab.record.shard import replace
 from gradlab.record.wandb.sender import answers
 from gradlab.record.wandb.start import has_account
@@ -220,8 +222,7 @@ def _try(what: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:  # W&B's private kinds, pydantic's, the network's
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+        said = ": ".join(filter(None, [type(error).__name__, first_line(error)[:300]]))
         raise _Refused(f"W&B did not {what}: {said}") from error
 
 

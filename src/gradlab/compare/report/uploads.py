@@ -1,4 +1,4 @@
-"""Which run of W&B a run directory is, and what uploads it if its server may not have it yet."""
+"""Which run of W&B a run directory is, what uploads it, and where W&B has its settings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gradlab.compare.runs import Entry, part
+from gradlab.compare.runs import SEED, Entry, at, part, settings_that_differ
 
+MODEL = "facts.model"
+"""The model's name.
+
+``model`` itself may hold an option's name: a parameter of a W&B sweep goes over it.
+"""
 PROJECT = "gradlab"
 """The project of runs that do not say theirs."""
 _FOLDER = re.compile(r"(?P<offline>offline-)?run-\d{8}_\d{6}-(?P<id>.+)")
@@ -75,3 +80,36 @@ def _command(folder: Path, options: str) -> str:
     run = folder.parents[1].resolve()
     wandb = "wandb" if shutil.which("wandb") else f"{shlex.quote(sys.executable)} -m wandb"
     return f"cd {shlex.quote(str(run))} && {wandb} sync{options} wandb/{folder.name}"
+
+
+def places(runs: Sequence[Entry]) -> tuple[list[str], list[str]]:
+    """Places in W&B's configuration of the settings that differ, the seed left out.
+
+    Returns:
+      The places, and the settings that have none.
+    """
+    found, unplaced = {}, []
+    for key in settings_that_differ(runs):
+        if key == SEED:
+            continue
+        place = _place(key, runs)
+        if place is None:
+            unplaced.append(key)
+        else:
+            found[place] = key
+    return list(found), unplaced
+
+
+def _place(key: str, runs: Sequence[Entry]) -> str | None:
+    """Where the configuration of W&B's runs has ``key``, if it is one value there, not a section.
+
+    A group such as ``optimizer`` is told by what it brings: the name of its class.
+    """
+    ways = (f"facts.{key}", key, f"{key}._target_", f"{key}.rule._target_", f"{key}.preset")
+    for place in ways:
+        values = [at({**run.config, "facts": run.facts}, place) for run in runs]
+        if any(isinstance(value, Mapping | list) for value in values):
+            continue
+        if len(set(values)) > 1:
+            return place
+    return None

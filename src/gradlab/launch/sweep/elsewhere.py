@@ -19,10 +19,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from gradlab.compare.jobs import ENDED, folders, standing
 from gradlab.errors import BadInput
 from gradlab.launch.objective import Worth
 from gradlab.launch.session import session
-from gradlab.launch.sweep.jobs import ENDED, folders, member, name_of, planned
+from gradlab.launch.sweep.jobs import name_of, planned
 from gradlab.launch.sweep.notes import NOTES, Note, drop_notes, leave_note, read_notes
 
 OUTPUT = "output.txt"
@@ -83,7 +84,7 @@ def bring_home(work: Callable[[], Worth], folder: Path) -> Worth:
     except SystemExit as error:
         if by_submitit:  # which may have asked for it to be queued again
             raise
-        reason = member(folder).reason or f"ended with exit code {error.code}"
+        reason = standing(folder).reason or f"ended with exit code {error.code}"
         leave_note(sweep, Note(number, reason))
         raise Ended(reason) from None
     except Exception as error:
@@ -121,11 +122,17 @@ def _losses(
     sweep: Path, jobs: Sequence[Sequence[str]] | None, notes: Mapping[int, Note]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Which jobs were refused, and which others did not finish, by name, with reasons."""
-    members = {one.number: one for one in map(member, folders(sweep))}
+    standings = list(map(standing, folders(sweep)))
+    begun = {one.number: one for one in standings if one.number is not None}
+    unknown = [one for one in standings if one.number is None]
+    numbers = {*notes, *begun}
+    if not unknown:  # else a job without a folder cannot be told from one with it
+        numbers |= {*range(len(jobs or ()))}
     refused: dict[str, str] = {}
     failed: dict[str, str] = {}
-    for number in sorted({*notes, *members, *range(len(jobs or ()))}):
-        note, one = notes.get(number), members.get(number)
+    numbered = [(number, begun.get(number)) for number in sorted(numbers)]
+    for number, one in [*numbered, *((None, one) for one in unknown)]:
+        note = None if number is None else notes.get(number)
         name = name_of(number, jobs, one.folder if one else None)
         if note is not None:
             (refused if note.refused else failed)[name] = note.message

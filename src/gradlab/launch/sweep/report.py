@@ -1,15 +1,19 @@
-"""What the user sees at the end of a sweep: the table, what failed and why, and how to go on."""
+"""What is seen at the end of a sweep: the table, what failed and why, and how to resume it."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from gradlab.errors import first_line
+from gradlab.launch.resume import KEY, quoted
+from gradlab.launch.session import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
     from gradlab.compare.runs import Entry
 
 UNFINISHED = ("crashed", "killed", "interrupted", "never began")
-"""A run with one of these statuses can be gone on with, or begun."""
+"""A run with one of these statuses can be resumed, or begun."""
 MOST_NAMED = 20
 """Most failures that are listed one by one."""
 PLAIN_WIDTH = 160
@@ -50,8 +54,7 @@ def report(
     try:
         _report(folder, stream or cast(TextIO, sys.stdout), refused, jobs or ())
     except Exception as error:  # noqa: BLE001  (whatever it is, the sweep itself is done)
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {lines[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         _log.warning("the sweep cannot be reported (%s); its runs are not affected", reason)
 
 
@@ -74,12 +77,13 @@ def _report(
         _failures(runs, refused, console)
     unfinished = [run for run in failed if run.status in UNFINISHED]
     if unfinished and len(runs) > 1:
-        _print(console, f"\nto go on with the {_count(len(unfinished))} unfinished:")
-        _print(console, f"  {_going_on(folder)}", style="bold")
+        count = "one" if len(unfinished) == 1 else len(unfinished)
+        _print(console, f"\nto go on with the {count} unfinished:")
+        _print(console, f"  {_resuming(folder)}", style="bold")
     if written:
         _print(console, "")
     for path in written:
-        _print(console, f"{_KIND[path.suffix]}: {_shown(path)}")
+        _print(console, f"{_KIND[path.suffix]}: {shown(path)}")
 
 
 def _not_started(
@@ -92,18 +96,14 @@ def _not_started(
     if None in known:  # then a job without a folder cannot be told from one with it
         return []
     known |= {int(found[1]) for name in refused if (found := re.match(r"job (\d+)\b", name))}
-    missing = [number for number in range(len(jobs)) if number not in known]
-    return [
-        Entry(
-            folder / str(number),
-            str(number),
-            NEVER_BEGAN,
-            "the sweep ended before it",
-            tuple(jobs[number]),
-            number=number,
-        )
-        for number in missing
-    ]
+    names = {run.name for run in runs}
+    found = []
+    for number, overrides in enumerate(jobs):
+        if number not in known:
+            name = str(number) if str(number) not in names else f"job {number}"
+            said = NEVER_BEGAN, "the sweep ended before it", tuple(overrides)
+            found.append(Entry(folder / name, name, *said, number=number))
+    return found
 
 
 _KIND = {".csv": "numbers", ".png": "figure", ".html": "compare"}
@@ -142,9 +142,8 @@ def _numbers(runs: Sequence[Entry], folder: Path, console: Console) -> list[Path
 
 def _heading(runs: Sequence[Entry]) -> str:
     """``sweep of 8 runs: 6 finished, 1 diverged, 1 crashed``."""
-    counts: dict[str, int] = {"finished": 0}
-    for run in runs:
-        counts[run.status] = counts.get(run.status, 0) + 1
+    counts = Counter({"finished": 0})
+    counts.update(run.status for run in runs)
     words = ", ".join(f"{count} {status}" for status, count in counts.items())
     return f"sweep of {len(runs)} runs: {words}"
 
@@ -156,8 +155,8 @@ def _failures(runs: Sequence[Entry], refused: Sequence[str], console: Console) -
     lines = [f"{name}: refused, see above" for name in refused]
     for index, run in enumerate(runs):
         if run.status != "finished":
-            name = f"job {run.name}{_settings(run, differ, index)}"
-            lines.append(f"{name}: {_ending(run)}")
+            name = run.name if run.number is None else run.number
+            lines.append(f"job {name}{_settings(run, differ, index)}: {_ending(run)}")
     _print(console, "\nnot finished:", style="bold")
     for line in lines[:MOST_NAMED]:
         _print(console, f"  {line}", style="red")
@@ -167,28 +166,26 @@ def _failures(runs: Sequence[Entry], refused: Sequence[str], console: Console) -
 
 def _settings(run: Entry, differ: Mapping[str, Sequence[Any]], index: int) -> str:
     """What sets this run apart, in brackets."""
-    from gradlab.compare.table import shown
+    from gradlab.compare import table
 
-    own = [f"{key}={shown(v[index])}" for key, v in differ.items() if v[index] is not None]
+    own = [f"{key}={table.shown(v[index])}" for key, v in differ.items() if v[index] is not None]
     words = " ".join(own or run.overrides)
     return f" ({words})" if words else ""
 
 
 def _ending(run: Entry) -> str:
     """Status and reason in one line; the reason alone where it begins with the status."""
-    reason = run.reason.splitlines()[0] if run.reason else ""
+    reason = first_line(run.reason)
     if reason.startswith(run.status):
         return reason
     return f"{run.status}: {reason}" if reason else run.status
 
 
-def _going_on(folder: Path) -> str:
-    """The command that goes on with what is unfinished in a sweep."""
-    from gradlab.launch.resume import KEY
-
-    path = _shown(folder)
+def _resuming(folder: Path) -> str:
+    """The command that resumes what is unfinished in a sweep."""
+    path = shown(folder)
     if not all(c.isalnum() or c in "/._-~:%+@" for c in path):  # Hydra's grammar wants quotes
-        path = "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        path = quoted(path)
     return f"python -m gradlab -m {shlex.quote(f'{KEY}={path}')}"
 
 
@@ -196,13 +193,3 @@ def _print(console: Console, text: str, style: str = "") -> None:
     from rich.text import Text
 
     console.print(Text(text, style=style), soft_wrap=True)
-
-
-def _count(number: int) -> str:
-    return "one" if number == 1 else str(number)
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    path = path.absolute()
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -6,7 +6,7 @@ Hydra's own Optuna plugin reads the search space. Its loop is replaced: at each 
 A trial has the number of its run's folder. What is proposed as trial k depends on the seed, on k,
 and on the results of the batches before its own. So a search that was killed at any instant and
 started again makes the trials of one that never stopped. Those left without a result come first,
-and their runs go on from their last checkpoints.
+and their runs are resumed from their last checkpoints.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class OptunaSearch(OptunaSweeperImpl):
             raise BadInput("hydra.sweep.dir", str(self.folder), allowed, error.hint) from None
         try:
             self.study = self._open_study()
-            OmegaConf.save(self.config, self.folder / SWEEP)  # as Hydra does, to go on by it
+            OmegaConf.save(self.config, self.folder / SWEEP)  # as Hydra does, to be resumed by
             scrub_file(self.folder / SWEEP)
             while trials := self._next_batch():
                 self._launch(trials)
@@ -133,7 +133,7 @@ class OptunaSearch(OptunaSweeperImpl):
 
     def _overrides(self, params: Mapping[str, Any]) -> list[str]:
         every = {**params, **self.given}
-        every.setdefault(RESUME, "auto")  # a run that the search began is gone on with
+        every.setdefault(RESUME, "auto")  # a run that the search began is resumed
         return [f"{name}={value}" for name, value in every.items()]
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:

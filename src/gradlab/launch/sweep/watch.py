@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from gradlab.launch.sweep.jobs import ENDED, Member, folders, member, name_of
+from gradlab.compare.jobs import ENDED, INFO, Standing, folders, standing
+from gradlab.launch.sweep.jobs import name_of
 from gradlab.launch.sweep.notes import Note, read_notes
 
 ORDER = ("finished", "diverged", "running", "starting")
@@ -42,7 +43,7 @@ class Watcher:
         self.sweep, self.jobs, self.seconds = sweep, jobs, seconds
         self.stream = stream or sys.stdout
         self._begun = time.monotonic()
-        self._ended: dict[tuple[Path, int], Member] = {}
+        self._ended: dict[tuple[Path, int], Standing] = {}
         self._early: int | None = None
         self._said = ""
         self._stopped = threading.Event()
@@ -61,8 +62,8 @@ class Watcher:
 
     def look(self) -> None:
         """Print how the jobs stand, unless that was said before."""
-        members = [self._member(folder) for folder in folders(self.sweep)]
-        states = self._states(members, read_notes(self.sweep))
+        begun = [self._standing(folder) for folder in folders(self.sweep)]
+        states = self._states(begun, read_notes(self.sweep))
         ended = sum(len(names) for status, names in states.items() if status not in GOING)
         if self._early is None:
             self._early = ended
@@ -71,13 +72,13 @@ class Watcher:
             self._said = said
             print(f"sweep: {said}{self._left(ended)}", file=self.stream, flush=True)
 
-    def _member(self, folder: Path) -> Member:
+    def _standing(self, folder: Path) -> Standing:
         """How a job stands; one that has ended is read again only if its record has changed."""
         try:
-            seen = folder, (folder / "run.json").stat().st_mtime_ns
+            seen = folder, (folder / INFO).stat().st_mtime_ns
         except OSError:
-            return member(folder)
-        found = self._ended.get(seen) or member(folder)
+            return standing(folder)
+        found = self._ended.get(seen) or standing(folder)
         if found.status in ENDED:
             self._ended[seen] = found
         return found
@@ -89,15 +90,16 @@ class Watcher:
             self.look()
             pause = max(self.seconds, (time.monotonic() - before) / SHARE)
 
-    def _states(self, members: Sequence[Member], notes: Mapping[int, Note]) -> dict[str, list[str]]:
+    def _states(self, begun: Sequence[Standing], notes: Mapping[int, Note]) -> dict[str, list[str]]:
         """The names of the jobs in each state."""
         states: dict[str, list[str]] = {status: [] for status in ORDER}
-        for one in members:
+        for one in begun:
             broken = one.number in notes and one.status in ("starting", "running")
             status = "crashed" if broken else one.status
             states.setdefault(status, []).append(name_of(one.number, self.jobs, one.folder))
-        begun = {one.number for one in members}
-        for number in sorted(set(notes) - begun):  # their folders are gone again
+        for number in sorted(
+            set(notes) - {one.number for one in begun}
+        ):  # their folders are gone again
             status = "refused" if notes[number].refused else "crashed"
             states.setdefault(status, []).append(name_of(number, self.jobs))
         return states

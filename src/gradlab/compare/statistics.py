@@ -1,14 +1,39 @@
-"""Whether two samples differ: the difference of their means, with a 95 % interval."""
+"""Means, differences and rates, with their 95 % intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.table import LEVEL, Estimate, estimate
+LEVEL = 0.95
+"""Of the intervals."""
+
+
+class Estimate(NamedTuple):
+    """A mean over runs.
+
+    Attributes:
+      mean: over the finite values; NaN without any.
+      half: half the width of the 95 % interval; NaN with fewer than two values.
+      n: how many values there were.
+    """
+
+    mean: float
+    half: float
+    n: int
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Mean and interval of values, those that are not finite left out."""
+    array = np.array([value for value in values if math.isfinite(value)], float)
+    n = len(array)
+    if n < 2:
+        return Estimate(float(array[0]) if n else math.nan, math.nan, n)
+    spread = float(array.std(ddof=1)) / math.sqrt(n)
+    return Estimate(float(array.mean()), float(students_t(n - 1)) * spread, n)
 
 
 class Difference(NamedTuple):
@@ -45,8 +70,6 @@ def difference(strata: Strata) -> Difference:
     and the degrees of freedom are Satterthwaite's, so that what differs between strata is no part
     of the interval.
     """
-    from scipy.special import stdtrit
-
     samples = [np.asarray(sample, float) for pair in strata for sample in pair]
     means = [float(sample.mean()) for sample in samples]
     count = len(samples) // 2
@@ -60,7 +83,7 @@ def difference(strata: Strata) -> Difference:
     freedom = variance**2 / sum(
         one**2 / (len(sample) - 1) for one, sample in zip(parts, samples, strict=True)
     )
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
+    half = float(students_t(freedom)) * math.sqrt(variance)
     return Difference(value, value - half, value + half)
 
 
@@ -73,7 +96,7 @@ def paired(strata: Strata) -> Difference:
 def mean(strata: Sequence[Sequence[float]]) -> Estimate:
     """Mean over strata with equal weights; its interval is of the spread within them alone.
 
-    With one stratum this is :func:`gradlab.compare.table.estimate`.
+    With one stratum this is :func:`estimate`.
     """
     if not strata:
         return estimate([])
@@ -100,3 +123,46 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, flo
     z = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
     half = float(ndtri((1 + LEVEL) / 2)) * math.sqrt((1 + rho**2 / 2) / (len(a) - 3))
     return rho, math.tanh(z - half), math.tanh(z + half)
+
+
+class Decay(NamedTuple):
+    """The straight line through ln y over the lag, by least squares.
+
+    Attributes:
+      rate: its slope in nats per step; below 0 y falls with the lag, by ``exp(rate)`` a step.
+      half: half the width of the 95 % interval of ``rate`` (Student's t, as if the deviations from
+        the line were independent; those of a smooth curve are not, so it is too narrow for one).
+      r2: share of the variance of ln y that the line explains, 0 … 1; 1 is an exponential.
+      n: points that were fitted.
+    """
+
+    rate: float
+    half: float
+    r2: float
+    n: int
+
+
+def decay(lags: np.ndarray, log10: np.ndarray) -> Decay:
+    """Fit ``y = y_0 exp(rate · lag)``; points that are not finite are left out.
+
+    Args:
+      lags: ``(T,)`` timesteps.
+      log10: ``(T,)``, log10 of y.
+    """
+    known = np.isfinite(log10)
+    x, y = np.asarray(lags, float)[known], np.asarray(log10, float)[known] * math.log(10)
+    n = len(x)
+    if n < 3 or x.min() == x.max():
+        return Decay(math.nan, math.nan, math.nan, n)
+    dx, dy = x - x.mean(), y - y.mean()
+    rate = float(dx @ dy / (dx @ dx))
+    left, whole = float(((dy - rate * dx) ** 2).sum()), float(dy @ dy)
+    half = float(students_t(n - 2)) * math.sqrt(left / (n - 2) / float(dx @ dx))
+    return Decay(rate, half, 1 - left / whole if whole else 1.0, n)
+
+
+def students_t(freedom: Any) -> Any:
+    """Half the width of an interval in standard errors, for degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return stdtrit(freedom, (1 + LEVEL) / 2)

@@ -64,6 +64,7 @@ SMOKE = {
         "test_questions_are_answered_without_jax",
         "test_the_siblings_of_a_refused_job_finish",
     ],
+    "yesterday/test_yesterday.py": ["test_a_run_reads_as_it_read_then"],
     "test_house.py": ["test_import_is_light", "test_every_smoke_test_is_there"],
 }
 """Those of ``pytest -m smoke``: a few quick ones of every room, by file."""

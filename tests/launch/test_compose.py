@@ -139,9 +139,9 @@ PLAIN = {"mean_field", "pascanu_bound"}  # of plain recurrent networks only
 def test_every_probe_records_all_that_it_announces(run, probe, model, measuring):
     recorded = run(f"probe={probe}", f"model={model}")
     experiment = build(dict(recorded.config), {})
-    steps, left_out = build_steps(experiment)
-    assert set(steps.probes) == measuring == set(experiment.probes) - set(left_out)
-    assert recorded.info["facts"]["probes_left_out"] == left_out
+    steps = build_steps(experiment)
+    assert set(steps.probes) == measuring == set(experiment.probes) - set(steps.left_out)
+    assert recorded.info["facts"]["probes_left_out"] == steps.left_out
     announced = {name: probe.variables(steps.setting) for name, probe in steps.probes.items()}
     assert all(announced.values())
     always = {"train/loss", "train/grad_norm", "train/clip_rate", "val/loss", "val/accuracy"}

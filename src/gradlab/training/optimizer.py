@@ -10,7 +10,7 @@ import optax
 
 from gradlab.errors import BadInput
 
-Schedule = Literal["constant", "cosine", "linear", "exponential"]
+Decay = Literal["constant", "cosine", "linear", "exponential"]
 _NUMBERS = ("learning_rate", "final_fraction", "clip_norm", "clip_value")
 
 
@@ -39,7 +39,7 @@ class Optimizer:
     rule: Callable[..., optax.GradientTransformation]
     steps: int
     learning_rate: float
-    schedule: Schedule = "constant"
+    schedule: Decay = "constant"
     warmup_steps: int = 0
     final_fraction: float = 0.0
     clip_norm: float | None = None

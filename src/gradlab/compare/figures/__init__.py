@@ -1,8 +1,9 @@
 """Figures of many runs for a paper: vectors, one style, and the numbers beside each.
 
-Every function in :data:`FIGURES` draws one figure of what is :class:`~.bands.Shown`, or gives None
-where nobody recorded what it shows. A new one is such a function and its place there, under the
-name of its files. The words of the captions are left to the paper.
+Every function in :data:`FIGURES` draws one figure of what is shown, a
+:class:`gradlab.compare.figures.bands.Shown`, or gives None where nobody recorded that. A new one is
+such a function and its place there, under the name of its files. The words of the captions are left
+to the paper.
 """
 
 from __future__ import annotations

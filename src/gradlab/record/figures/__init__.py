@@ -24,7 +24,7 @@ from gradlab.record.figures.common import STYLE, colour_limits, heat_colours
 __all__ = ["FIGURES", "colour_limits", "draw", "heat_colours"]
 
 FIGURES = {
-    name: import_module(f"{__name__}.{name}").figure
+    name: import_module(f".{name}", __package__).figure
     for name in (
         "adjoint_over_lag",
         "adjoint_heatmap",

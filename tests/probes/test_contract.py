@@ -45,9 +45,9 @@ every_close_probe = pytest.mark.parametrize(
 
 
 @functools.cache
-def close_look(cell, masked):
-    """``(setting, all that the close probes measure, parameter names)`` of two stacked layers."""
-    layers = [[cell(2, H, rngs=nnx.Rngs(0))], [cell(H, H, rngs=nnx.Rngs(1))]]
+def close_look(cell, layers, masked):
+    """``(setting, all that the close probes measure, parameter names)`` of stacked layers."""
+    layers = [[cell(width, H, rngs=nnx.Rngs(k))] for k, width in enumerate([2, H][:layers])]
     setting = setting_of(layers, 2, length=T, clips=True)
     inputs = jax.random.normal(jax.random.key(2), (T, B, 2))
     mask = jnp.arange(T)[:, None] < jnp.array([[7, 5, 3, 6, 1]]) if masked else None
@@ -113,13 +113,16 @@ def test_a_step_probe_gives_what_it_announces(name):
 
 @every_close_probe
 def test_a_close_probe_gives_what_it_announces(name):
-    probe, looks = PROBES[name], [close_look(LSTM, True), close_look(SimpleRNN, False)]
-    looks = [look for look in looks if supports(probe, look[0])]
-    assert looks
-    for setting, measured, names in looks:
-        sizes = {"layer": 2, "t": T, "parameter": len(names)}
+    probe, looked = PROBES[name], 0
+    for cell, layers, masked in ((LSTM, 1, True), (SimpleRNN, 2, False)):
+        setting, measured, names = close_look(cell, layers, masked)
+        if not supports(probe, setting):
+            continue
+        looked += 1
+        sizes = {"layer": layers, "t": T, "parameter": len(names)}
         sizes |= {dim: len(values) for dim, values in probe.coords(setting).items()}
         check(probe.variables(setting), measured[name], sizes)
+    assert looked
 
 
 def check(variables, measured, sizes):

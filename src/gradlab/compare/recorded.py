@@ -112,8 +112,8 @@ class Recorded:
         back = np.arange(length)[::-1]  # positions along t by ascending lag
         if most_lags:
             back = back[spread(length, most_lags)]
-        block = found.isel(step=rows) if len(rows) < len(steps) / 4 else found
-        values = block.values if block is not found else found.values[rows]
+        few = len(rows) < len(steps) / 4
+        values = found.isel(step=rows).values if few else found.values[rows]
         return Curve(steps[rows], length - 1 - back, values[:, :, back].astype(np.float32))
 
     @property

@@ -352,22 +352,19 @@ def _at_each(measured: Sequence[Contender]) -> Iterable[str]:
 def _counts(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
     """Runs that diverged, have not finished, or measured nothing."""
     runs = [run for one in field.contenders for run in one.group.runs]
-    lost = [one for one in field.contenders if one.diverged]
-    if lost:
+    if lost := [one for one in field.contenders if one.diverged]:
         few = lost[:FEW]
         told = [f"{one.diverged} of {len(one.group.runs)} of {one.name}" for one in few]
         more = f" and {sum(one.diverged for one in lost[FEW:])} of others" if lost[FEW:] else ""
         yield f"Diverged runs have no reach: {_listed(told)}{more} diverged."
-    going = [run for run in runs if run.entry.status not in (FINISHED, DIVERGED)]
-    if going:
+    if going := [run for run in runs if run.entry.status not in (FINISHED, DIVERGED)]:
         taken = {id(run) for one in measured for run in one.runs}
         used = sum(id(run) in taken for run in going)
         it, are, its = ("it", "is", "its") if len(going) == 1 else ("they", "are", "their")
         what = {0: f"{it} {are} left out", len(going): f"{its} last recorded rows are used"}
         words = what.get(used, f"the last recorded rows of {used} of them are used")
         yield f"{_have(len(going), len(runs))} not finished; {words}."
-    blind = [one for one in field.contenders if one not in measured and one.runs]
-    if blind:
+    if blind := [one for one in field.contenders if one not in measured and one.runs]:
         names = _listed((one.group.label for one in blind), most=FEW)
         yield f"No memory horizon was recorded for {names}: {PROBE}."
 

@@ -144,12 +144,10 @@ class Recorded:
             return None
         return Series(self._scalars["step"].values[rows], values[rows].astype(np.float64))
 
-    def last(self, name: str, layer: int = 0) -> float:
-        """The last measured value of a series, or NaN."""
+    def last(self, name: str) -> float:
+        """The last measured value of a series, of the first layer; or NaN."""
         found = self.series(name)
-        if found is None or layer >= found.values.shape[1]:
-            return math.nan
-        known = found.values[~np.isnan(found.values[:, layer]), layer]
+        known = [] if found is None else found.values[~np.isnan(found.values[:, 0]), 0]
         return float(known[-1]) if len(known) else math.nan
 
     @cached_property

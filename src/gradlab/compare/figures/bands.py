@@ -71,7 +71,7 @@ class Shown:
         every = list(
             dict.fromkeys(n for g in self.groups for r in counted(g.runs) for n in r.layers)
         )
-        return [every[index] for index in spread(len(every), MOST_LAYERS)] if every else []
+        return [every[index] for index in spread(len(every), MOST_LAYERS)]
 
     def header(self, *columns: str) -> list[str]:
         """The first row of a file: what a group is, then the columns."""

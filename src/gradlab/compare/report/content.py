@@ -110,8 +110,7 @@ def _notes(
 ) -> Iterable[str]:
     total = len(seen.runs)
     words = CURVES | SERIES
-    nowhere = [said for name, said in words.items() if not seen.counts[name]]
-    if nowhere:
+    if nowhere := [said for name, said in words.items() if not seen.counts[name]]:
         yield f"Recorded by none of the runs, so without a panel: {', '.join(nowhere)}."
     partly = [
         f"{said} ({seen.counts[name]} of {total})"
@@ -133,7 +132,6 @@ def _notes(
     for run in seen.runs:
         if run.damage:
             yield clean(f"Run {run.entry.name} is damaged: {run.damage}.")
-    running = len(seen.runs) - len(seen.ended)
-    if running:
+    if running := total - len(seen.ended):
         last = "heatmaps, figures and tables, which come at a run's end"
         yield f"Without {last}: {running} of {total}."

@@ -7,14 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradlab.compare.groups import (
-    MODEL,
-    Group,
-    called,
-    counted,
-    final,
-    groups_of,
-)
+import numpy as np
+
+from gradlab.compare.groups import MODEL, Group, by_settings, called, counted, final, groups_of
 from gradlab.compare.jobs import DIVERGED
 from gradlab.compare.recorded import Recorded
 from gradlab.compare.runs import same
@@ -38,11 +33,11 @@ class Contender:
 
     def values(self, name: str) -> dict[tuple[Any, ...], list[float]]:
         """A figure's finite values in each cell that has any."""
-        found = {
-            key: [value for run in counted(runs) if math.isfinite(value := final(run, name))]
+        return {
+            key: values
             for key, runs in self.cells.items()
+            if (values := [v for run in counted(runs) if math.isfinite(v := final(run, name))])
         }
-        return {key: values for key, values in found.items() if values}
 
     def reach(self) -> dict[tuple[Any, ...], list[float]]:
         """Natural logarithms of the memory horizons in each cell that has any."""
@@ -119,10 +114,8 @@ def field_of(runs: Sequence[Recorded]) -> Field:
     of them have: with learning rates 0.1 and 0.01 for each, at both. A setting that not all models
     have tells contenders apart, and so do all settings where no combination is common to all.
     """
-    problems: dict[str, list[Recorded]] = {}
-    for run in runs:
-        problems.setdefault(run.entry.problem, []).append(run)
-    most = max(problems.values(), key=lambda those: (len(those), _length(those)))
+    problems = [those for _, those in by_settings({}, runs, lambda run: run.entry.problem)]
+    most = max(problems, key=lambda those: (len(those), np.nan_to_num(those[0].entry.length)))
     groups = groups_of(most)
     if len(problems) == 1 or len(groups) > 1:
         return _field(groups, len(runs) - len(most), one_problem=True)
@@ -139,40 +132,28 @@ def _field(groups: Sequence[Group], elsewhere: int, *, one_problem: bool) -> Fie
     own = [key for key in keys if any(group.values[key] is None for group in groups)]
     shared = [key for key in keys if key not in own and key != MODEL] if MODEL in keys else []
 
-    def told(group: Group, keys: Sequence[str]) -> tuple[Any, ...]:
-        return tuple(same(group.values[key]) for key in keys)
+    def told(group: Group) -> tuple[Any, ...]:
+        return tuple(same(group.values[key]) for key in shared)
 
-    identity = [key for key in keys if key not in shared]
-    cells: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
-    for group in groups:
-        cells.setdefault(told(group, identity), set()).add(told(group, shared))
-    common = set.intersection(*cells.values())
+    def members(of: Sequence[Group]) -> list[tuple[dict[str, Any], list[Group]]]:
+        identity = {key: [group.values[key] for group in of] for key in keys if key not in shared}
+        return by_settings(identity, of)
+
+    common = set.intersection(*(set(map(told, those)) for _, those in members(groups)))
     if not common:
-        identity, shared, common = keys, [], {()}
-    members: dict[tuple[Any, ...], list[Group]] = {}
-    for group in groups:
-        if told(group, shared) in common:
-            members.setdefault(told(group, identity), []).append(group)
-    contenders = tuple(_contender(those, identity, shared) for those in members.values())
-    taken = [group for those in members.values() for group in those]
+        shared, common = [], {()}
+    taken = members([group for group in groups if told(group) in common])
+    contenders = tuple(
+        Contender(
+            Group(values, tuple(run for group in those for run in group.runs), groups[0].names),
+            {told(group): group.runs for group in those},
+        )
+        for values, those in taken
+    )
     values = {
-        key: tuple({same(g.values[key]): g.values[key] for g in taken}.values()) for key in shared
+        key: tuple({same(g.values[key]): g.values[key] for _, of in taken for g in of}.values())
+        for key in shared
     }
-    left_out = sum(len(g.runs) for g in groups) - sum(len(g.runs) for g in taken)
     several = {key: found for key, found in values.items() if len(found) > 1}
+    left_out = sum(len(group.runs) for group in groups if told(group) not in common)
     return Field(contenders, several, left_out, elsewhere, one_problem)
-
-
-def _contender(
-    groups: Sequence[Group], identity: Sequence[str], shared: Sequence[str]
-) -> Contender:
-    first = groups[0]
-    cells = {tuple(same(g.values[key]) for key in shared): g.runs for g in groups}
-    runs = tuple(run for group in groups for run in group.runs)
-    whole = Group({key: first.values[key] for key in identity}, runs, first.names)
-    return Contender(whole, cells)
-
-
-def _length(runs: Sequence[Recorded]) -> float:
-    found = runs[0].entry.length
-    return found if math.isfinite(found) else 0.0

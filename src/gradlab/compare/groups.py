@@ -101,7 +101,8 @@ def counted(runs: Sequence[Recorded]) -> list[Recorded]:
     others = [run for run in runs if run.run is not None and run.entry.status != DIVERGED]
     once: dict[Any, Recorded] = {}
     for index, run in enumerate(finished or others):
-        once.setdefault(_seed(run, index), run)
+        seed = run.entry.config.get(SEED)
+        once.setdefault((index,) if seed is None else same(seed), run)
     return list(once.values())
 
 
@@ -112,14 +113,15 @@ def final(run: Recorded, name: str) -> float:
     return run.last(name)
 
 
+def only(values: Iterable[R], other: R) -> R:
+    """The value that all of them are, or ``other``."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else other
+
+
 def called(model: str) -> str:
     """A model as prose calls it."""
     return ACRONYMS.get(model, model)
-
-
-def _seed(run: Recorded, index: int) -> Any:
-    seed = run.entry.config.get(SEED)
-    return (index,) if seed is None else same(seed)
 
 
 def short(keys: Iterable[str]) -> dict[str, str]:

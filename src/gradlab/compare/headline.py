@@ -9,19 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.contenders import (
-    HORIZON,
-    SLOPE,
-    Contender,
-    Field,
-    field_of,
-    mean_over,
-)
-from gradlab.compare.groups import (
-    MODEL,
-    final,
-    shown,
-)
+from gradlab.compare.contenders import HORIZON, SLOPE, Contender, Field, field_of, mean_over
+from gradlab.compare.groups import MODEL, final, only, shown
 from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.phase_diagram import SUCCESS
 from gradlab.compare.recorded import Recorded
@@ -56,7 +45,8 @@ def headline(runs: Sequence[Recorded]) -> Headline:
     where one includes 1, nobody is said to be ahead. Names and values are as recorded: escape
     them.
     """
-    runs = _once(runs)
+    # Without a folder that was given twice.
+    runs = list({run.entry.path.resolve(): run for run in runs}.values())
     known = [
         run
         for run in runs
@@ -71,18 +61,14 @@ def headline(runs: Sequence[Recorded]) -> Headline:
     caveats = [*_basis(field, measured), *_counts(field, measured), *_others(runs, known, field)]
     if not measured:
         return Headline(_unmeasured(field), tuple(caveats))
-    ranked = sorted(measured, key=lambda one: mean_over(one.reach()).mean, reverse=True)
-    if len(ranked) == 1:
-        title, results = _alone(ranked[0]), [_result_of(ranked[0])]
-        lines = []
+    if len(measured) == 1:
+        title, lines, results = _alone(measured[0]), [], _result_of(measured[0])
     else:
-        ranked, title = _answer(ranked)
-        results = [_bought(field, *ranked[:2]), _others_results(field, ranked)]
-        results.append(_together(field, ranked))
-        lines = [*_after(ranked)]
+        ranked, title = _answer(sorted(measured, key=_mean_reach, reverse=True))
+        lines, results = _after(ranked), _results(field, ranked)
     if not _trained([run for one in measured for run in one.measured]):
         results = []  # those of an untrained network were bought by nothing
-    return Headline(title, tuple(line for line in [*lines, *results, *caveats] if line))
+    return Headline(title, (*lines, *results, *caveats))
 
 
 # --- the title ------------------------------------------------------------------------------------
@@ -101,7 +87,7 @@ def _one(run: Recorded, others: int) -> Headline:
     horizon, T = final(run, HORIZON), run.entry.length
     verdict = run.entry.info.get("verdict")
     lines = [str(line) for line in verdict] if isinstance(verdict, list) else []
-    model = Contender(field_of([run]).contenders[0].group, {(): (run,)}).gradient
+    model = field_of([run]).contenders[0].gradient
     if run.entry.status == DIVERGED:
         lines.append(_sentence(f"the run diverged: {run.entry.reason.rstrip('.')}"))
     elif run.entry.status != FINISHED:
@@ -134,16 +120,15 @@ def _alone(one: Contender) -> str:
     return _sentence(f"{one.gradient} reaches {_far(one)}{interval} back ({_seeds([one])})")
 
 
-def _answer(ranked: Sequence[Contender]) -> tuple[list[Contender], str]:
+def _answer(ranked: Sequence[Contender]) -> tuple[Sequence[Contender], str]:
     """The contenders, best first, and the sentence on the first two."""
     if not ranked[1].whole:
-        return list(ranked), _by_horizon(ranked)
+        return ranked, _by_horizon(ranked)
     tied = [one for one in ranked if one.whole or one is ranked[0]]
     if any(not one.values(SLOPE) for one in tied):
-        both = _listed(one.name for one in tied[:FEW])
-        title = f"Several gradients do not fall by e within the sequence: {both}"
-        return list(ranked), _sentence(title)
-    tied.sort(key=lambda one: mean_over(one.values(SLOPE)).mean, reverse=True)
+        named = _listed(one.name for one in tied[:FEW])
+        return ranked, f"Several gradients do not fall by e within the sequence: {named}."
+    tied.sort(key=_mean_slope, reverse=True)
     order = [*tied, *(one for one in ranked if one not in tied)]
     return order, _by_slope(order, len(tied))
 
@@ -166,7 +151,7 @@ def _by_horizon(ranked: Sequence[Contender]) -> str:
 def _by_slope(ranked: Sequence[Contender], tied: int) -> str:
     first, second = ranked[:2]
     found = _compared(first.values(SLOPE), second.values(SLOPE))
-    slopes = [mean_over(one.values(SLOPE)).mean for one in (first, second)]
+    slopes = [_mean_slope(first), _mean_slope(second)]
     numbers = f"slopes {_slope(slopes[0])} and {_slope(slopes[1])} nats per step"
     if found.has_interval:
         ends = f"[{_slope(found.low)} to {_slope(found.high)}]"
@@ -210,7 +195,7 @@ def _after(ranked: Sequence[Contender]) -> Iterable[str]:
             yield _sentence(f"{one.gradient} reaches {_far(one)}{against}")
         return
     close = [one for one in ranked[1:] if not _ratio(first, one).is_certain]
-    least = min(others, key=lambda one: mean_over(one.reach()).mean)
+    least = min(others, key=_mean_reach)
     rest = f"the shortest reach is {_near(least)}" + ("" if least.group.settings else " steps")
     told = sum(_ratio(first, one).has_interval for one in ranked[1:])
     words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it; "
@@ -218,77 +203,71 @@ def _after(ranked: Sequence[Contender]) -> Iterable[str]:
     yield "The first of many is picked after the fact: its lead is flattered by chance."
 
 
-def _bought(field: Field, first: Contender, second: Contender) -> str:
-    """Whether the longer reach went with better results."""
+def _results(field: Field, ranked: Sequence[Contender]) -> Iterable[str]:
+    """Whether a longer reach went with better results."""
     if not field.one_problem:
-        return "Results of different tasks or lengths are not compared; reaches are, by lag alone."
+        yield "Results of different tasks or lengths are not compared; reaches are, by lag alone."
+        return
+    yield from _bought(*ranked[:2])
+    name = _result(ranked)
+    if name is None:
+        return
+    if len(ranked) > FEW:
+        yield from _together(name, ranked)
+    elif others := ranked[2:]:
+        found = [(one, mean_over(one.values(name))) for one in others]
+        words = (f"{one.name} {with_interval(mean, mean.n)}" for one, mean in found)
+        yield _sentence(f"{_in_words(name)} of the others: {_listed(words)}")
+
+
+def _bought(first: Contender, second: Contender) -> Iterable[str]:
+    """Whether the longer reach of the two went with better results."""
     name = _result([first, second])
     if name is None:
-        return "No results were recorded for both, so what the reach bought is not known."
-    higher = RESULTS[name]
+        yield "No results were recorded for both, so what the reach bought is not known."
+        return
     mine, theirs = first.values(name), second.values(name)
     found = _compared(mine, theirs)
     if math.isnan(found.value):
-        return ""
+        return
     shared = [key for key in mine if key in theirs]
     means = [mean_over({key: cells[key] for key in shared}) for cells in (mine, theirs)]
-    n = [sum(len(cells[key]) for key in shared) for cells in (mine, theirs)]
-    texts = [with_interval(one, count) for one, count in zip(means, n, strict=True)]
+    texts = [with_interval(one, one.n) for one in means]
     numbers = f"{_in_words(name)} {texts[0]} against {texts[1]}"
     numbers += _against_baseline(first, name, [one.mean for one in means])
-    better = (found.value > 0) == higher
+    better = (found.value > 0) == RESULTS[name]
     if not found.has_interval:
         word = "went with better results" if better else "did not go with better results"
         word = word if found.value else "made no difference to the results"
-        return f"That {word}, as far as single seeds tell: {numbers}."
-    if not found.is_certain:
-        return f"Whether that went with better results cannot be told: {numbers}."
-    if _is_ahead(first, second):
+        yield f"That {word}, as far as single seeds tell: {numbers}."
+    elif not found.is_certain:
+        yield f"Whether that went with better results cannot be told: {numbers}."
+    elif _is_ahead(first, second):
         word = "That went with better results" if better else "It did not go with better results"
-        return f"{word}: {numbers}."
-    whose = first if better else second
-    return _sentence(
-        f"in their results {whose.name.removesuffix(chr(39) + 's')} is ahead: {numbers}"
-    )
+        yield f"{word}: {numbers}."
+    else:
+        whose = (first if better else second).name.removesuffix("'s")
+        yield _sentence(f"in their results {whose} is ahead: {numbers}")
 
 
-def _others_results(field: Field, ranked: Sequence[Contender]) -> str:
-    """What those came to that are behind the first two, where they are few."""
-    others = ranked[2:]
-    name = _result(ranked)
-    if not field.one_problem or not others or len(ranked) > FEW or name is None:
-        return ""
-    found = [(one, mean_over(one.values(name))) for one in others]
-    words = (f"{one.name} {with_interval(mean, mean.n)}" for one, mean in found)
-    return _sentence(f"{_in_words(name)} of the others: {_listed(words)}")
-
-
-def _together(field: Field, ranked: Sequence[Contender]) -> str:
-    """Over many contenders, whether reach and results go together."""
-    if not field.one_problem or len(ranked) <= FEW:
-        return ""
-    name = _result(ranked)
-    if name is None:
-        return ""
-    reaches = [mean_over(one.reach()).mean for one in ranked]
-    rho, low, high = rank_correlation(reaches, [mean_over(one.values(name)).mean for one in ranked])
-    if not math.isfinite(rho):
-        return ""
+def _together(name: str, ranked: Sequence[Contender]) -> Iterable[str]:
+    """Over many contenders, whether reach and a result go together."""
+    results = [mean_over(one.values(name)).mean for one in ranked]
+    rho, low, high = rank_correlation(list(map(_mean_reach, ranked)), results)
     numbers = f"rank correlation {rho:.2f} [{low:.2f} to {high:.2f}] over {_many(ranked)}"
     if low <= 0 <= high:
-        return f"Over all of them reach and {_in_words(name)} show no clear relation: {numbers}."
-    more = "higher" if rho > 0 else "lower"
-    return f"Over all of them a longer reach went with a {more} {_in_words(name)}: {numbers}."
+        yield f"Over all of them reach and {_in_words(name)} show no clear relation: {numbers}."
+    elif math.isfinite(rho):
+        more = "higher" if rho > 0 else "lower"
+        yield f"Over all of them a longer reach went with a {more} {_in_words(name)}: {numbers}."
 
 
-def _result_of(one: Contender) -> str:
+def _result_of(one: Contender) -> Iterable[str]:
     """What a single contender came to."""
-    name = _result([one])
-    if name is None:
-        return ""
-    found = mean_over(one.values(name))
-    guess = _against_baseline(one, name, [found.mean])
-    return _sentence(f"{_in_words(name)} {with_interval(found, found.n)}{guess}")
+    if name := _result([one]):
+        found = mean_over(one.values(name))
+        guess = _against_baseline(one, name, [found.mean])
+        yield _sentence(f"{_in_words(name)} {with_interval(found, found.n)}{guess}")
 
 
 def _against_baseline(one: Contender, name: str, means: Sequence[float]) -> str:
@@ -329,12 +308,11 @@ def _basis(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
         yield f"Averaged over {' and '.join(told)}, the same for each."
         yield from _at_each(measured)
     for one in measured:
-        slopes, T = one.values(SLOPE), _length(one)
-        if slopes and len(measured) <= FEW and mean_over(slopes).mean * (T - 1) > 1:
-            slope = _slope(mean_over(slopes).mean)
+        slope = _mean_slope(one)
+        if len(measured) <= FEW and slope * (_length(one) - 1) > 1:
             yield _sentence(
-                f"{one.gradient} explodes on its way back (slope {slope} nats per step), so that "
-                "a long reach is no merit of it"
+                f"{one.gradient} explodes on its way back (slope {_slope(slope)} nats per step), "
+                "so that a long reach is no merit of it"
             )
 
 
@@ -364,38 +342,29 @@ def _at_each(measured: Sequence[Contender]) -> Iterable[str]:
     """Whether who reaches furthest on average does so at each shared setting."""
     if len(measured) < 2:
         return
-    cells = {one.name: one.reach() for one in measured}
-    first = max(measured, key=lambda one: mean_over(one.reach()).mean)
-    keys = [key for key in cells[first.name] if all(key in found for found in cells.values())]
-    ahead = sum(
-        all(
-            float(np.mean(cells[first.name][key])) >= float(np.mean(found[key]))
-            for found in cells.values()
-        )
-        for key in keys
-    )
+    first = max(measured, key=_mean_reach)
+    mine, every = first.reach(), [one.reach() for one in measured]
+    keys = [key for key in mine if all(key in cells for cells in every)]
+    ahead = sum(np.mean(mine[key]) >= max(np.mean(cells[key]) for cells in every) for key in keys)
     yield _sentence(f"{first.gradient} reaches furthest in {ahead} of these {len(keys)} settings")
 
 
 def _counts(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
     """Runs that diverged, have not finished, or measured nothing."""
     runs = [run for one in field.contenders for run in one.group.runs]
-    lost = [one for one in field.contenders if one.diverged]
-    if lost:
+    if lost := [one for one in field.contenders if one.diverged]:
         few = lost[:FEW]
         told = [f"{one.diverged} of {len(one.group.runs)} of {one.name}" for one in few]
         more = f" and {sum(one.diverged for one in lost[FEW:])} of others" if lost[FEW:] else ""
         yield f"Diverged runs have no reach: {_listed(told)}{more} diverged."
-    going = [run for run in runs if run.entry.status not in (FINISHED, DIVERGED)]
-    if going:
+    if going := [run for run in runs if run.entry.status not in (FINISHED, DIVERGED)]:
         taken = {id(run) for one in measured for run in one.runs}
         used = sum(id(run) in taken for run in going)
         it, are, its = ("it", "is", "its") if len(going) == 1 else ("they", "are", "their")
         what = {0: f"{it} {are} left out", len(going): f"{its} last recorded rows are used"}
         words = what.get(used, f"the last recorded rows of {used} of them are used")
         yield f"{_have(len(going), len(runs))} not finished; {words}."
-    blind = [one for one in field.contenders if one not in measured and one.runs]
-    if blind:
+    if blind := [one for one in field.contenders if one not in measured and one.runs]:
         names = _listed((one.group.label for one in blind), most=FEW)
         yield f"No memory horizon was recorded for {names}: {PROBE}."
 
@@ -403,10 +372,10 @@ def _counts(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
 def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -> Iterable[str]:
     """Runs that play no part."""
     if field.elsewhere:
-        used = [one.group.runs[0].entry for one in field.contenders][:1]
+        task = field.contenders[0].group.runs[0].entry.task
         yield (
-            f"Compared within {used[0].task}; the {_number(field.elsewhere, 'run')} of other "
-            "tasks or lengths do not compare."
+            f"Compared within {task}; the {_number(field.elsewhere, 'run')} of other tasks or "
+            "lengths do not compare."
         )
     if field.left_out:
         yield f"{_number(field.left_out, 'run')} at settings that not every model has are left out."
@@ -418,6 +387,15 @@ def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -
 
 
 Cells = Mapping[tuple[Any, ...], Sequence[float]]
+
+
+def _mean_reach(one: Contender) -> float:
+    return mean_over(one.reach()).mean
+
+
+def _mean_slope(one: Contender) -> float:
+    """NaN where none was measured."""
+    return mean_over(one.values(SLOPE)).mean
 
 
 def _ratio(one: Contender, other: Contender) -> Difference:
@@ -443,7 +421,7 @@ def _is_ahead(first: Contender, second: Contender) -> bool:
 
 def _far(one: Contender, *, unit: bool = True) -> str:
     """``87 steps``, ``at least 100 steps, the whole sequence``."""
-    reach = math.exp(mean_over(one.reach()).mean)
+    reach = math.exp(_mean_reach(one))
     text = f"{_steps(reach)} steps" if unit else _steps(reach)
     if not one.whole:
         return text
@@ -478,11 +456,9 @@ def _seeds(contenders: Sequence[Contender]) -> str:
     each = " each" if len(counts) > 1 else ""
     if max(counts) == 1:
         return f"one {what}{each}, so no interval"
-    told = (
-        f"{_number(counts[0], what)}{each}"
-        if len(set(counts)) == 1
-        else f"{' and '.join(map(str, counts))} {what}s"
-    )
+    told = f"{_number(counts[0], what)}{each}"
+    if len(set(counts)) > 1:
+        told = f"{' and '.join(map(str, counts))} {what}s"
     if all(len(v) > 1 for one in contenders for v in one.reach().values()):
         return f"{told}, 95 % interval"
     if len(contenders) == 2 and _ratio(*contenders).has_interval:
@@ -511,8 +487,7 @@ def _slope(value: float) -> str:
 
 
 def _length(one: Contender) -> float:
-    lengths = {run.entry.length for run in one.runs}
-    return next(iter(lengths)) if len(lengths) == 1 else math.nan
+    return only((run.entry.length for run in one.runs), math.nan)
 
 
 def _in_words(name: str) -> str:
@@ -549,8 +524,3 @@ def _listed(words: Iterable[str], most: int = 0) -> str:
 
 def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:] + "."
-
-
-def _once(runs: Sequence[Recorded]) -> list[Recorded]:
-    """Without a folder that was given twice."""
-    return list({run.entry.path.resolve(): run for run in runs}.values())

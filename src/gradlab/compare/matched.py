@@ -7,14 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.groups import (
-    MODEL,
-    by_settings,
-    called,
-    settings_of_course,
-    short,
-    shown,
-)
+from gradlab.compare.groups import MODEL, by_settings, called, settings_of_course, short, shown
 from gradlab.compare.jobs import FINISHED
 from gradlab.compare.runs import SEED, Entry, part, same
 from gradlab.compare.statistics import Estimate, estimate
@@ -111,18 +104,22 @@ def _cells(runs: Sequence[Entry]) -> list[_Cell]:
     told_apart = by_settings(differ, runs, lambda run: (run.model, run.hidden, run.problem))
     for settings, those in told_apart:
         first = those[0]
-        alone = [_equals(names, settings, key) for key in settings if key in own]
+        equals = {
+            key: f"{names[key]} = {shown(value)}"
+            for key, value in settings.items()
+            if value is not None
+        }
         row = Sized(
-            ", ".join([first.model, *(words for words in alone if words)]),
+            ", ".join([first.model, *(words for key, words in equals.items() if key in own)]),
             first.hidden,
             first.parameters,
             len(those),
             {name: estimate(run.figure(name) for run in those) for name in wanted},
         )
-        told = {key: same(value) for key, value in settings.items() if key not in own}
         words = [first.task] if several else []
-        words += [_equals(names, settings, key) for key in told if key not in TASK]
-        where = (first.problem, *told.values())
+        words += [said for key, said in equals.items() if key not in own and key not in TASK]
+        told = (same(value) for key, value in settings.items() if key not in own)
+        where = (first.problem, *told)
         cells.append(_Cell(where, ", ".join(words), first.model, row, those))
     return cells
 
@@ -174,22 +171,19 @@ def _best(cells: Sequence[_Cell]) -> list[_Cell]:
 
 def _places(cells: Sequence[_Cell]) -> list[list[_Cell]]:
     """Cells that may be compared with each other."""
-    found: dict[tuple[Any, ...], list[_Cell]] = {}
-    for cell in cells:
-        found.setdefault(cell.where, []).append(cell)
-    return list(found.values())
+    return [those for _, those in by_settings({}, cells, lambda cell: cell.where)]
 
 
 # --- what to run where nothing matches ------------------------------------------------------------
 
 
 def _no_hidden(cells: Sequence[_Cell]) -> str:
-    models = dict.fromkeys(cell.base for cell in cells)
-    sizes = "; ".join(
-        f"{called(model)}: H = {', '.join(map(str, _sizes(cells, model)))}" for model in models
-    )
+    sizes: dict[str, set[int]] = {}
+    for cell in cells:
+        sizes.setdefault(cell.base, set()).add(cell.row.hidden)
+    told = (f"{called(model)}: H = {', '.join(map(str, sorted(H)))}" for model, H in sizes.items())
     return (
-        f"No two models of one size have all other settings equal ({sizes}). "
+        f"No two models of one size have all other settings equal ({'; '.join(told)}). "
         "A sweep over model= with one model.hidden gives them."
     )
 
@@ -212,9 +206,12 @@ def _foretold(cells: Sequence[_Cell]) -> str:
     The input width and the number of outputs are those whole numbers that give every recorded
     count by the cells' formula; without such numbers nothing is foretold.
     """
-    layers = {run.layers for cell in cells for run in cell.runs}
-    known = all(_is_plain(run) for cell in cells for run in cell.runs)
-    if len({cell.where for cell in cells}) > 1 or len(layers) != 1 or not known:
+    runs = [run for cell in cells for run in cell.runs]
+    layers = {run.layers for run in runs}
+    known = all(
+        run.model in BLOCKS and not part(run.config, "model").get("bidirectional") for run in runs
+    )
+    if len(_places(cells)) > 1 or len(layers) != 1 or not known:
         return ""
     (L,) = layers
     fit = _widths([(c.base, c.row.hidden, c.row.parameters) for c in cells], L)
@@ -258,11 +255,6 @@ def _widths(counts: Sequence[tuple[str, int, int]], layers: int) -> tuple[int, i
     return (features, outputs) if exact and min(features, outputs) > 0 else None
 
 
-def _is_plain(run: Entry) -> bool:
-    model = part(run.config, "model")
-    return run.model in BLOCKS and not model.get("bidirectional")
-
-
 def _one_model(models: Sequence[str]) -> str:
     if not models:
         return "No run has finished."
@@ -276,16 +268,8 @@ def _label(words: str, cell: _Cell) -> str:
     return ", ".join(filter(None, [words, cell.words]))
 
 
-def _equals(names: Mapping[str, str], settings: Mapping[str, Any], key: str) -> str:
-    return "" if settings[key] is None else f"{names[key]} = {shown(settings[key])}"
-
-
 def _models(cells: Sequence[_Cell]) -> int:
     return len({cell.base for cell in cells})
-
-
-def _sizes(cells: Sequence[_Cell], model: str) -> list[int]:
-    return sorted({cell.row.hidden for cell in cells if cell.base == model})
 
 
 def _middle(cells: Sequence[_Cell]) -> float:

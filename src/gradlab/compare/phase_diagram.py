@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.runs import SEED, Entry, is_number, settings_that_differ
 from gradlab.compare.table import as_csv
 from gradlab.record.shard import replace
@@ -142,7 +143,7 @@ def grid(
     value = np.asarray(values, float)
     known = np.isfinite(value)
     across, up, total = _sums(x, y, np.where(known, value, 0.0))
-    count = _counts(x, y, known)
+    count = _sums(x, y, known.astype(int))[2]
     return across, up, np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -161,24 +162,23 @@ def diagram(runs: Sequence[Entry]) -> Diagram | None:
     if len(differ) != 2 or not all(is_number(v) for values in differ.values() for v in values):
         return None
     (x_key, x), (y_key, y) = differ.items()
-    runs_of = _counts(x, y, [True] * len(runs))
+    across, up, runs_of = _sums(x, y, [1] * len(runs))
     if min(runs_of.shape) < 2 or np.mean(runs_of > 0) < FILLED:
         return None
     names = [panel.name for panel in (SLOPE, HORIZON, LYAPUNOV, SHARE, RATIO)]
-    grids = {
-        name: grid(x, y, [_figure(run, name) for run in runs])
+    figures = {
+        name: grid(x, y, [_figure(run, name) for run in runs])[2]
         for name in [*names, "mean_field_exponent"]
     }
-    across, up, _ = grids[SLOPE.name]
     when, trained = _when(runs)
     return Diagram(
         (x_key, y_key),
         across,
         up,
-        {name: values for name, (_, _, values) in grids.items()},
+        figures,
         runs=runs_of,
-        finished=_counts(x, y, [run.status == "finished" for run in runs]),
-        diverged=_counts(x, y, [run.status == "diverged" for run in runs]),
+        finished=_sums(x, y, [int(run.status == FINISHED) for run in runs])[2],
+        diverged=_sums(x, y, [int(run.status == DIVERGED) for run in runs])[2],
         trained=trained,
         when=when,
         subject=_subject(runs, (x_key, y_key)),
@@ -262,17 +262,10 @@ def _sums(
     return across, up, found
 
 
-def _counts(
-    x: Sequence[float], y: Sequence[float], counted: Sequence[bool] | np.ndarray
-) -> np.ndarray:
-    """How many of the runs that are counted lie in each cell, ``(Y, X)``."""
-    return _sums(x, y, np.asarray(counted, int))[2]
-
-
 def _figure(run: Entry, name: str) -> float:
-    if name == SHARE.name and run.status == "diverged":
+    if name == SHARE.name and run.status == DIVERGED:
         return 0.0
-    if run.status != "finished":
+    if run.status != FINISHED:
         return math.nan
     if name not in (SHARE.name, RATIO.name):
         return run.figure(name)
@@ -286,7 +279,7 @@ def _figure(run: Entry, name: str) -> float:
 
 def _when(runs: Sequence[Entry]) -> tuple[str, bool]:
     """At which step the summaries' figures were measured, and whether that is after training."""
-    steps = {run.summary.get("steps", math.nan) for run in runs if run.status == "finished"}
+    steps = {run.summary.get("steps", math.nan) for run in runs if run.status == FINISHED}
     if steps == {1}:
         return "at initialisation", False
     if len(steps) == 1 and math.isfinite(made := next(iter(steps))):
@@ -295,13 +288,10 @@ def _when(runs: Sequence[Entry]) -> tuple[str, bool]:
 
 
 def _subject(runs: Sequence[Entry], keys: Sequence[str]) -> str:
-    facts = next((run.facts for run in runs if run.config), {})
-    words = [str(facts[key]) for key in ("model", "task") if facts.get(key)]
-    if facts.get("T") and "task.length" not in keys:
-        words.append(f"T = {facts['T']}")
-    if any(run.layers > 1 for run in runs):
-        words.append("layer 0")
-    return ", ".join(words)
+    run = next((run for run in runs if run.config), runs[0])
+    task = str(run.facts.get("task") or "") if "task.length" in keys else run.task
+    layer = "layer 0" if any(run.layers > 1 for run in runs) else ""
+    return ", ".join(filter(None, [run.model, task, layer]))
 
 
 def table_rows(found: Diagram) -> list[list[Any]]:
@@ -407,10 +397,7 @@ def draw_panel(axes: Axes, found: Diagram, panel: Panel, look: Look, **options: 
             line.set_path_effects([Stroke(linewidth=look.outline, foreground="white"), Normal()])
     for row, column in np.argwhere(found.diverged > 0):
         for colour, width in (("white", 4.0), ("black", 1.6)):
-            mark: dict[str, Any] = {
-                "markeredgewidth": width * look.scale,
-                "markersize": 7.0 * look.scale,
-            }
+            mark: Any = {"markeredgewidth": width * look.scale, "markersize": 7.0 * look.scale}
             axes.plot(x[column], y[row], "x", color=colour, zorder=4, **mark)
     for axis, values_of, places in ((axes.xaxis, found.x, x), (axes.yaxis, found.y, y)):
         some = spread(len(values_of), look.ticks)

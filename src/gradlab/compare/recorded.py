@@ -112,8 +112,8 @@ class Recorded:
         back = np.arange(length)[::-1]  # positions along t by ascending lag
         if most_lags:
             back = back[spread(length, most_lags)]
-        block = found.isel(step=rows) if len(rows) < len(steps) / 4 else found
-        values = block.values if block is not found else found.values[rows]
+        few = len(rows) < len(steps) / 4
+        values = found.isel(step=rows).values if few else found.values[rows]
         return Curve(steps[rows], length - 1 - back, values[:, :, back].astype(np.float32))
 
     @property
@@ -144,12 +144,10 @@ class Recorded:
             return None
         return Series(self._scalars["step"].values[rows], values[rows].astype(np.float64))
 
-    def last(self, name: str, layer: int = 0) -> float:
-        """The last measured value of a series, or NaN."""
+    def last(self, name: str) -> float:
+        """The last measured value of a series, of the first layer; or NaN."""
         found = self.series(name)
-        if found is None or layer >= found.values.shape[1]:
-            return math.nan
-        known = found.values[~np.isnan(found.values[:, layer]), layer]
+        known = [] if found is None else found.values[~np.isnan(found.values[:, 0]), 0]
         return float(known[-1]) if len(known) else math.nan
 
     @cached_property

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,6 +100,13 @@ class Entry:
         return json.dumps([*told, self.config.get("task")], sort_keys=True, default=str)
 
     @property
+    def command(self) -> str:
+        """What makes the run again; empty where the folder does not say."""
+        if not self.info and not self.overrides:
+            return ""
+        return shlex.join(["python", "-m", "gradlab", *self.overrides])
+
+    @property
     def layers(self) -> int:
         """How many layers the model has; 0 where that is not known."""
         return _whole(part(self.config, "model").get("layers"))
@@ -129,15 +137,10 @@ def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
         if not path.is_dir():
             hint = "a folder under multirun/ or outputs/"
             raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
-        found = [_entry(folder, path) for folder in folders(path)]
-        if len(paths) > 1:
-            prefix = path.resolve().name
-            found = [
-                replace(one, name=f"{prefix}/{one.name}") if one.path != path else one
-                for one in found
-            ]
-        for one in sorted(found, key=_order):
-            entries.setdefault(one.path.resolve(), one)
+        prefix = f"{path.resolve().name}/" if len(paths) > 1 else ""
+        for one in sorted((_entry(folder, path) for folder in folders(path)), key=_order):
+            name = one.name if one.path == path else prefix + one.name
+            entries.setdefault(one.path.resolve(), replace(one, name=name))
     return list(entries.values())
 
 
@@ -280,18 +283,18 @@ def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:
 
 def _entry(folder: Path, root: Path) -> Entry:
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
-    number = number_of(folder)
+    number, run = number_of(folder), None
+    status = NEVER_BEGAN
+    reason = f"it has no {INFO}: not started, or ended before it could record anything"
     try:
-        began = (folder / INFO).exists()
-        run = glance(folder) if began else None
+        if (folder / INFO).exists():
+            run = glance(folder)
     except (BadInput, OSError) as error:
+        status = UNREADABLE
         reason = f"not {error.allowed}" if isinstance(error, BadInput) else str(error)
-        overrides = _composed_overrides(folder)
-        return Entry(folder, name, UNREADABLE, reason, overrides, number=number)
     if run is None:
-        reason = f"it has no {INFO}: not started, or ended before it could record anything"
         overrides = _composed_overrides(folder)
-        return Entry(folder, name, NEVER_BEGAN, reason, overrides, number=number)
+        return Entry(folder, name, status, reason, overrides, number=number)
     reason = str(run.info.get("reason") or "")
     if run.status == "killed":
         reason = reason or "its process is gone and had no time to say why"
@@ -308,8 +311,7 @@ def _composed_overrides(folder: Path) -> tuple[str, ...]:
     except (OSError, ValueError):
         return ()
     lines = [line[2:].strip() for line in text.splitlines() if line.startswith("- ")]
-    quoted = [len(line) > 1 and line[0] == line[-1] and line[0] in "'\"" for line in lines]
-    return tuple(line[1:-1] if q else line for line, q in zip(lines, quoted, strict=True))
+    return tuple(re.sub(r"""^(['"])(.*)\1$""", r"\2", line) for line in lines)
 
 
 def _parsed(overrides: Iterable[str]) -> Iterator[tuple[str, str]]:

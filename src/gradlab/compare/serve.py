@@ -109,19 +109,16 @@ class Folders:
         return [run for run in entries if run.path in kept]
 
     def _read(self, entry: Entry) -> Recorded:
-        stamp = _stamp(entry)
-        kept = self._recorded.get(entry.path)
-        if kept is None or kept[0] != stamp:
-            (found,) = recorded([entry])
-            kept = self._recorded[entry.path] = (stamp, found)
-        return kept[1]
+        path, stamp = entry.path, _stamp(entry)
+        if path not in self._recorded or self._recorded[path][0] != stamp:
+            self._recorded[path] = (stamp, recorded([entry])[0])
+        return self._recorded[path][1]
 
     def _packed(self, run: Recorded, limits: Thinning) -> Arrays:
-        key = (_stamp(run.entry), limits)
-        kept = self._arrays.get(run.entry.path)
-        if kept is None or kept[0] != key:
-            kept = self._arrays[run.entry.path] = (key, arrays_of(run, limits))
-        return kept[1]
+        path, key = run.entry.path, (_stamp(run.entry), limits)
+        if path not in self._arrays or self._arrays[path][0] != key:
+            self._arrays[path] = (key, arrays_of(run, limits))
+        return self._arrays[path][1]
 
 
 def serve(folders: Sequence[Path], host: str, port: int) -> int:

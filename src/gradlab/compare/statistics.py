@@ -98,12 +98,9 @@ def mean(strata: Sequence[Sequence[float]]) -> Estimate:
 
     With one stratum this is :func:`estimate`.
     """
-    if not strata:
-        return estimate([])
-    found = [estimate(sample) for sample in strata]
-    n = sum(one.n for one in found)
-    if len(strata) == 1:
-        return found[0]
+    if len(strata) < 2:
+        return estimate(value for sample in strata for value in sample)
+    n = sum(estimate(sample).n for sample in strata)
     paired = difference([(sample, [0.0] * max(2, len(sample))) for sample in strata])
     return Estimate(paired.value, paired.high - paired.value, n)
 

@@ -80,16 +80,21 @@ def figures_of(runs: Sequence[Entry]) -> list[str]:
     return [name for name in found if name != "test/loss" or "test/accuracy" not in found]
 
 
+def heading(name: str) -> str:
+    """A figure of :data:`HEADINGS` in words, in one line."""
+    return " ".join(HEADINGS[name].split())
+
+
 def printed(settings: Sequence[Averages], width: int) -> tuple[Table, list[str]]:
     """The table for a terminal of so many columns, and what it had no room for, in words."""
     figures = list(settings[0].figures) if settings else []
     left_out = []
     while True:
         table = _table(settings[:MOST_ROWS], figures)
-        if len(figures) < 2 or _width(table) <= width:
+        if len(figures) < 2 or Console(width=10_000).measure(table).maximum <= width:
             break
         left_out.insert(0, figures.pop())
-    words = [" ".join(HEADINGS[name].split()) for name in left_out]
+    words = [heading(name) for name in left_out]
     if len(settings) > MOST_ROWS:
         words.append(f"{len(settings) - MOST_ROWS} more settings")
     return table, words
@@ -102,12 +107,12 @@ def write_csv(runs: Sequence[Entry], path: Path) -> None:
     """
     differ = settings_that_differ(runs)
     figures = list(dict.fromkeys(key for run in runs for key in run.summary))
-    rows = [["run", "status", "reason", *differ, *figures]]
+    rows: list[list[Any]] = [["run", "status", "reason", *differ, *figures]]
     for index, run in enumerate(runs):
         settings = [values[index] for values in differ.values()]
         numbers = [run.summary.get(key, math.nan) for key in figures]
         row = [run.name, run.status, run.reason, *settings, *numbers]
-        rows.append([_cell(value) for value in row])
+        rows.append(["" if isinstance(v, float) and not math.isfinite(v) else v for v in row])
     replace(path, as_csv(rows))
 
 
@@ -129,8 +134,7 @@ def with_interval(found: Estimate, n: int) -> str:
         text = f"{mean:.4g} ± 0"
     else:
         digits = 1 - math.floor(math.log10(half))
-        sizes = (abs(mean), half)
-        if digits > 7 or max(sizes) >= 1e6:
+        if digits > 7 or max(abs(mean), half) >= 1e6:
             text = f"{mean:.4g} ± {half:.2g}"
         else:
             own = 2 - math.floor(math.log10(abs(mean))) if mean else 0  # no fewer than 3 of its own
@@ -154,21 +158,7 @@ def _table(settings: Sequence[Averages], figures: Sequence[str]) -> Table:
         table.add_column(HEADINGS[name] + more, justify="right", no_wrap=True)
     for one in settings:
         cells = [with_interval(one.figures[name], one.finished) for name in figures]
-        table.add_row(*(shown(one.values[key]) for key in names), _counted(one), *cells)
+        others = [f"{count} {status}" for status, count in one.others.items()]
+        runs = ", ".join([str(one.finished), *others])
+        table.add_row(*(shown(one.values[key]) for key in names), runs, *cells)
     return table
-
-
-def _counted(one: Averages) -> str:
-    """How many runs the figures are of, and how the others ended."""
-    others = [f"{count} {status}" for status, count in one.others.items()]
-    return ", ".join([str(one.finished), *others])
-
-
-def _width(table: Table) -> int:
-    return Console(width=10_000).measure(table).maximum
-
-
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return ""
-    return repr(value) if isinstance(value, float) else value

@@ -44,7 +44,11 @@ def page(shown: Shown) -> Page | None:
     for axes, (group, found) in zip(panels, drawn, strict=True):
         mesh = _draw(axes, found, low, high)
         axes.set_title(safe(group.label) if len(drawn) > 1 else "", fontsize=7 if across > 3 else 8)
-        rows += _rows(shown.told(group), layer, found)
+        rows += [
+            [*shown.told(group), layer, step, lag, value, found.runs]
+            for step, line in zip(found.steps, found.values, strict=True)
+            for lag, value in zip(found.lags, line, strict=True)
+        ]
     zeros = any(np.isneginf(found.values).any() for _, found in drawn)
     bar = figure.colorbar(mesh, ax=panels, pad=0.02, aspect=18 * down)
     bar.set_label("log₁₀ ‖∂ℓ/∂h‖" + (" (black: 0)" if zeros else ""))
@@ -60,18 +64,17 @@ def page(shown: Shown) -> Page | None:
 
 def _map(group: Group, layer: str) -> Map | None:
     """The mean over the runs of a group, at the steps and lags that all of them have."""
-    found = []
-    for run in counted(group.runs):
-        curve = run.curve(NAME, MOST_STEPS, MOST_LAGS)
-        values = None if curve is None else layer_of(run, layer, curve.values)
-        if curve is not None and values is not None:
-            found.append((curve, values))
+    found = [
+        curve
+        for run in counted(group.runs)
+        if (curve := layer_of(run, layer, run.curve(NAME, MOST_STEPS, MOST_LAGS))) is not None
+    ]
     if not found:
         return None
-    longest = max((curve for curve, _ in found), key=lambda curve: len(curve.steps))
+    longest = max(found, key=lambda curve: len(curve.steps))
     same = [
-        values
-        for curve, values in found
+        curve.values
+        for curve in found
         if np.array_equal(curve.steps, longest.steps) and np.array_equal(curve.lags, longest.lags)
     ]
     return Map(longest.steps, longest.lags, np.asarray(same, float).mean(0), len(same))
@@ -83,11 +86,3 @@ def _draw(axes: Any, found: Map, low: float, high: float) -> Any:
     mesh = heatmap(axes, values, low, high)
     axes.set_ylim(axes.get_ylim()[::-1] if axes.get_ylim()[0] < axes.get_ylim()[1] else None)
     return mesh
-
-
-def _rows(told: list[Any], layer: str, found: Map) -> list[list[Any]]:
-    return [
-        [*told, layer, step, lag, value, found.runs]
-        for step, line in zip(found.steps, found.values, strict=True)
-        for lag, value in zip(found.lags, line, strict=True)
-    ]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from gradlab.compare.figures.style import Look, Looks
-from gradlab.compare.groups import Group, counted
-from gradlab.compare.recorded import Curve, Recorded
+from gradlab.compare.groups import Group, counted, only
+from gradlab.compare.recorded import Curve, Recorded, Series
 from gradlab.compare.statistics import students_t
 from gradlab.record.figures.common import finite, plot, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+C = TypeVar("C", Curve, Series)
 
 MOST_LAGS = 1000
 """Most points of a line over lag."""
@@ -69,7 +71,7 @@ class Shown:
         every = list(
             dict.fromkeys(n for g in self.groups for r in counted(g.runs) for n in r.layers)
         )
-        return [every[index] for index in spread(len(every), MOST_LAYERS)] if every else []
+        return [every[index] for index in spread(len(every), MOST_LAYERS)]
 
     def header(self, *columns: str) -> list[str]:
         """The first row of a file: what a group is, then the columns."""
@@ -83,15 +85,12 @@ class Shown:
         """A curve at the training step that is drawn: the measured one nearest to ``step``."""
         key = (run.entry.path, name)
         if key not in self._kept:
-            self._kept[key] = self._read(run, name)
+            curve = run.curve(name, most_lags=MOST_LAGS)
+            if curve is not None:
+                row = -1 if self.step is None else int(np.abs(curve.steps - self.step).argmin())
+                curve = Curve(curve.steps[[row]], curve.lags, curve.values[[row]])
+            self._kept[key] = curve
         return self._kept[key]
-
-    def _read(self, run: Recorded, name: str) -> Curve | None:
-        curve = run.curve(name, most_lags=MOST_LAGS)
-        if curve is None:
-            return None
-        row = -1 if self.step is None else int(np.abs(curve.steps - self.step).argmin())
-        return Curve(curve.steps[[row]], curve.lags, curve.values[[row]])
 
 
 def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
@@ -181,19 +180,17 @@ def over_runs(
     return band(lines)
 
 
-def layer_of(run: Recorded, layer: str, values: np.ndarray) -> np.ndarray | None:
-    """The values ``(S, L, …)`` of a layer by its name; None if the run does not have it."""
-    if layer not in run.layers:
+def layer_of(run: Recorded, layer: str, found: C | None) -> C | None:
+    """What was found in a run, with the values ``(S, …)`` of a layer by its name alone; or None."""
+    if found is None or layer not in run.layers[: found.values.shape[1]]:
         return None
-    place = run.layers.index(layer)
-    return values[:, place] if place < values.shape[1] else None
+    return found._replace(values=found.values[:, run.layers.index(layer)])
 
 
 def baseline_of(runs: Sequence[Recorded], name: str) -> float:
     """The baseline's figure if it is the same for all runs; NaN else."""
-    guesses = {run.entry.baseline(name) for run in runs}
-    found = {guess for guess in guesses if not math.isnan(guess)}
-    return found.pop() if len(found) == 1 else math.nan
+    guesses = (run.entry.baseline(name) for run in runs)
+    return only((guess for guess in guesses if not math.isnan(guess)), math.nan)
 
 
 def rows_of(told: Sequence[Any], found: Band, *more: Any) -> list[list[Any]]:
@@ -203,9 +200,5 @@ def rows_of(told: Sequence[Any], found: Band, *more: Any) -> list[list[Any]]:
 
 def units_of(runs: Sequence[Recorded], name: str) -> str:
     """The units that the runs recorded for a scalar; empty without, or where they disagree."""
-    found = set()
-    for run in runs:
-        if run.run is not None and name in run.run.scalars:
-            attributes: Mapping[str, Any] = run.run.scalars[name].attrs
-            found.add(str(attributes.get("units", "")))
-    return found.pop() if len(found) == 1 else ""
+    known = (run.run.scalars for run in runs if run.run is not None)
+    return only((str(one[name].attrs.get("units", "")) for one in known if name in one), "")

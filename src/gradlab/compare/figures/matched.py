@@ -41,7 +41,7 @@ def page(shown: Shown) -> Page | None:
     wanted = [name for name in ("memory_horizon", *results) if name in names]
     if not found or not wanted:
         return None
-    crowded = any(_is_crowded(one, across=len(found)) for one in found)
+    crowded = any(_room(one) > (44 if len(found) == 1 else 38) for one in found)
     height = 1.75 + (0.55 / len(wanted) if crowded else 0)
     figure, grid = new_page(len(found), len(wanted), height=height, sharey="row", sharex="col")
     header = ["matched_by", "level", "model", "hidden", "parameters", "runs"]
@@ -89,11 +89,9 @@ def _name_levels(axes: Any, found: Matched, *, crowded: bool) -> None:
     axes.grid(False, axis="x")
 
 
-def _is_crowded(found: Matched, across: int) -> bool:
-    """Whether the names of the levels need more room than there is side by side."""
-    return sum(len(_short(level.label)) + 3 for level in _levels(found)) > (
-        44 if across == 1 else 38
-    )
+def _room(found: Matched) -> int:
+    """How many letters the names of the levels need side by side."""
+    return sum(len(_short(level.label)) + 3 for level in _levels(found))
 
 
 def _levels(found: Matched) -> list[Level]:
@@ -102,18 +100,17 @@ def _levels(found: Matched) -> list[Level]:
 
 
 def _point(axes: Any, at: float, mean: float, half: float, model: str, index: int) -> None:
-    colour = COLOURS[index % len(COLOURS)]
-    label = safe(", ".join([called(p) if i == 0 else p for i, p in enumerate(model.split(", "))]))
+    name, *settings = model.split(", ")
     axes.errorbar(
         [at],
         [mean],
         yerr=[half] if np.isfinite(half) else None,
-        color=colour,
+        color=COLOURS[index % len(COLOURS)],
         marker=MARKERS[index % len(MARKERS)],
         linestyle="none",
         capsize=2,
         elinewidth=1.0,
-        label=label,
+        label=safe(", ".join([called(name), *settings])),
     )
 
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from gradlab.compare.figures.bands import (
-    Band,
-    Shown,
-    draw_bands,
-    layer_of,
-    over_runs,
-    rows_of,
-)
-from gradlab.compare.figures.style import DOTTED, Page, add_keys, key_of, level, new_page
-from gradlab.compare.groups import Group, counted
-from gradlab.record.figures.common import GREY, finite, within
+from gradlab.compare.figures.bands import Band, Shown, draw_bands, layer_of, over_runs, rows_of
+from gradlab.compare.figures.style import DOTTED, Page, add_keys, level, new_page
+from gradlab.compare.groups import Group, counted, only
+from gradlab.compare.recorded import Recorded
+from gradlab.record.figures.common import finite, first_finite, key, within
 
 LAG = "lag (timesteps before the end)"
 COLUMNS = ("variable", "layer", "step", "lag", "mean_log10", "low_log10", "high_log10", "runs")
@@ -29,7 +23,6 @@ PANELS = {
     "long_jacobian_log10": "true Jacobian",
 }
 """What is drawn where it was recorded, each against its value at lag 0."""
-Alter = Callable[[np.ndarray], np.ndarray]
 
 
 def adjoint(shown: Shown) -> Page | None:
@@ -57,7 +50,7 @@ def transport(shown: Shown) -> Page | None:
     rows: list[list[Any]] = [shown.header(*COLUMNS)]
     layer = shown.layers[0] if shown.layers else ""
     found = {
-        name: [over_lag(shown, group, name, layer, relative) for group in shown.groups]
+        name: [over_lag(shown, group, name, layer, relative=True) for group in shown.groups]
         for name in PANELS
     }
     found = {name: lines for name, lines in found.items() if any(lines)}
@@ -69,10 +62,9 @@ def transport(shown: Shown) -> Page | None:
         _draw(shown, axes, name, layer, lines, rows)
         axes.set_title(PANELS[name])
         level(axes, 0)
-    axes_of[len(axes_of) // 2 if len(axes_of) % 2 else 0].set_xlabel(LAG)
-    if len(axes_of) % 2 == 0:
-        for axes in axes_of:
-            axes.set_xlabel("")
+    if len(axes_of) % 2:
+        axes_of[len(axes_of) // 2].set_xlabel(LAG)
+    else:
         figure.supxlabel(LAG, fontsize=8)
     more = f", layer {layer}" if len(shown.layers) > 1 else ""
     axes_of[0].set_ylabel(f"log₁₀ of what is left{more}")
@@ -81,30 +73,24 @@ def transport(shown: Shown) -> Page | None:
 
 
 def over_lag(
-    shown: Shown, group: Group, name: str, layer: str, alter: Alter | None = None
+    shown: Shown, group: Group, name: str, layer: str, *, relative: bool = False
 ) -> tuple[Band, int | None] | None:
-    """A variable of a group over lag in a layer, and the training step if it is one for all."""
-    steps = set()
+    """A variable of a group over lag in a layer, and the training step if it is one for all.
 
-    def line(run: Any) -> tuple[np.ndarray, np.ndarray] | None:
-        curve = shown.at(run, name)
-        values = None if curve is None else layer_of(run, layer, curve.values)
-        if curve is None or values is None:
+    Logarithms are ``relative`` to that at the smallest lag at which there is something.
+    """
+    steps: list[int | None] = []
+
+    def line(run: Recorded) -> tuple[np.ndarray, np.ndarray] | None:
+        curve = layer_of(run, layer, shown.at(run, name))
+        if curve is None:
             return None
-        steps.add(int(curve.steps[0]))
-        row = values[0].astype(float)
-        return curve.lags, row if alter is None else alter(row)
+        steps.append(int(curve.steps[0]))
+        values = curve.values[0].astype(float)
+        return curve.lags, values - first_finite(values) if relative else values
 
     found = over_runs(group, line)
-    if found is None:
-        return None
-    return found, steps.pop() if len(steps) == 1 else None
-
-
-def relative(values: np.ndarray) -> np.ndarray:
-    """Logarithms against that at the smallest lag at which there is something."""
-    known = values[np.isfinite(values)]
-    return values - known[0] if len(known) else values
+    return None if found is None else (found, only(steps, None))
 
 
 def _draw(
@@ -124,8 +110,7 @@ def _draw(
 
 def reads_the_end(group: Group) -> bool:
     """Whether the loss of a group's task reads the last state alone."""
-    facts = [run.entry.info.get("facts") or {} for run in counted(group.runs)]
-    return all(one.get("readout") != "every" for one in facts)
+    return all(run.entry.facts.get("readout") != "every" for run in counted(group.runs))
 
 
 def _bounds(shown: Shown, drawn: list[Any], rows: list[list[Any]]) -> list[Any]:
@@ -142,21 +127,18 @@ def _bounds(shown: Shown, drawn: list[Any], rows: list[list[Any]]) -> list[Any]:
                 style: Any = {"color": look.colour, "linestyle": DOTTED, "linewidth": 1.0}
                 axes.plot(bound.x, finite(bound.mean), **style)
                 rows += rows_of([*shown.told(group), BOUND, layer, None], bound)
-                keys = [key_of("bound (γσ)ˡᵃᵍ", color=GREY, linestyle=DOTTED, linewidth=1.0)]
+                keys = [key("bound (γσ)ˡᵃᵍ", linestyle=DOTTED, linewidth=1.0)]
     return keys
 
 
 def _bound(shown: Shown, group: Group, layer: str) -> Band | None:
-    def line(run: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    def line(run: Recorded) -> tuple[np.ndarray, np.ndarray] | None:
         if layer.split()[0] != run.layers[-1].split()[0]:
             return None
-        bounds, adjoints = shown.at(run, BOUND), shown.at(run, ADJOINT)
-        if bounds is None or adjoints is None:
-            return None
-        bound = layer_of(run, layer, bounds.values)
-        adjoint = layer_of(run, layer, adjoints.values)
+        bound = layer_of(run, layer, shown.at(run, BOUND))
+        adjoint = layer_of(run, layer, shown.at(run, ADJOINT))
         if bound is None or adjoint is None:
             return None
-        return bounds.lags, bound[0].astype(float) + float(adjoint[0, 0])
+        return bound.lags, bound.values[0].astype(float) + float(adjoint.values[0, 0])
 
     return over_runs(group, line)

@@ -19,9 +19,9 @@ from gradlab.compare.figures.bands import (
     rows_of,
     units_of,
 )
-from gradlab.compare.figures.style import DOTTED, Page, add_keys, key_of, level, new_page
-from gradlab.compare.groups import Group, counted
-from gradlab.record.figures.common import GREY
+from gradlab.compare.figures.style import DOTTED, Page, add_keys, level, new_page
+from gradlab.compare.groups import Group, counted, only
+from gradlab.record.figures import common
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +45,8 @@ def metric(shown: Shown) -> Page | None:
 
 def horizon(shown: Shown) -> Page | None:
     """How far back the gradient reaches: the lag at which it has fallen by e; T dotted."""
-    lengths = {run.entry.length for group in shown.groups for run in counted(group.runs)}
-    T = lengths.pop() if len(lengths) == 1 else math.nan
+    runs = (run for group in shown.groups for run in counted(group.runs))
+    T = only((run.entry.length for run in runs), math.nan)
     return _of_each_layer(shown, "memory_horizon", "memory horizon (timesteps)", T, logs=True)
 
 
@@ -131,14 +131,13 @@ def _page(
     else:
         fit_height(axes_of, drawn, list(lines.values()))
     axes_of[0].set_ylabel(label)
-    keys = [key_of(key, color=GREY, linestyle=DOTTED, linewidth=0.9)] if key and lines else []
+    keys = [common.key(key, linestyle=DOTTED, linewidth=0.9)] if key and lines else []
     add_keys(figure, axes_of, shown.looks, keys)
     return Page(figure, rows)
 
 
 def _label(shown: Shown, found: list[str], names: Mapping[str, str], figure: str) -> str:
-    units = {units_of(shown.runs, name) for name in found}
-    unit = units.pop() if len(units) == 1 else ""
+    unit = only((units_of(shown.runs, name) for name in found), "")
     which = f"{names[found[0]]} " if len(found) == 1 else ""
     return f"{which}{figure}" + (f" ({unit})" if unit not in ("", "1") else "")
 
@@ -160,11 +159,11 @@ def series_band(group: Group, name: str, layer: str | None, *, logs: bool) -> Ba
 
     def line(run: Any) -> tuple[np.ndarray, np.ndarray] | None:
         series = run.series(name)
+        if layer is not None:
+            series = layer_of(run, layer, series)
         if series is None:
             return None
-        values = series.values[:, 0] if layer is None else layer_of(run, layer, series.values)
-        if values is None:
-            return None
+        values = series.values if layer is not None else series.values[:, 0]
         if logs:
             values = np.log10(np.where(values > 0, values, np.nan))
         return series.steps, np.where(np.isfinite(values), values, np.nan)

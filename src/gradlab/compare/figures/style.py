@@ -114,7 +114,9 @@ def looks_of(groups: Sequence[Group]) -> Looks:
         return _each(groups)
     keys = list(groups[0].values)
     counts = {key: len({same(group.values[key]) for group in groups}) for key in keys}
-    numbers = [key for key in keys if _is_number(groups, key)]
+    numbers = [
+        key for key in keys if counts[key] > 2 and all(is_number(g.values[key]) for g in groups)
+    ]
     if numbers:
         return _by_number(groups, max(numbers, key=lambda key: counts[key]))
     return _by_word(groups, min(keys, key=lambda key: counts[key]))
@@ -188,13 +190,6 @@ def add_legend(page: Figure, keys: Sequence[Any]) -> None:
     page.legend(handles=list(keys), loc="outside upper center", ncols=min(columns, len(keys)))
 
 
-def key_of(label: str, **style: Any) -> Any:
-    """A key of the legend for what is no group."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], label=label, **style)
-
-
 def level(axes: Axes, value: float) -> None:
     """A dotted line of reference."""
     axes.axhline(value, color=GREY, linestyle=DOTTED, linewidth=0.9, zorder=1.5)
@@ -222,11 +217,9 @@ def save(page: Page, folder: Path, name: str) -> list[Path]:
 
 def _cell(value: Any) -> Any:
     """A number in full; an empty cell is one that is not there."""
-    if value is None:
-        return ""
     if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else repr(float(value))
-    return int(value) if isinstance(value, np.integer) else value
+        return "" if np.isnan(value) else float(value)
+    return value
 
 
 def _each(groups: Sequence[Group]) -> Looks:
@@ -284,11 +277,6 @@ def _by_word(groups: Sequence[Group], key: str) -> Looks:
     if len(named) < len(words):
         names.append((f"{len(words) - len(named)} others", other))
     return Looks(found, names)
-
-
-def _is_number(groups: Sequence[Group], key: str) -> bool:
-    values = [group.values[key] for group in groups]
-    return all(map(is_number, values)) and len(set(values)) > 2
 
 
 def _colours() -> Any:

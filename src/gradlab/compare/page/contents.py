@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from gradlab.compare import phase_diagram, table
+from gradlab.compare import phase_diagram
 from gradlab.compare.groups import short
 from gradlab.compare.headline import headline
 from gradlab.compare.matched import Matched, matched
 from gradlab.compare.page.packed import Packing, Thinning, thinning
 from gradlab.compare.phase_diagram import Diagram, name_of
 from gradlab.compare.recorded import CURVES, SERIES, Recorded
-from gradlab.compare.runs import Entry, part, settings_that_differ
+from gradlab.compare.runs import part, settings_that_differ
 from gradlab.compare.statistics import LEVEL, Estimate, students_t
-from gradlab.compare.table import with_interval
+from gradlab.compare.table import HEADINGS, heading, with_interval
+from gradlab.record.directory import plain
 from gradlab.record.figures.common import spread
 
 LONGEST_REASON = 300
@@ -54,7 +53,9 @@ def contents(
     limits = _limits(found)
     answer = headline(found)
     differ = settings_that_differ(runs)
-    settings = [{key: plain(values[k]) for key, values in differ.items()} for k in range(len(runs))]
+    settings = [
+        {key: _value(values[index]) for key, values in differ.items()} for index in range(len(runs))
+    ]
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "headline": {"title": answer.title, "lines": list(answer.lines)},
@@ -84,25 +85,15 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
         "path": str(entry.path),
         "status": "truncated" if run.damage and run.run is not None else entry.status,
         "reason": "; ".join(filter(None, [entry.reason, run.damage]))[:LONGEST_REASON],
-        "settings": dict(settings),
-        **{k: plain(facts.get(k)) for k in ("model", "task", "T", "readout", "parameters")},
-        **{k: plain(entry.info.get(k)) for k in ("steps_per_second", "probe_overhead")},
-        "summary": {name: plain(value) for name, value in entry.summary.items()},
-        "baseline": {
-            split: {name: plain(value) for name, value in part(baseline, split).items()}
-            for split in baseline
-        },
-        "command": command_of(entry),
+        "settings": settings,
+        **{k: _value(facts.get(k)) for k in ("model", "task", "T", "readout", "parameters")},
+        **{k: _value(entry.info.get(k)) for k in ("steps_per_second", "probe_overhead")},
+        "summary": plain(entry.summary),
+        "baseline": {split: plain(part(baseline, split)) for split in baseline},
+        "command": entry.command,
         "verdict": [str(line) for line in entry.info.get("verdict") or ()],
         "layers": list(run.layers),
     }
-
-
-def command_of(entry: Entry) -> str:
-    """The command that makes the run again; empty where the folder does not say."""
-    if not entry.info and not entry.overrides:
-        return ""
-    return shlex.join(["python", "-m", "gradlab", *entry.overrides])
 
 
 def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
@@ -136,13 +127,9 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
     return words
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON can carry it; null for a number that is not finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return str(value)
+def _value(value: Any) -> Any:
+    """A single value as JSON can carry it; a list or a section as text."""
+    return plain(str(value) if isinstance(value, Mapping | list) else value)
 
 
 def student(most: int) -> list[float]:
@@ -164,10 +151,8 @@ def _curves(run: Recorded, limits: Thinning, to: Packing) -> Iterator[tuple[str,
     for name in CURVES:
         found = run.curve(name, limits.steps, limits.lags)
         if found is not None:
-            places = map(
-                to.add, (found.steps.astype(np.int32), found.lags.astype(np.int32), found.values)
-            )
-            yield name, dict(zip(("steps", "lags", "values"), places, strict=True))
+            steps, lags = (to.add(each.astype(np.int32)) for each in (found.steps, found.lags))
+            yield name, {"steps": steps, "lags": lags, "values": to.add(found.values)}
 
 
 def _series(run: Recorded, limits: Thinning, to: Packing) -> Iterator[tuple[str, Any]]:
@@ -200,20 +185,18 @@ def _matched(found: Matched) -> dict[str, Any]:
             {
                 "label": level.label,
                 "rows": [
-                    row._asdict()
-                    | {"figures": {name: _estimate(one) for name, one in row.figures.items()}}
+                    row._asdict() | {"figures": {k: _estimate(e) for k, e in row.figures.items()}}
                     for row in level.rows
                 ],
             }
             for level in found.levels
         ],
-        "headings": {name: " ".join(words.split()) for name, words in table.HEADINGS.items()},
+        "headings": {name: heading(name) for name in HEADINGS},
     }
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:
-    words = with_interval(found, found.n)
-    return {"mean": plain(found.mean), "half": plain(found.half), "n": found.n, "words": words}
+    return plain(found._asdict()) | {"words": with_interval(found, found.n)}
 
 
 def _phase(found: Diagram | None) -> dict[str, Any] | None:
@@ -224,7 +207,7 @@ def _phase(found: Diagram | None) -> dict[str, Any] | None:
         "labels": [name_of(key) for key in found.keys],
         "x": found.x.tolist(),
         "y": found.y.tolist(),
-        "geometric": [bool(phase_diagram.is_geometric(values)) for values in (found.x, found.y)],
+        "geometric": [phase_diagram.is_geometric(values) for values in (found.x, found.y)],
         "when": found.when,
         "subject": found.subject,
         "finished": found.finished.tolist(),
@@ -235,7 +218,7 @@ def _phase(found: Diagram | None) -> dict[str, Any] | None:
                 "title": panel.title,
                 "label": panel.label.replace("\n", "; "),
                 "middle": panel.middle,
-                "values": [[plain(float(v)) for v in row] for row in found.figures[panel.name]],
+                "values": plain(found.figures[panel.name]),
             }
             for panel in found.panels()
         ],

@@ -83,15 +83,14 @@ def thinning(curves: Iterable[tuple[int, int, int]], series: Iterable[int]) -> T
       series: values of every series of every run.
     """
     curves, series = list(curves), list(series)
-    steps, lags = _CHOICES[-1]
-    for choice in _CHOICES:
-        if sum(_left(sizes, *choice) for sizes in curves) <= MOST_VALUES:
-            steps, lags = choice
-            break
-    rows = 0
-    if sum(series) > MOST_POINTS:
-        rows = max(FEWEST_ROWS, MOST_POINTS // len(series))
-    return Thinning(steps, lags, rows)
+    enough = (
+        choice
+        for choice in _CHOICES
+        if sum(_left(sizes, *choice) for sizes in curves) <= MOST_VALUES
+    )
+    many = sum(series) > MOST_POINTS
+    rows = max(FEWEST_ROWS, MOST_POINTS // len(series)) if many else 0
+    return Thinning(*next(enough, _CHOICES[-1]), rows)
 
 
 def _left(sizes: tuple[int, int, int], steps: int, lags: int) -> int:

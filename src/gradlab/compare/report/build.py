@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gradlab.compare.report import sections as of
@@ -26,7 +26,7 @@ MADE, MISSING = "How the runs were made", "What is not here"
 
 def report(content: Content, entity: str) -> Any:
     """A ``wandb_workspaces.reports.v2.Report``; nothing is sent."""
-    wr = reports()
+    wr, count = reports(), len(content.ids)
     blocks: list[Any]
     title, blocks = content.title, [wr.P(line) for line in content.lines]
     if len(title) > TITLE:
@@ -38,15 +38,14 @@ def report(content: Content, entity: str) -> Any:
             hide_run_sets=index > 0,
         )
         blocks += [wr.H2(section.name), wr.P(section.words), grid]
-    commands = wr.CodeBlock("\n".join(content.commands), language="python")
-    blocks += [wr.H2(MADE), commands]
+    blocks += [wr.H2(MADE), wr.CodeBlock("\n".join(content.commands), language="python")]
     if content.notes:
         blocks += [wr.H2(MISSING), wr.UnorderedList(list(content.notes))]
     return wr.Report(
         project=content.project,
         entity=entity,
         title=title or "gradlab",
-        description=_described(content),
+        description=f"{count} run{'s' if count > 1 else ''} compared by gradlab",
         blocks=blocks,
         width="fluid",
     )
@@ -56,25 +55,24 @@ def workspace(content: Content, entity: str) -> Any:
     """A ``wandb_workspaces.workspaces.Workspace``; nothing is sent."""
     wr, ws = reports(), workspaces()
 
-    def section(name: str, panels: Sequence[Any]) -> Any:
-        rows = -(-len(panels) // ACROSS)
-        layout = ws.SectionLayoutSettings(columns=min(len(panels), ACROSS), rows=max(1, rows))
+    def section(name: str, text: str, panels: Iterable[Any] = ()) -> Any:
+        """Panels after the words on them."""
+        words = wr.MarkdownPanel(text)
+        words._id = _id("workspace", name, text)
+        every = [words, *panels]
+        rows = -(-len(every) // ACROSS)
+        layout = ws.SectionLayoutSettings(columns=min(len(every), ACROSS), rows=rows)
         settings = ws.SectionPanelSettings(x_axis=STEP)
-        return ws.Section(name, panels, True, layout_settings=layout, panel_settings=settings)
-
-    def words(name: str, text: str) -> Any:
-        panel = wr.MarkdownPanel(text)
-        panel._id = _id("workspace", name, text)
-        return panel
+        return ws.Section(name, every, True, layout_settings=layout, panel_settings=settings)
 
     headline = [f"**{markdown(content.title)}**", *map(markdown, content.lines)]
-    sections = [section("In words", [words("In words", "\n\n".join(headline))])]
+    sections = [section("In words", "\n\n".join(headline))]
     for one in content.sections:
         panels = _panels(one.panels, content, f"workspace {one.name}")
-        sections.append(section(one.name, [words(one.name, one.words), *panels]))
+        sections.append(section(one.name, one.words, panels))
     if content.notes:
         notes = "\n".join(f"- {markdown(note)}" for note in content.notes)
-        sections.append(section(MISSING, [words(MISSING, notes)]))
+        sections.append(section(MISSING, notes))
     return ws.Workspace(
         entity=entity,
         project=content.project,
@@ -92,11 +90,6 @@ def workspace(content: Content, entity: str) -> Any:
 def markdown(text: str) -> str:
     """``text`` as markdown that shows it letter by letter: every mark of punctuation is escaped."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
-
-
-def _described(content: Content) -> str:
-    count = len(content.ids)
-    return f"{count} run{'s' if count > 1 else ''} compared by gradlab"
 
 
 def _plain(text: str) -> str:

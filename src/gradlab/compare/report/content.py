@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +70,7 @@ def content(runs: Sequence[Recorded], headline: Headline, project: str | None = 
     settings, unplaced = places([run.entry for run in known])
     grouping = tuple(settings[:MOST_KEYS]) or (MODEL,)
     columns = [Column("config", place) for place in settings or (MODEL,)]
-    columns += [Column("summary", key) for _, key in seen.figures]
+    columns += [Column("summary", key) for key in seen.figures.values()]
     return Content(
         clean(headline.title),
         tuple(map(clean, headline.lines)),
@@ -97,11 +96,7 @@ def _printable(text: str) -> str:
 
 
 def _commands(runs: Sequence[Entry]) -> tuple[str, ...]:
-    lines = list(
-        dict.fromkeys(
-            _printable(f"python -m gradlab {shlex.join(run.overrides)}").strip() for run in runs
-        )
-    )
+    lines = list(dict.fromkeys(_printable(run.command) for run in runs))
     more = len(lines) - MOST_COMMANDS
     return (*lines[:MOST_COMMANDS], *([f"# and {more} more"] if more > 0 else []))
 
@@ -115,8 +110,7 @@ def _notes(
 ) -> Iterable[str]:
     total = len(seen.runs)
     words = CURVES | SERIES
-    nowhere = [said for name, said in words.items() if not seen.counts[name]]
-    if nowhere:
+    if nowhere := [said for name, said in words.items() if not seen.counts[name]]:
         yield f"Recorded by none of the runs, so without a panel: {', '.join(nowhere)}."
     partly = [
         f"{said} ({seen.counts[name]} of {total})"
@@ -138,7 +132,6 @@ def _notes(
     for run in seen.runs:
         if run.damage:
             yield clean(f"Run {run.entry.name} is damaged: {run.damage}.")
-    running = len(seen.runs) - len(seen.ended)
-    if running:
+    if running := total - len(seen.ended):
         last = "heatmaps, figures and tables, which come at a run's end"
         yield f"Without {last}: {running} of {total}."

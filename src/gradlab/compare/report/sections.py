@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from gradlab.compare.recorded import CURVES, SERIES, Recorded
 from gradlab.compare.runs import Entry, part
-from gradlab.compare.table import HEADINGS
+from gradlab.compare.table import HEADINGS, heading
 from gradlab.record.heatmap import spread
 from gradlab.record.keys import key_for_wandb, labels, stem
 
@@ -115,7 +114,7 @@ class Seen:
       counts: how many runs recorded each variable.
       ended: the runs that logged what comes at the end.
       pictured: by variable: layers of which any of these has a value.
-      figures: name and key of each final figure that is a number in some run.
+      figures: the key of each final figure that is a number in some run, by name.
     """
 
     def __init__(self, runs: Sequence[Recorded]):
@@ -131,7 +130,12 @@ class Seen:
             self.counts.update(name for name in SERIES if run.series(name) is not None)
             for name in CURVES:
                 self._look_at(run, name)
-        self.figures = list(self._figures())
+        self.figures = {
+            name: key_for_wandb(run.entry.key_of(name) or name)
+            for name in HEADINGS
+            for run in reversed(runs)  # the first of them has the last word
+            if math.isfinite(run.entry.figure(name))
+        }
 
     def several(self, layer: str) -> str:
         """``, layer 0``, where there is more than one."""
@@ -150,13 +154,6 @@ class Seen:
                 self.lags[name][layer].update(powers)
                 if run.entry.info.get("ended"):
                     self.pictured[name].add(layer)
-
-    def _figures(self) -> Iterable[tuple[str, str]]:
-        for name in HEADINGS:
-            for run in self.runs:
-                if math.isfinite(run.entry.figure(name)):
-                    yield name, key_for_wandb(run.entry.key_of(name) or name)
-                    break
 
 
 def sections(seen: Seen, settings: Sequence[str]) -> list[Section]:
@@ -181,19 +178,17 @@ def _travels(seen: Seen) -> Section:
     panels = []
     for name, words in CURVES.items():
         for layer, label in seen.layers.items():
-            lags = sorted(seen.lags[name][layer])
-            if not lags:
+            counts = seen.lags[name][layer]
+            if not counts:
                 continue
-            shown = [lags[index] for index in spread(len(lags), MOST_LAGS)]
-            keys = tuple(f"{stem(name)}/{label}/lag_{lag:05d}" for lag in shown)
-            title = f"{words} at lags {', '.join(map(str, shown))}{seen.several(layer)}"
-            panels.append(Lines(title, keys, "log10 of the norm"))
+            chosen = {"lags": [sorted(counts)[place] for place in spread(len(counts), MOST_LAGS)]}
             if name == "adj_h_log10":
-                counts = seen.lags[name][layer]
-                far = max(lag for lag in counts if counts[lag] == max(counts.values()))
-                key = f"{stem(name)}/{label}/lag_{far:05d}"
-                title = f"{words} at lag {far}{seen.several(layer)}"
-                panels.append(Lines(title, (key,), "log10 of the norm"))
+                most = max(counts.values())
+                chosen["lag"] = [max(lag for lag in counts if counts[lag] == most)]
+            for word, lags in chosen.items():
+                keys = tuple(f"{stem(name)}/{label}/lag_{lag:05d}" for lag in lags)
+                title = f"{words} at {word} {', '.join(map(str, lags))}{seen.several(layer)}"
+                panels.append(Lines(title, keys, "log10 of the norm"))
     words = (
         "Norms as log10, at lags that are powers of two, over training. Where the lines of one "
         "group lie far apart, the gradient vanishes or explodes on its way back; where they lie "
@@ -245,9 +240,9 @@ def _finite(run: Recorded, name: str) -> bool:
 
 def _final(seen: Seen) -> Section:
     panels: list[Panel] = [
-        Bars(_heading(name), key) for name, key in seen.figures if name != "steps_per_second"
+        Bars(heading(name), key) for name, key in seen.figures.items() if name != "steps_per_second"
     ]
-    keys = dict(seen.figures)
+    keys = seen.figures
     best: dict[str, Literal["min", "max"]] = {"test/loss": "min", "test/accuracy": "max"}
     for name, rule in best.items():
         if name in keys:
@@ -265,10 +260,6 @@ def _final(seen: Seen) -> Section:
     return Section("Final figures", words, tuple(panels))
 
 
-def _heading(name: str) -> str:
-    return " ".join(HEADINGS[name].split())
-
-
 def _pictures(seen: Seen) -> Section:
     panels: list[Panel] = []
     curves = [name for name in CURVES if seen.pictured[name]]
@@ -283,7 +274,8 @@ def _pictures(seen: Seen) -> Section:
         charts = dict.fromkeys(_chart_of(run.entry) for run in seen.ended)
         panels += [Chart("vanishing_table", chart) for chart in charts if chart]
         panels += [Table("vanishing")] if None in charts else []
-    figures = sorted({png.stem for run in seen.ended for png in _pngs(run.entry)})
+    pngs = (png for run in seen.ended for png in (run.entry.path / "figures").glob("*.png"))
+    figures = sorted({png.stem for png in pngs if re.fullmatch(r"[\w-]+", png.stem)})
     panels += [Images(f"figures: {name}", (f"figures/{name}",)) for name in figures]
     words = (
         "What each run logged at its end. Heatmaps: log10 as colour, each picture with a scale of "
@@ -297,14 +289,9 @@ def _chart_of(run: Entry) -> str | None:
     return chart if isinstance(chart, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", chart) else None
 
 
-def _pngs(run: Entry) -> list[Path]:
-    found = (run.path / "figures").glob("*.png")
-    return [png for png in found if re.fullmatch(r"[\w-]+", png.stem)]
-
-
 def _apart(seen: Seen, settings: Sequence[str]) -> Section:
     panels: list[Panel] = []
-    figures = [key for name, key in seen.figures if name != "steps_per_second"]
+    figures = [key for name, key in seen.figures.items() if name != "steps_per_second"]
     if settings and figures:
         columns = [Column("config", place) for place in settings]
         columns += [Column("summary", key) for key in figures]

@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,14 +65,12 @@ def upload_of(run: Entry) -> Upload:
 
 
 def _last_folder(run: Path) -> Path | None:
-    return max(_folders(run), key=lambda folder: folder.name.removeprefix("offline-"), default=None)
-
-
-def _folders(run: Path) -> Iterator[Path]:
-    for folder in (run / "wandb").glob("*run-*"):
-        found = _FOLDER.fullmatch(folder.name)
-        if found and _ID.fullmatch(found["id"]):
-            yield folder
+    folders = [
+        folder
+        for folder in (run / "wandb").glob("*run-*")
+        if (found := _FOLDER.fullmatch(folder.name)) and _ID.fullmatch(found["id"])
+    ]
+    return max(folders, key=lambda folder: folder.name.removeprefix("offline-"), default=None)
 
 
 def _command(folder: Path, options: str) -> str:
@@ -88,16 +86,9 @@ def places(runs: Sequence[Entry]) -> tuple[list[str], list[str]]:
     Returns:
       The places, and the settings that have none.
     """
-    found, unplaced = {}, []
-    for key in settings_that_differ(runs):
-        if key == SEED:
-            continue
-        place = _place(key, runs)
-        if place is None:
-            unplaced.append(key)
-        else:
-            found[place] = key
-    return list(found), unplaced
+    found = {key: _place(key, runs) for key in settings_that_differ(runs) if key != SEED}
+    placed = dict.fromkeys(place for place in found.values() if place is not None)
+    return list(placed), [key for key, place in found.items() if place is None]
 
 
 def _place(key: str, runs: Sequence[Entry]) -> str | None:
@@ -108,8 +99,7 @@ def _place(key: str, runs: Sequence[Entry]) -> str | None:
     ways = (f"facts.{key}", key, f"{key}._target_", f"{key}.rule._target_", f"{key}.preset")
     for place in ways:
         values = [at({**run.config, "facts": run.facts}, place) for run in runs]
-        if any(isinstance(value, Mapping | list) for value in values):
-            continue
-        if len(set(values)) > 1:
+        sections = any(isinstance(value, Mapping | list) for value in values)
+        if not sections and len(set(values)) > 1:
             return place
     return None

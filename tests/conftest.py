@@ -53,7 +53,13 @@ SMOKE = {
         "test_rows_come_at_the_logged_steps_with_every_variable_announced",
         "test_losses_by_hand",
     ],
-    "record/test_directory.py": ["test_arrays_round_trip", "test_run_json"],
+    "record/test_directory.py": [
+        "test_arrays_round_trip",
+        "test_run_json",
+        "test_a_run_that_was_cut_reads_as_far_as_it_is_whole",
+        "test_a_run_cut_anywhere_reads_what_is_whole_or_is_refused",
+        "test_a_coordinate_that_is_cut_is_refused",
+    ],
     "record/test_figures.py": ["test_a_single_row"],
     "record/test_wandb.py": ["test_history"],
     "compare/test_page.py": ["test_the_page_is_one_file_that_may_reach_nothing"],
@@ -64,7 +70,13 @@ SMOKE = {
         "test_questions_are_answered_without_jax",
         "test_the_siblings_of_a_refused_job_finish",
     ],
-    "yesterday/test_yesterday.py": ["test_a_run_reads_as_it_read_then"],
+    "yesterday/test_yesterday.py": [
+        "test_a_run_reads_as_it_read_then",
+        "test_a_sweep_that_was_killed_has_the_table_and_the_page_that_it_had",
+        "test_runs_of_different_shapes_are_compared",
+        "test_an_interrupted_run_ends_as_the_run_that_was_never_stopped",
+        "test_a_killed_sweep_goes_on_to_its_end",
+    ],
     "test_house.py": ["test_import_is_light", "test_every_smoke_test_is_there"],
 }
 """Those of ``pytest -m smoke``: a few quick ones of every room, by file."""

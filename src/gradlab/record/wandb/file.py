@@ -44,29 +44,23 @@ def records(path: Path) -> Iterator[bytes]:
       ValueError: if it is no such file.
     """
     with path.open("rb") as file:
-        yield from _records(file, path)
-
-
-def _records(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    at, parts = HEAD, b""
-    if not file.read(HEAD).startswith(MAGIC):
-        raise ValueError(f"{path} is no W&B file")
-    while True:
-        left = BLOCK - at % BLOCK
-        if left < _PART.size:  # no part begins there: the rest of the block is padding
-            file.read(left)
-            at += left
-        head = file.read(_PART.size)
-        if len(head) < _PART.size:
-            return
-        checksum, length, kind = _PART.unpack(head)
-        data = file.read(length)
-        if len(data) < length or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
-            return
-        at += _PART.size + length
-        parts = data if kind in (_WHOLE, _FIRST) else parts + data
-        if kind in (_WHOLE, _LAST):
-            yield parts
+        if not file.read(HEAD).startswith(MAGIC):
+            raise ValueError(f"{path} is no W&B file")
+        parts = b""
+        while True:
+            left = BLOCK - file.tell() % BLOCK
+            if left < _PART.size:  # no part begins there: the rest of the block is padding
+                file.read(left)
+            head = file.read(_PART.size)
+            if len(head) < _PART.size:
+                return
+            checksum, length, kind = _PART.unpack(head)
+            data = file.read(length)
+            if len(data) < length or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
+                return
+            parts = data if kind in (_WHOLE, _FIRST) else parts + data
+            if kind in (_WHOLE, _LAST):
+                yield parts
 
 
 def rewrite(path: Path, change: Callable[[Any], bool], kinds: Iterable[str]) -> None:
@@ -83,43 +77,31 @@ def rewrite(path: Path, change: Callable[[Any], bool], kinds: Iterable[str]) -> 
         head = file.read(HEAD)
     with copy.open("wb") as file:
         file.write(head)
-        writer = _Writer(file)
         for data in records(path):
             if not wanted.isdisjoint(_fields(data)):
                 record = _record().FromString(data)
                 if change(record):
                     data, changed = record.SerializeToString(), True
-            writer.add(data)
+            _append(file, data)
     if changed:
         os.replace(copy, path)
     else:
         copy.unlink()
 
 
-class _Writer:
-    """Appends records to a file that stands after the head."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.at = file, HEAD
-
-    def add(self, record: bytes) -> None:
-        first = True
-        while True:
-            room = BLOCK - self.at % BLOCK - _PART.size
-            if room < 0:
-                self._put(bytes(room + _PART.size))
-                continue
-            part, record = record[:room], record[room:]
-            kind = (_WHOLE if first else _LAST) if not record else (_FIRST if first else _MIDDLE)
-            self._put(_PART.pack(zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind))
-            self._put(part)
-            if not record:
-                return
-            first = False
-
-    def _put(self, data: bytes) -> None:
-        self.file.write(data)
-        self.at += len(data)
+def _append(file: BinaryIO, record: bytes) -> None:
+    """Write a record to the end of a file, in parts where a block ends."""
+    first = True
+    while first or record:
+        room = BLOCK - file.tell() % BLOCK - _PART.size
+        if room < 0:
+            file.write(bytes(room + _PART.size))
+            continue
+        part, record = record[:room], record[room:]
+        kind = (_WHOLE if first else _LAST) if not record else (_FIRST if first else _MIDDLE)
+        file.write(_PART.pack(zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind))
+        file.write(part)
+        first = False
 
 
 def _field(name: str) -> int:

@@ -136,13 +136,13 @@ def _instead(key: str, value: Any, hint: Any) -> str:
     return ""
 
 
-def _refuse_unknown(dot: str, given: Iterable[str], known: Iterable[str], what: str) -> None:
+def _refuse_unknown(dot: str, given: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     for name in given:
         if name not in known:
             close = nearest(name, known)
             allowed = f"{what}: {', '.join(sorted(known))}"
-            value = given[name] if isinstance(given, Mapping) else name
-            raise BadInput(f"{dot}{name}", value, allowed, f"{dot}{close[0]}" if close else "")
+            hint = f"{dot}{close[0]}" if close else ""
+            raise BadInput(f"{dot}{name}", given[name], allowed, hint)
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, Parameter] | None:

@@ -41,10 +41,11 @@ class Own(nnx.RNNCellBase):
         hidden_features: int,
         width: int,
         rate: float | None = None,
+        parts: Sequence[Callable] = (),
         *,
         rngs: "NotThere",  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
     ):
-        self.sizes = in_features, hidden_features, width, rate
+        self.sizes = in_features, hidden_features, width, rate, parts
 
 
 class Passing(Own):
@@ -121,7 +122,7 @@ def test_what_is_supplied_must_be_taken():
         (nnx.OptimizedLSTMCell, {"gate_fn": 3}, "gate_fn", "a section with _target_"),
         (nnx.GRUCell, {"carry_init": "zeros"}, "carry_init", "dotted name of a function, or null"),
         (nnx.SimpleCell, {"residual": 3}, "residual", "true or false"),
-        (Own, {"width": 1, "foo": 1}, "foo", "the keys of Own: rate, width"),
+        (Own, {"width": 1, "foo": 1}, "foo", "the keys of Own: parts, rate, width"),
         (Own, {}, "width", "Own needs one"),
         (Own, {"width": 1.5}, "width", "a whole number"),
         (nnx.RNN, {}, "_target_", "a class or function that takes hidden_features, in_features"),
@@ -162,6 +163,7 @@ def test_wrong_arguments_of_the_other_parts_are_refused(target, given, key):
         (nnx.OptimizedLSTMCell, {"dtype": None, "keep_rngs": False}),
         (nnx.GRUCell, {"carry_init": None}),
         (Own, {"width": 1, "rate": None}),
+        (Own, {"width": 1, "parts": [{"_target_": "jax.numpy.tanh"}]}),
         (Passing, {"width": 1}),
     ],
 )

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gradlab.errors import BadInput, nearest
 
-_PLAIN = (int, float, str, bool, type(None), Ellipsis, Callable)
+_PLAIN = (int, float, str, bool, type(None), Ellipsis)
 _IN_WORDS = {
     int: "a whole number",
     float: "a finite number",
@@ -94,7 +94,7 @@ def check_arguments(
     for name, value in given.items():
         if name in hints and not (isinstance(value, dict) and "_target_" in value):
             kind = _without_functions(hints[name])
-            if _is_plain(kind):
+            if Callable in _options(kind) or _is_plain(kind):
                 check_type(f"{prefix}.{name}", value, kind)
             elif isinstance(value, str) and _is_number(kind):
                 raise BadInput(f"{prefix}.{name}", value, in_words(float))
@@ -164,9 +164,9 @@ def _without_functions(hint: Any) -> Any:
     """
     options = _options(hint)
     kept = tuple(option for option in options if not _is_function(option))
-    if len(kept) < len(options) and set(kept) <= {type(None)}:
-        kept = (Callable, *kept)
-    return Union[kept]  # noqa: UP007
+    if kept == options:
+        return hint
+    return Union[kept if set(kept) - {type(None)} else (Callable, *kept)]  # noqa: UP007
 
 
 def _is_function(hint: Any) -> bool:

@@ -141,6 +141,8 @@ TYPED = {
     "model=rnn probe=forget_product": ["probe: got 'forget_product'", "its gates: none", "try:"],
     "model=rnn probe=[adjoint,forget_product]": ["probe: got 'forget_product'", "SimpleRNN"],
     "model=rnn model.cell.activation_fn=tanhh": ["got 'tanhh'", "relu", "activation_fn=tanh\n"],
+    "model=rnn +model.cell.foo=1": ["model.cell.foo: got 1", "the keys of SimpleRNN: activation"],
+    "model=flax_lstm +model.cell.recurrent_kernel_init=gaussian": ["'gaussian'", "with _target_"],
     "experiment=digits task.length=65": ["task.length: got 65", "at most 64", "task.length=64"],
     "experiment=dates task.length=38": ["task.length: got 38", "at least 39", "task.length=39"],
     "experiment=sunspots task.length=300": ["task.length: got 300", "at most 216", "shorter"],

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import optax
 import pytest
+from flax import nnx
 
+from gradlab import cells, probes, regularizers, tasks
 from gradlab.errors import BadInput
 from gradlab.launch.check import check_arguments, check_keys, check_type, in_words
 
@@ -27,6 +30,29 @@ def build(
     rngs: int = 0,
 ):
     """A constructor with every kind of annotation."""
+
+
+class Own(nnx.RNNCellBase):
+    """A user's own cell, with an annotation that cannot be resolved."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        width: int,
+        rate: float | None = None,
+        parts: Sequence[Callable] = (),
+        *,
+        rngs: "NotThere",  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+    ):
+        self.sizes = in_features, hidden_features, width, rate, parts
+
+
+class Passing(Own):
+    """One that takes whatever its base takes."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
 
 
 def check(given, supplied=frozenset(), target=build, **how):
@@ -80,6 +106,69 @@ def test_what_is_supplied_must_be_taken():
     with pytest.raises(BadInput, match="a class or function that takes hidden, rngs"):
         check({"size": 3}, supplied={"rngs", "hidden"})
     check({"hidden": 3, "anything": 4}, supplied={"rngs"}, target=lambda **_: None)
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "key", "words"),
+    [
+        (cells.SimpleRNN, {"foo": 1}, "foo", "the keys of SimpleRNN: activation_fn, bias_init"),
+        (cells.LSTM, {"forget_bais": 1}, "forget_bais", "try: task.forget_bias"),
+        (cells.LSTM, {"in_features": 3}, "in_features", "the keys of LSTM"),
+        (cells.LSTM, {"forget_bias": "x"}, "forget_bias", "a finite number"),
+        (cells.GRU, {"recurrent_kernel_init": 3}, "recurrent_kernel_init", "| gaussian | identity"),
+        (cells.GRU, {"gate_fn": "tanh"}, "gate_fn", "a section with _target_: the dotted name"),
+        (nnx.OptimizedLSTMCell, {"foo": 1}, "foo", "the keys of OptimizedLSTMCell: activation_fn"),
+        (nnx.OptimizedLSTMCell, {"recurrent_kernel_init": "gaussian"}, "recurrent_kernel_init", ""),
+        (nnx.OptimizedLSTMCell, {"gate_fn": 3}, "gate_fn", "a section with _target_"),
+        (nnx.GRUCell, {"carry_init": "zeros"}, "carry_init", "dotted name of a function, or null"),
+        (nnx.SimpleCell, {"residual": 3}, "residual", "true or false"),
+        (Own, {"width": 1, "foo": 1}, "foo", "the keys of Own: parts, rate, width"),
+        (Own, {}, "width", "Own needs one"),
+        (Own, {"width": 1.5}, "width", "a whole number"),
+        (nnx.RNN, {}, "_target_", "a class or function that takes hidden_features, in_features"),
+    ],
+)
+def test_wrong_arguments_of_a_cell_are_refused(target, given, key, words):
+    with pytest.raises(BadInput) as refusal:
+        check(given, {"in_features", "hidden_features", "rngs"}, target)
+    assert refusal.value.key == f"task.{key}"
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "key"),
+    [
+        (tasks.Adding, {"foo": 1}, "foo"),
+        (tasks.Adding, {"length": "x"}, "length"),
+        (probes.GradNorm, {"foo": 1}, "foo"),
+        (probes.Adjoint, {"quantiles": 3}, "quantiles"),
+        (regularizers.Omega, {"foo": 1}, "foo"),
+        (regularizers.Omega, {"weight": "x"}, "weight"),
+        (optax.adam, {"learning_rate": 1, "foo": 1}, "foo"),
+        (optax.adam, {}, "learning_rate"),
+        (optax.adamw, {"learning_rate": 1, "b1": "x"}, "b1"),
+    ],
+)
+def test_wrong_arguments_of_the_other_parts_are_refused(target, given, key):
+    with pytest.raises(BadInput) as refusal:
+        check(given, target=target)
+    assert refusal.value.key == f"task.{key}"
+
+
+@pytest.mark.parametrize(
+    ("target", "given"),
+    [
+        (cells.LSTM, {"forget_bias": 1, "gate_fn": {"_target_": "jax.nn.sigmoid"}}),
+        (cells.LSTM, {"dtype": "bfloat16", "recurrent_kernel_init": "gaussian"}),
+        (nnx.OptimizedLSTMCell, {"dtype": None, "keep_rngs": False}),
+        (nnx.GRUCell, {"carry_init": None}),
+        (Own, {"width": 1, "rate": None}),
+        (Own, {"width": 1, "parts": [{"_target_": "jax.numpy.tanh"}]}),
+        (Passing, {"width": 1}),
+    ],
+)
+def test_right_arguments_of_a_cell_pass(target, given):
+    check(given, {"in_features", "hidden_features", "rngs"}, target)
 
 
 def test_a_part_needs_no_more_arguments():

@@ -25,11 +25,12 @@ from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.directory import RunDirectory
 from gradlab.record.wandb import sender
 from gradlab.record.wandb.charts import TABLE_ROWS, VANISHING, Charts
-from gradlab.record.wandb.file import BLOCK, Contents, contents, load, records, rewrite
+from gradlab.record.wandb.file import BLOCK, Contents, contents, records, rewrite
 from gradlab.record.wandb.sink import WandbSink
 from gradlab.record.wandb.start import run_name, without_credentials
 from gradlab.variable import Variable
 from tests.record.synthetic import describe, finished, make_row
+from tests.record.wandb_file import load
 from tests.record.wandb_server import isolate
 
 T, STEPS = 40, 60

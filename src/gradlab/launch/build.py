@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -68,7 +68,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     check_arguments("record.wandb", WandbSink, record["wandb"], supplied={"directory"})
     settings, regularizer = _regularizer(config["trainer"])
     settings.pop("resume", None)  # a matter of the command line
-    check_arguments("trainer", Trainer, settings, supplied=set())
+    check_arguments("trainer", Trainer, settings)
     trainer = Trainer(**settings)
     settings = {k: v for k, v in config["optimizer"].items() if k != "rule"}
     check_arguments("optimizer", Optimizer, settings, supplied={"rule", "steps"})
@@ -83,14 +83,14 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
             "model.cell",
             model["cell"],
             {"in_features", "hidden_features", "rngs"},
-            kind=nnx.RNNCellBase,
+            kinds=(nnx.RNNCellBase,),
         ),
         **{key: model[key] for key in sizes},
-        task=_make("task", config["task"], kind=Task),
+        task=_make("task", config["task"], kinds=(Task,)),
         optimizer=Optimizer(rule, steps=trainer.steps, **settings),
         trainer=trainer,
         probes={
-            name: _make(f"probe.measure.{name}", node, kind=(StepProbe, CloseProbe))
+            name: _make(f"probe.measure.{name}", node, kinds=(StepProbe, CloseProbe))
             for name, node in probe["measure"].items()
         },
         probes_by_preset=probe["preset"] is not None,
@@ -120,26 +120,22 @@ def _regularizer(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         if name != "regularizer" and isinstance(node, dict) and "_target_" in node
     }
     for name, node in known.items():  # a slip in one that is not chosen is a slip, too
-        _check_node(f"trainer.{name}", node, set())
+        _check_node(f"trainer.{name}", node)
     settings = {name: node for name, node in trainer.items() if name not in known}
     chosen = settings.pop("regularizer", None)
     if chosen is None:
         return settings, None
     if isinstance(chosen, dict):
-        return settings, _make("trainer.regularizer", chosen, kind=Regularizer)
+        return settings, _make("trainer.regularizer", chosen, kinds=(Regularizer,))
     if chosen not in known:
         close = [f"trainer.regularizer={name}" for name in nearest(str(chosen), known)]
         allowed = f"null, or one of {', '.join(sorted(known))}"
         raise BadInput("trainer.regularizer", chosen, allowed, ", ".join(close))
-    return settings, _make(f"trainer.{chosen}", known[chosen], kind=Regularizer)
+    return settings, _make(f"trainer.{chosen}", known[chosen], kinds=(Regularizer,))
 
 
 def _make(
-    key: str,
-    node: Any,
-    supplied: Iterable[str] = (),
-    *,
-    kind: type[Any] | tuple[type[Any], ...] = (),
+    key: str, node: Any, supplied: Set[str] = frozenset(), kinds: tuple[type[Any], ...] = ()
 ) -> Any:
     """What a section with ``_target_`` names, built.
 
@@ -148,11 +144,7 @@ def _make(
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    target = _check_node(key, node, set(supplied))
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if kinds and isinstance(target, type) and not issubclass(target, kinds):
-        names = " or ".join(one.__qualname__ for one in kinds)
-        raise BadInput(f"{key}._target_", node["_target_"], f"a subclass of {names}")
+    _check_node(key, node, supplied, kinds)
     try:
         return instantiate(node, _partial_=bool(supplied), _convert_="all")
     except InstantiationException as error:
@@ -161,21 +153,25 @@ def _make(
         raise
 
 
-def _check_node(key: str, node: Any, supplied: set[str]) -> Callable[..., Any]:
-    """The target of a section and of those in it, after a check of their arguments."""
+def _check_node(
+    key: str, node: Any, supplied: Set[str] = frozenset(), kinds: tuple[type[Any], ...] = ()
+) -> None:
+    """Refuse a section whose target, or one in it, is of no such kind or has other arguments."""
     from gradlab.launch.check import check_arguments
 
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise BadInput(key, node, "a section with _target_: the dotted name of a class or function")
     target = _find(f"{key}._target_", node["_target_"])
+    if kinds and isinstance(target, type) and not issubclass(target, kinds):
+        names = " or ".join(one.__qualname__ for one in kinds)
+        raise BadInput(f"{key}._target_", node["_target_"], f"a subclass of {names}")
     given = {name: value for name, value in node.items() if not name.startswith("_")}
     if not node.get("_args_"):
         partial = bool(node.get("_partial_"))
         check_arguments(key, target, given, supplied=supplied, partial=partial)
     for name, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
-            _check_node(f"{key}.{name}", value, set())
-    return target
+            _check_node(f"{key}.{name}", value)
 
 
 def _find(key: str, name: str) -> Callable[..., Any]:

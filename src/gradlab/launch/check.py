@@ -6,7 +6,9 @@ import collections.abc
 import inspect
 import json
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from contextlib import suppress
+from inspect import Parameter
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +22,7 @@ _IN_WORDS = {
     str: "text",
     bool: "true or false",
     type(None): "null",
+    Callable: "a section with _target_: the dotted name of a function",
     dict: "a section of its own",
 }
 _LISTS = (tuple, list, collections.abc.Sequence)
@@ -50,13 +53,13 @@ def check_arguments(
     target: Callable[..., Any],
     given: Mapping[str, Any],
     *,
-    supplied: set[str],
+    supplied: Set[str] = frozenset(),
     partial: bool = False,
 ) -> None:
     """Refuse arguments that ``target`` does not take, misses, or annotates with another type.
 
     Only annotations made of plain types (int, float, str, bool, None, Literal, tuples and lists of
-    them) are compared; what a constructor takes beyond that is its own to check.
+    them) and of functions are compared; what a constructor takes beyond that is its own to check.
 
     Args:
       prefix: the configuration key of the section, e.g. ``"task"``.
@@ -91,7 +94,7 @@ def check_arguments(
     for name, value in given.items():
         if name in hints and not (isinstance(value, dict) and "_target_" in value):
             kind = _without_functions(hints[name])
-            if _is_plain(kind):
+            if Callable in _options(kind) or _is_plain(kind):
                 check_type(f"{prefix}.{name}", value, kind)
             elif isinstance(value, str) and _is_number(kind):
                 raise BadInput(f"{prefix}.{name}", value, in_words(float))
@@ -133,33 +136,52 @@ def _instead(key: str, value: Any, hint: Any) -> str:
     return ""
 
 
-def _refuse_unknown(dot: str, given: Iterable[str], known: Iterable[str], what: str) -> None:
+def _refuse_unknown(dot: str, given: Mapping[str, Any], known: Iterable[str], what: str) -> None:
     for name in given:
         if name not in known:
             close = nearest(name, known)
             allowed = f"{what}: {', '.join(sorted(known))}"
-            value = given[name] if isinstance(given, Mapping) else name
-            raise BadInput(f"{dot}{name}", value, allowed, f"{dot}{close[0]}" if close else "")
+            hint = f"{dot}{close[0]}" if close else ""
+            raise BadInput(f"{dot}{name}", given[name], allowed, hint)
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+def _parameters(target: Callable[..., Any]) -> Mapping[str, Parameter] | None:
     try:
-        return inspect.signature(target).parameters
+        parameters = inspect.signature(target).parameters
+        kinds = {one.kind for one in parameters.values()}
+        if inspect.isclass(target) and kinds == {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
+            # Its metaclass hides what it takes, as that of Flax's modules does.
+            parameters = inspect.signature(types.MethodType(target.__init__, target)).parameters
     except ValueError:  # something built in that does not tell
         return None
+    return parameters
 
 
 def _without_functions(hint: Any) -> Any:
-    """A union without its functions: a configuration cannot hold one but by ``_target_``."""
-    if get_origin(hint) not in _UNIONS:
+    """A hint without its functions: a configuration cannot hold one but by ``_target_``.
+
+    Where they are all that there is, besides null, one ``Callable`` stands for them.
+    """
+    options = _options(hint)
+    kept = tuple(option for option in options if not _is_function(option))
+    if kept == options:
         return hint
-    options = [o for o in get_args(hint) if get_origin(o) is not collections.abc.Callable]
-    return Union[tuple(options)] if options else hint  # noqa: UP007
+    return Union[kept if set(kept) - {type(None)} else (Callable, *kept)]  # noqa: UP007
+
+
+def _is_function(hint: Any) -> bool:
+    """Whether it is a function's type, or like ``jax.nn.initializers.Initializer``."""
+    protocol = getattr(hint, "_is_protocol", False) and "__call__" in vars(hint)
+    return protocol or (get_origin(hint) or hint) is collections.abc.Callable
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
 
 
 def _is_number(hint: Any) -> bool:
     """Whether it is like ``jax.typing.ArrayLike``: numbers of several kinds, and no text."""
-    options = get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
+    options = _options(hint)
     return float in options and str not in options and all(isinstance(o, type) for o in options)
 
 
@@ -170,11 +192,15 @@ def _is_plain(hint: Any) -> bool:
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    source = target.__init__ if inspect.isclass(target) else target
-    try:
-        return get_type_hints(source)
-    except (NameError, TypeError):  # an annotation that only a type checker can resolve
-        return {}
+    source: Any = target.__init__ if inspect.isclass(target) else target
+    hints: dict[str, Any] = {}
+    for name, hint in getattr(source, "__annotations__", {}).items():
+        one = types.SimpleNamespace(__annotations__={name: hint})
+        with suppress(
+            AttributeError, NameError, TypeError
+        ):  # one that only a type checker can resolve
+            hints |= get_type_hints(one, getattr(inspect.unwrap(source), "__globals__", {}))
+    return hints
 
 
 def _name(target: Any) -> str:

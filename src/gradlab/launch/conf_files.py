@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+CONFIG_DIR = ("--config-dir", "-cd")
+"""Hydra's flag for a folder of the user's."""
+
 
 def config_folder() -> str:
     """Where the yaml files are: beside the package in a wheel, at the top of a checkout."""
@@ -17,7 +20,7 @@ def config_folders(arguments: Sequence[str]) -> list[Path]:
     folders = [Path(config_folder())]
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, value = argument.partition("=")
-        if flag in ("--config-dir", "-cd"):
+        if flag in CONFIG_DIR:
             folders.append(Path(value or following).absolute())
     return [folder for folder in folders if folder.is_dir()]
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from gradlab.errors import BadInput
+from gradlab.launch.conf_files import CONFIG_DIR
 
 KEY = "trainer.resume"
 FREE = (
@@ -21,7 +22,6 @@ FREE = (
 """What may be changed when a run is resumed; the curves before and after fit together still."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}
-_CONFIG_DIR = ("--config-dir", "-cd")
 SWEEP = "multirun.yaml"
 """What Hydra keeps of a sweep in its folder."""
 
@@ -136,7 +136,7 @@ def _resumed_sweep(arguments: Sequence[str], folder: Path) -> list[str]:
         raise BadInput("hydra.sweep.dir", value_of(arguments, "hydra.sweep.dir"), allowed)
     flags = [] if _MULTIRUN & set(arguments) else ["-m"]
     overrides, config_dir = _recorded_sweep(folder)
-    if config_dir and not any(a.partition("=")[0] in _CONFIG_DIR for a in arguments):
+    if config_dir and not any(a.partition("=")[0] in CONFIG_DIR for a in arguments):
         flags += ["--config-dir", config_dir]
     placed = {KEY, "hydra.sweep.dir", "hydra.run.dir", "hydra.mode"}
     earlier = [one for one in overrides if _key(one) not in said | placed]

@@ -142,13 +142,40 @@ class _Growing:
         self.codec = Zstd(level=LEVEL, checksum=True)
         self.room = self.block.nbytes + self.block.nbytes // 128 + 1024
         if rows == 0:
-            _create(self.folder, name, variable, shape, dtype, self.length, self.chunks, self.fill)
+            self._create(name, variable, dtype)
         self.metadata = _metadata(self.folder)
         self.shard: Shard | None = None
         self.chunk, slot = divmod(rows, self.length)
         self.changed = self.pending = False
         if rows:
             self._resume(slot)
+
+    def _create(self, name: str, variable: Variable, dtype: str) -> None:
+        shape = self.block.shape[1:]
+        wide = tuple(max(1, n) for n in shape)
+        zarr.create_array(
+            self.folder,
+            shape=(0, *shape),
+            chunks=(self.length * self.chunks, *wide),
+            dtype=dtype,
+            fill_value=self.fill,
+            # An index without a checksum: its entries are changed one by one. Each chunk has one.
+            serializer=ShardingCodec(
+                chunk_shape=(self.length, *wide),
+                codecs=[BytesCodec(endian="little"), ZstdCodec(level=LEVEL, checksum=True)],
+                index_codecs=[BytesCodec(endian="little")],
+                index_location="start",
+            ),
+            compressors=None,
+            dimension_names=("step", *variable.dims),
+            overwrite=True,
+            attributes={
+                "units": variable.units,
+                "long_name": variable.long_name,
+                **({"name": name} if name != self.name else {}),
+                **variable.attrs,
+            },
+        )
 
     def put(self, row: int, value: Any) -> None:
         """Set ``row``; None leaves the fill value."""
@@ -233,43 +260,6 @@ def with_lag(description: Description) -> dict[str, list[Any]]:
         T = description.facts.get("T") or max(coords["t"], default=-1) + 1
         coords["lag"] = [T - 1 - t for t in coords["t"]]
     return coords
-
-
-def _create(
-    folder: Path,
-    name: str,
-    variable: Variable,
-    shape: tuple[int, ...],
-    dtype: str,
-    length: int,
-    chunks: int,
-    fill: float,
-) -> None:
-    wide = tuple(max(1, n) for n in shape)
-    stored = stored_name(name)
-    zarr.create_array(
-        folder,
-        shape=(0, *shape),
-        chunks=(length * chunks, *wide),
-        dtype=dtype,
-        fill_value=fill,
-        # An index without a checksum: its entries are changed one by one. Each chunk has one.
-        serializer=ShardingCodec(
-            chunk_shape=(length, *wide),
-            codecs=[BytesCodec(endian="little"), ZstdCodec(level=LEVEL, checksum=True)],
-            index_codecs=[BytesCodec(endian="little")],
-            index_location="start",
-        ),
-        compressors=None,
-        dimension_names=("step", *variable.dims),
-        overwrite=True,
-        attributes={
-            "units": variable.units,
-            "long_name": variable.long_name,
-            **({"name": name} if name != stored else {}),
-            **variable.attrs,
-        },
-    )
 
 
 def _write_coordinate(folder: Path, name: str, values: list[Any]) -> None:

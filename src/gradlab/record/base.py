@@ -5,7 +5,7 @@ A sink sees host numbers only (numpy, float), never a device array, a config obj
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -48,6 +48,14 @@ class Description:
     id: str = ""
     resumed: bool = False
     recorded: int = -1
+
+
+def baseline_of(
+    baselines: Mapping[str, Mapping[str, Any]], splits: Sequence[str]
+) -> Mapping[str, Any] | None:
+    """The baseline of the first of ``splits`` where there is one with a loss; else None."""
+    found = (baselines.get(split) for split in splits)
+    return next((one for one in found if one and one.get("loss") is not None), None)
 
 
 class Row(NamedTuple):

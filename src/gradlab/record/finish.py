@@ -84,7 +84,7 @@ class Finisher:
             context = multiprocessing.get_context("spawn")  # a fork after jax has run hangs
             self._pool = ProcessPoolExecutor(self.workers, context, initializer=_prepare)
             for _ in range(self.workers):
-                self._pool.submit(_nothing)
+                self._pool.submit(int)  # nothing, so that a process starts
         return self._pool
 
     def finish(
@@ -117,7 +117,3 @@ def _prepare() -> None:
     import matplotlib.figure
     import wandb  # noqa: F401
     import zarr  # noqa: F401
-
-
-def _nothing() -> None:
-    """So that a process starts."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
-from gradlab.record.keys import labels, stem
+from gradlab.record.keys import labels, spread, stem
 
 MOST_COLUMNS = 400
 """Most columns of a heatmap, but for the last training step."""
@@ -83,11 +83,6 @@ class History:
         if self.last is not None and rows[-1][0] != self.last[0]:
             rows.append(self.last)
         return np.array([step for step, _ in rows]), np.array([array for _, array in rows])
-
-
-def spread(length: int, most: int) -> list[int]:
-    """At most ``most`` positions in ``range(length)``, evenly spread, both ends included."""
-    return sorted({round(x) for x in np.linspace(0, length - 1, min(length, most))})
 
 
 def heatmap(curves: Curves) -> tuple[np.ndarray, str]:

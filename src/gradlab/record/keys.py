@@ -83,6 +83,11 @@ def lags(t: Sequence[int]) -> list[tuple[int, int]]:
     return [(lag, position[lag]) for lag in powers if lag in position]
 
 
+def spread(length: int, most: int) -> list[int]:
+    """At most ``most`` positions in ``range(length)``, evenly spread, both ends included."""
+    return sorted({round(x) for x in np.linspace(0, length - 1, min(length, most))})
+
+
 def _plan(
     name: str, variable: Variable, coords: Mapping[str, Sequence[Any]]
 ) -> tuple[list[str], np.ndarray]:

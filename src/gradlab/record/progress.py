@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Self, TextIO
 
@@ -186,13 +186,10 @@ class SweepProgress(Screen):
         return self._summary(self._seen()) if self._left else None  # the last is printed at the end
 
     def _summary(self, seen: _Seen) -> str:
-        return "  ".join([f"{self._done(seen)} steps", self._by_state(seen), *self._speed(seen)])
+        return "  ".join([f"{self._done(seen)} steps", _by_state(seen.counts), *self._speed(seen)])
 
     def _done(self, seen: _Seen) -> str:
         return f"{self._total - seen.left:,}/{self._total:,}"
-
-    def _by_state(self, seen: _Seen) -> str:
-        return ", ".join(f"{count} {state}" for state, count in seen.counts.items())
 
     def _speed(self, seen: _Seen) -> list[str]:
         parts = [] if seen.speed is None else [f"{_speed(seen.speed)} member-steps/s"]
@@ -259,13 +256,12 @@ class SweepProgress(Screen):
 
     def _rest(self, states: Iterable[str]) -> list[Text]:
         """How many members have no line, by state."""
-        counts: dict[str, int] = {}
-        for state in states:
-            counts[state] = counts.get(state, 0) + 1
-        if not counts:
-            return []
-        words = ", ".join(f"{count} {state}" for state, count in counts.items())
-        return [Text(f"and {words}", style="bright_black")]
+        words = _by_state(Counter(states))
+        return [Text(f"and {words}", style="bright_black")] if words else []
+
+
+def _by_state(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 def _speed(speed: float) -> str:

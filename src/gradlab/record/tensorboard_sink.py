@@ -82,14 +82,11 @@ class TensorBoardSink:
         # second: of a file whose name it has met TensorBoard reads only what is new at the end.
         self._writer = RecordWriter(str(self.folder / f"{_PREFIX}{time.time():.6f}.gradlab"))
         self._write(file_version="brain.Event:2")
-        if description.resumed:
-            self._forget_earlier()
-        texts = {
-            "run/config": _table(description.config),
-            "run/facts": _table(description.facts),
-            "run/baseline": _table(description.baseline),
-        }
-        self._write_texts(texts)
+        if description.resumed:  # for a TensorBoard that is open: its points will come again
+            log = _proto("event").SessionLog
+            self._write(step=0, session_log=log(status=log.START))
+        for part in ("config", "facts", "baseline"):
+            self._write_text(f"run/{part}", _table(getattr(description, part)))
 
     def log(self, row: Row) -> None:
         """Write the row under flat keys, and remember its curves for the heatmaps."""
@@ -108,11 +105,6 @@ class TensorBoardSink:
         finally:
             self._leave()
 
-    def _forget_earlier(self) -> None:
-        """Tell a TensorBoard that is open that the points it has are going to come again."""
-        log = _proto("event").SessionLog
-        self._write(step=0, session_log=log(status=log.START))
-
     def _write_scalars(self, values: Mapping[str, float]) -> None:
         summary = _proto("summary").Summary
         kept = [
@@ -123,11 +115,10 @@ class TensorBoardSink:
         if kept:
             self._write_summary(summary(value=kept))
 
-    def _write_texts(self, texts: Mapping[str, str]) -> None:
+    def _write_text(self, tag: str, words: str) -> None:
         from tensorboardX.summary import text
 
-        for tag, words in texts.items():
-            self._write_summary(text(tag, words))
+        self._write_summary(text(tag, words))
 
     def _write_heatmaps(self) -> None:
         from tensorboardX.summary import image
@@ -138,7 +129,7 @@ class TensorBoardSink:
             self._write_summary(image(f"heatmap/{curves.key}", colours, dataformats="HWC"))
             captions.append(f"- {curves.key}: {caption}")
         if captions:  # not with the images: TensorBoard warns of an old-style image that has one
-            self._write_texts({"run/heatmaps": "\n".join(captions)})
+            self._write_text("run/heatmaps", "\n".join(captions))
 
     def _write_outcome(self, outcome: Outcome) -> None:
         figures = {**outcome.timings, **outcome.summary}
@@ -147,7 +138,8 @@ class TensorBoardSink:
         words = {"status": outcome.status, "reason": outcome.reason}
         words |= {key: f"{value:.6g}" for key, value in known.items()}
         verdict = "\n".join(f"- {line}" for line in scrub(outcome.verdict))
-        self._write_texts({"run/outcome": _table(words), "run/verdict": verdict})
+        self._write_text("run/outcome", _table(words))
+        self._write_text("run/verdict", verdict)
 
     def _write_summary(self, summary: Any) -> None:
         self._write(step=self._step, summary=summary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO, cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gradlab.record.base import AT_LENGTH, Description, Outcome, Row
+from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, baseline_of
 
 PLAIN_LINES = 10
 """About this many progress lines are printed where nothing can be kept up to date."""
@@ -66,7 +66,7 @@ class Terminal(Screen):
 
     def open(self, description: Description) -> None:
         """Print the header line; start the live line on a terminal."""
-        self.baseline = _baseline(description)
+        self.baseline = baseline_of(description.baseline, ("val", "train", "test"))
         self.steps = description.facts.get("steps")
         self.layers = list(description.coords.get("layer", []))
         self.start: tuple[float, int] | None = None
@@ -145,26 +145,12 @@ def console_for(stream: TextIO, width: int = 100) -> Console:
     )
 
 
-def _baseline(description: Description) -> dict | None:
-    """The validation split's baseline where there is one, else the training split's."""
-    for split in ("val", "train", "test"):
-        found = description.baseline.get(split)
-        if found and found.get("loss") is not None:
-            return dict(found)
-    return None
-
-
-def _header(description: Description, baseline: dict | None) -> str:
-    facts = description.facts
-    parts = [description.name]
-    if "model" in facts:
-        parts.append(str(facts["model"]))
-    if "parameters" in facts:
-        parts.append(f"{facts['parameters']:,} parameters")
-    if "task" in facts:
-        parts.append(f"task {facts['task']}")
-    if "T" in facts:
-        parts.append(f"T = {facts['T']}")
+def _header(description: Description, baseline: Mapping[str, Any] | None) -> str:
+    forms = {"model": "{}", "parameters": "{:,} parameters", "task": "task {}", "T": "T = {}"}
+    facts = [
+        (form, description.facts[key]) for key, form in forms.items() if key in description.facts
+    ]
+    parts = [description.name, *(form.format(fact) for form, fact in facts)]
     if baseline:
         parts.append(f"baseline “{baseline['name']}”: loss {baseline['loss']:.4g}")
     return " · ".join(parts)

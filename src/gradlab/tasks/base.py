@@ -152,17 +152,13 @@ def settle(task: Task, **computed: Any) -> None:
         object.__setattr__(task, name, value)
 
 
-def held_out_key(split: str) -> jax.Array:
-    """The random key of a generated task's validation or test set: fixed, and no run's own."""
-    return jax.random.fold_in(jax.random.key(0x7E57), {"val": 1, "test": 2}[split])
-
-
 def generate_held_out(task: Task, split: str, examples: int) -> Batch:
-    """The validation or test set of a task without ``data``: drawn with ``held_out_key``.
+    """The validation or test set of a task without ``data``: by a fixed key that no run has.
 
     Compiled once for each task, however often it is asked for.
     """
-    return _generate(task, held_out_key(split), examples)
+    key = jax.random.fold_in(jax.random.key(0x7E57), {"val": 1, "test": 2}[split])
+    return _generate(task, key, examples)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -184,6 +180,58 @@ class Generated(Task):
         return generate_held_out(self, split, self.held_out_examples)
 
 
+class Divided(Task):
+    """A task with ``data``, fractions of which are held out.
+
+    Attributes:
+      val_fraction: share held out for validation.
+      test_fraction: share held out for test.
+    """
+
+    val_fraction: float
+    test_fraction: float
+
+    def check_fractions(self) -> None:
+        """Refuse with :class:`BadInput` unless both are in (0, 1) and something is left over."""
+        for key in ("val_fraction", "test_fraction"):
+            value: float = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
+                raise BadInput(f"task.{key}", value, "a number between 0 and 1, both excluded")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise BadInput(
+                "task.test_fraction",
+                self.test_fraction,
+                f"less than {1 - self.val_fraction:g}, since task.val_fraction={self.val_fraction} "
+                "and something must be left to train on",
+            )
+
+    def sizes(self, total: int) -> dict[str, int]:
+        """How many of ``total`` items each split gets: rounded for val and test, else to train."""
+        val, test = round(total * self.val_fraction), round(total * self.test_fraction)
+        return {"train": total - val - test, "val": val, "test": test}
+
+    def checked_sizes(self, total: int, item: str, there: str) -> dict[str, int]:
+        """The same, after a check that each split gets something.
+
+        Args:
+          total: as there.
+          item: what each split must get, in words.
+          there: of how much, in words.
+
+        Raises:
+          BadInput: for a split that would get nothing, naming the fraction at fault.
+        """
+        sizes = self.sizes(total)
+        for name in ("val", "test", "train"):
+            if sizes[name] < 1:
+                key = "val_fraction" if name == "val" else "test_fraction"
+                allowed = (
+                    f"fractions that give each split {item}; {there}, and {name} would get none"
+                )
+                raise BadInput(f"task.{key}", getattr(self, key), allowed)
+        return sizes
+
+
 def words(key: jax.Array, rows: int, batch: int) -> jax.Array:
     """Uniform random 32-bit words ``(rows, batch)``: all the chance one call of a task needs.
 
@@ -201,6 +249,11 @@ def below(bits: jax.Array, n: int | jax.Array) -> jax.Array:
     return (bits % jnp.asarray(n, bits.dtype)).astype(jnp.int32)
 
 
+def draw(key: jax.Array, batch: int, n: int) -> jax.Array:
+    """``batch`` random whole numbers 0 … n-1, int32."""
+    return below(words(key, 1, batch)[0], n)
+
+
 def whole_number(key: str, value: object, minimum: int, maximum: int | None = None) -> None:
     """Refuse ``value`` with :class:`BadInput` unless it is an integer in [minimum, maximum]."""
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -209,45 +262,3 @@ def whole_number(key: str, value: object, minimum: int, maximum: int | None = No
             return
     span = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
     raise BadInput(key, value, f"a whole number {span}")
-
-
-def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Refuse with :class:`BadInput` unless both are in (0, 1) and something is left to train on."""
-    for key, value in (("val", val_fraction), ("test", test_fraction)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
-            raise BadInput(f"task.{key}_fraction", value, "a number between 0 and 1, both excluded")
-    if val_fraction + test_fraction >= 1:
-        raise BadInput(
-            "task.test_fraction",
-            test_fraction,
-            f"less than {1 - val_fraction:g}, since task.val_fraction={val_fraction} "
-            "and something must be left to train on",
-        )
-
-
-def split_sizes(total: int, val_fraction: float, test_fraction: float) -> dict[str, int]:
-    """How many of ``total`` items go to each split: rounded for val and test, the rest to train."""
-    val, test = round(total * val_fraction), round(total * test_fraction)
-    return {"train": total - val - test, "val": val, "test": test}
-
-
-def check_sizes(
-    sizes: dict[str, int], val_fraction: float, test_fraction: float, allowed: str, there: str
-) -> None:
-    """Refuse with :class:`BadInput` a split that would get nothing, naming the fraction at fault.
-
-    Args:
-      sizes: of :func:`split_sizes`.
-      val_fraction: as there.
-      test_fraction: as there.
-      allowed: what each split must get, in words.
-      there: of how much, in words.
-    """
-    for name in ("val", "test", "train"):
-        if sizes[name] < 1:
-            at_fault = "test" if name == "train" else name
-            given = test_fraction if at_fault == "test" else val_fraction
-            allowed = (
-                f"fractions that give each split {allowed}; {there}, and {name} would get none"
-            )
-            raise BadInput(f"task.{at_fault}_fraction", given, allowed)

@@ -12,19 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.errors import BadInput
-from gradlab.tasks.base import (
-    Baseline,
-    Batch,
-    Split,
-    Task,
-    below,
-    check_fractions,
-    check_sizes,
-    settle,
-    split_sizes,
-    whole_number,
-    words,
-)
+from gradlab.tasks.base import Baseline, Batch, Divided, Split, draw, settle, whole_number
 
 # spelled out because the calendar module and strftime follow the locale of the machine
 MONTHS = (
@@ -69,7 +57,7 @@ class Table(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Dates(Task):
+class Dates(Divided):
     """Read a date as people write it, then write it as YYYY-MM-DD.
 
     One recurrent network is both halves of Sutskever, Vinyals & Le's (2014) encoder and decoder:
@@ -133,7 +121,7 @@ class Dates(Task):
         whole_number("task.first_year", self.first_year, 1583, 9999)
         last = min(self.first_year + 399, 9999)
         whole_number("task.last_year", self.last_year, self.first_year, last)
-        check_fractions(self.val_fraction, self.test_fraction)
+        self.check_fractions()
         whole_number("task.split_seed", self.split_seed, 0, 2**32 - 1)
         whole_number("task.held_out_examples", self.held_out_examples, 1)
 
@@ -141,14 +129,8 @@ class Dates(Task):
         # RandomState's stream is frozen for good, so the split outlives versions of numpy.
         random = np.random.RandomState(self.split_seed)
         days = random.permutation(len(table.sources) // len(FORMS))
-        sizes = split_sizes(len(days), self.val_fraction, self.test_fraction)
-        check_sizes(
-            sizes,
-            self.val_fraction,
-            self.test_fraction,
-            "a day",
-            f"there are {len(days)} days from {self.first_year} to {self.last_year}",
-        )
+        there = f"there are {len(days)} days from {self.first_year} to {self.last_year}"
+        sizes = self.checked_sizes(len(days), "a day", there)
         val, test, train = np.split(days, np.cumsum([sizes["val"], sizes["test"]]))
         held_out = {}
         for name, part in (("val", val), ("test", test)):
@@ -165,7 +147,7 @@ class Dates(Task):
           key: a JAX random key.
           batch: ``B``.
         """
-        rows = below(words(key, 1, batch)[0], data.sources.shape[0])
+        rows = draw(key, batch, data.sources.shape[0])
         return _lay_out(self.length, _take(data, rows))
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:

@@ -10,19 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.errors import BadInput
-from gradlab.tasks.base import (
-    Baseline,
-    Batch,
-    Split,
-    Task,
-    below,
-    check_fractions,
-    check_sizes,
-    settle,
-    split_sizes,
-    whole_number,
-    words,
-)
+from gradlab.tasks.base import Baseline, Batch, Divided, Split, draw, settle, whole_number
 
 PIXELS = 64
 """Pixels of one image, 8 by 8, read row by row from the top left."""
@@ -31,7 +19,7 @@ CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Digits(Task):
+class Digits(Divided):
     """Name a handwritten digit after reading its pixels one at a time.
 
     scikit-learn's 1,797 images of 8 by 8 pixels (Alpaydin & Kaynak 1998), which need no
@@ -76,7 +64,7 @@ class Digits(Task):
             )
         if not isinstance(self.permuted, bool):
             raise BadInput("task.permuted", self.permuted, "true or false")
-        check_fractions(self.val_fraction, self.test_fraction)
+        self.check_fractions()
         whole_number("task.split_seed", self.split_seed, 0, 2**32 - 1)
 
         from sklearn.datasets import load_digits
@@ -102,7 +90,7 @@ class Digits(Task):
           key: a JAX random key.
           batch: ``B``.
         """
-        chosen = below(words(key, 1, batch)[0], data.targets.shape[0])
+        chosen = draw(key, batch, data.targets.shape[0])
         return Batch(data.inputs[:, chosen], data.targets[chosen])
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:
@@ -131,14 +119,8 @@ class Digits(Task):
         members: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
         for digit in range(CLASSES):
             shuffled = random.permutation(np.flatnonzero(labels == digit))
-            sizes = split_sizes(len(shuffled), self.val_fraction, self.test_fraction)
-            check_sizes(
-                sizes,
-                self.val_fraction,
-                self.test_fraction,
-                "an image of every digit",
-                f"there are {len(shuffled)} images of {digit}",
-            )
+            there = f"there are {len(shuffled)} images of {digit}"
+            sizes = self.checked_sizes(len(shuffled), "an image of every digit", there)
             for name in ("val", "test", "train"):
                 part, shuffled = shuffled[: sizes[name]], shuffled[sizes[name] :]
                 members[name].append(part)

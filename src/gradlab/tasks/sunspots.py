@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradlab.errors import BadInput
-from gradlab.tasks.base import (
-    Baseline,
-    Batch,
-    Split,
-    Task,
-    below,
-    check_fractions,
-    settle,
-    split_sizes,
-    whole_number,
-    words,
-)
+from gradlab.tasks.base import Baseline, Batch, Divided, Split, draw, settle, whole_number
 
 
 @dataclass(frozen=True)
-class Sunspots(Task):
+class Sunspots(Divided):
     """Forecast next year's sunspot number from a window of past years.
 
     The series of statsmodels (309 years, no download; the series that Yule 1927 modelled). The
@@ -69,13 +58,13 @@ class Sunspots(Task):
 
     def __post_init__(self) -> None:
         whole_number("task.length", self.length, 1)
-        check_fractions(self.val_fraction, self.test_fraction)
+        self.check_fractions()
 
         from statsmodels.datasets import sunspots
 
         table: Any = sunspots.load_pandas().data
         years, numbers = table["YEAR"].to_numpy(int), table["SUNACTIVITY"].to_numpy(float)
-        sizes = split_sizes(len(years), self.val_fraction, self.test_fraction)
+        sizes = self.sizes(len(years))
         train = sizes["train"]
         for name in ("val", "test"):
             if sizes[name] < 1 or train < 2:
@@ -107,28 +96,22 @@ class Sunspots(Task):
           key: a JAX random key.
           batch: ``B``.
         """
-        starts = data.shape[0] - self.length
-        start = below(words(key, 1, batch)[0], starts)
+        start = draw(key, batch, data.shape[0] - self.length)
         return _windows(data, start, self.length)
 
-    def held_out(self, split: Literal["val", "test"]) -> Batch:
+    def held_out(self, split: Split) -> Batch:
         """See :meth:`Task.held_out`; one window for each year of the split, in order of time."""
-        return self._all_windows(split)
-
-    def baseline(self, split: Split) -> Baseline:
-        """Measured on ``split``: next year will be as the last one read."""
-        windows = self._all_windows(split)
-        error = np.asarray(windows.inputs[-1] - windows.targets, float)
-        return Baseline("repeat the last value read", float(np.mean(error**2)))
-
-    def _all_windows(self, split: Split) -> Batch:
-        """Every window that forecasts a year of ``split``."""
-        order = ["train", "val", "test"]
-        borders = [self.first_year[name] for name in order] + [len(self.years)]
-        begin, end = borders[order.index(split)], borders[order.index(split) + 1]
+        splits, borders = list(self.first_year), [*self.first_year.values(), len(self.years)]
+        begin, end = borders[splits.index(split) :][:2]
         forecast = np.arange(max(begin, self.length), end)
         windows = _windows(self.series, forecast - self.length, self.length)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), windows)
+
+    def baseline(self, split: Split) -> Baseline:
+        """Measured on ``split``: next year will be as the last one read."""
+        windows = self.held_out(split)
+        error = np.asarray(windows.inputs[-1] - windows.targets, float)
+        return Baseline("repeat the last value read", float(np.mean(error**2)))
 
 
 def _windows(series: Any, start: Any, length: int) -> Batch:

@@ -14,18 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.errors import BadInput
-from gradlab.tasks.base import (
-    Baseline,
-    Batch,
-    Split,
-    Task,
-    below,
-    check_fractions,
-    settle,
-    split_sizes,
-    whole_number,
-    words,
-)
+from gradlab.tasks.base import Baseline, Batch, Divided, Split, draw, settle, whole_number
 
 SUFFIXES = (".md", ".py", ".txt")
 """The endings of the files that are read from a folder, in lower or upper case."""
@@ -34,7 +23,7 @@ SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 
 
 @dataclass(frozen=True)
-class Text(Task):
+class Text(Divided):
     """Predict the next character of a text.
 
     The text is read from ``path`` in order and cut at ``max_characters``: a file of any ending,
@@ -92,11 +81,11 @@ class Text(Task):
             raise BadInput("task.predict", self.predict, "every or last")
         whole_number("task.max_characters", self.max_characters, 1)
         whole_number("task.vocabulary", self.vocabulary, 1)
-        check_fractions(self.val_fraction, self.test_fraction)
+        self.check_fractions()
         whole_number("task.held_out_examples", self.held_out_examples, 1)
 
         text = _read(self.path, self.max_characters)
-        sizes = split_sizes(len(text), self.val_fraction, self.test_fraction)
+        sizes = self.sizes(len(text))
         shortest = min(sizes, key=lambda name: sizes[name])
         if sizes[shortest] < 2:
             raise BadInput(
@@ -117,13 +106,12 @@ class Text(Task):
             )
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         borders = np.cumsum([sizes["train"], sizes["val"]])
-        train, val, test = np.split(codes, borders)
-        found, counts = np.unique(train, return_counts=True)  # ascending by code point
+        parts = dict(zip(sizes, np.split(codes, borders), strict=True))
+        found, counts = np.unique(parts["train"], return_counts=True)  # ascending by code point
         kept = found[np.argsort(-counts, kind="stable")][: self.vocabulary]
         symbols = len(kept) + 1
         settle(self, alphabet="".join(map(chr, kept)), symbols=symbols, outputs=symbols)
-        splits = {"train": train, "val": val, "test": test}
-        splits = {name: self._encode(part) for name, part in splits.items()}
+        splits = {name: self._encode(part) for name, part in parts.items()}
         settle(self, _splits=splits, data=jnp.asarray(splits["train"]))
 
     @property
@@ -152,7 +140,7 @@ class Text(Task):
           batch: ``B``.
         """
         starts = data.shape[0] - self.length
-        return self._windows(data, below(words(key, 1, batch)[0], starts))
+        return self._windows(data, draw(key, batch, starts))
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:
         """See :meth:`Task.held_out`; evenly spaced windows that share no character."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradlab.record.reader import open_run
-from gradlab.record.wandb.file import load
+from tests.record.wandb_file import load
 from tests.small import QUIET, TINY, ended
 
 TOGETHER = ["-m", "hydra/launcher=population"]

@@ -146,12 +146,8 @@ def _losses(
 @contextmanager
 def _printing_to(path: Path) -> Iterator[None]:
     """What is printed goes into a file, which is there once something is."""
-    file = _Late(path)
-    try:
-        with redirect_stdout(file):
-            yield
-    finally:
-        file.close()
+    with _Late(path) as file, redirect_stdout(file):
+        yield
 
 
 class _Late(io.TextIOBase):

@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
@@ -126,10 +127,8 @@ def _use_every_core(cores: int) -> None:
     """On a CPU, a device for each core; this comes before jax is first used."""
     import jax
 
-    try:
+    with suppress(RuntimeError):  # jax has been used in this process
         jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:  # jax has been used in this process
-        return
 
 
 class _Ends:
@@ -166,7 +165,7 @@ class _Crew:
         self._told = {job.folder: worth(job, job.ended) for job in jobs if job.ended is not None}
         self.interrupted: Outcome | None = None
         steps = [job.experiment.trainer.steps for job in self.jobs]
-        self.progress: SweepProgress = SweepProgress([job.name for job in self.jobs], steps)
+        self.progress = SweepProgress([job.name for job in self.jobs], steps)
         self.index = {job.folder: i for i, job in enumerate(self.jobs)}
         self.finishing: list[tuple[Job, Future[None]]] = []
 
@@ -190,7 +189,11 @@ class _Crew:
                 for recording in part:
                     self.progress.show(self.index[recording.folder], "compiling", 0)
                 run_together(part, self, interruption, at_once=at_once)
-            self._wait()
+            for job, work in self.finishing:
+                try:
+                    work.result()
+                except CannotRecord as error:
+                    session.fail_job(job.name, error)
 
     def _recordings(self) -> list[Recording]:
         """Of the jobs that can begin."""
@@ -232,14 +235,6 @@ class _Crew:
         if live:
             work.add_done_callback(lambda _: recording.finish(outcome, figures=False))
         self.finishing.append((job, work))
-
-    def _wait(self) -> None:
-        """Until all runs are finished."""
-        for job, work in self.finishing:
-            try:
-                work.result()
-            except CannotRecord as error:
-                session.fail_job(job.name, error)
 
     def _refuse(self, job: Job, error: BadInput) -> None:
         self.progress.show(self.index[job.folder], "refused", 0)

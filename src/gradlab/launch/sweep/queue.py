@@ -37,10 +37,10 @@ class Queue(submitit_launcher.BaseSubmititLauncher):
         assert self.config is not None
         self.sweep = Path(str(self.config.hydra.sweep.dir)).absolute()
         self.sweep.mkdir(parents=True, exist_ok=True)
-        calls = []
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            state = Singleton.get_state()
-            calls.append((list(overrides), "hydra.sweep.dir", number, f"{number}", state))
+        calls = [
+            (list(overrides), "hydra.sweep.dir", number, f"{number}", Singleton.get_state())
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
         jobs = self._submit(self._executor(), calls)
         try:
             return self._wait(jobs, calls)

@@ -61,6 +61,8 @@ def report(
 def _report(
     folder: Path, stream: TextIO, refused: Sequence[str], jobs: Sequence[Sequence[str]]
 ) -> None:
+    from gradlab.compare.page import NAME, write
+    from gradlab.compare.recorded import recorded
     from gradlab.compare.runs import runs_in
     from gradlab.record.terminal import console_for
 
@@ -68,11 +70,9 @@ def _report(
     runs += _not_started(folder, runs, refused, jobs)
     failed = [run for run in runs if run.status != "finished"]
     console = console_for(stream, PLAIN_WIDTH)
-    written: list[Path] = []
-    if len(runs) > 1:
-        written = _numbers(runs, folder, console)
+    written = _numbers(runs, folder, console) if len(runs) > 1 else []
     if runs:
-        written.append(_page(runs, folder))
+        written.append(write(recorded(runs), folder / NAME))
     if failed or refused:
         _failures(runs, refused, console)
     unfinished = [run for run in failed if run.status in UNFINISHED]
@@ -107,14 +107,6 @@ def _not_started(
 
 
 _KIND = {".csv": "numbers", ".png": "figure", ".html": "compare"}
-
-
-def _page(runs: Sequence[Entry], folder: Path) -> Path:
-    """The page that compares the runs; gives its path."""
-    from gradlab.compare.page import NAME, write
-    from gradlab.compare.recorded import recorded
-
-    return write(recorded(runs), folder / NAME)
 
 
 def _numbers(runs: Sequence[Entry], folder: Path, console: Console) -> list[Path]:

@@ -62,7 +62,10 @@ class OptunaSearch(OptunaSweeperImpl):
     def __init__(self, folder: str, sampler: DictConfig, **settings: Any):
         kinds = {"study_name": str, "storage": str | None, "n_trials": int, "n_jobs": int}
         kinds |= {"direction": str | list[str], "max_failure_rate": float, "params": dict | None}
-        settings = {name: _plain(value) for name, value in settings.items()}
+        settings = {
+            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for name, value in settings.items()
+        }
         check_keys(SECTION, settings, kinds)
         at_least(f"{SECTION}.n_trials", settings["n_trials"], 1)
         at_least(f"{SECTION}.n_jobs", settings["n_jobs"], 1)
@@ -74,11 +77,6 @@ class OptunaSearch(OptunaSweeperImpl):
         check_keys(f"{SECTION}.sampler", {"seed": self.seed}, {"seed": int | None})
         optuna.logging.set_verbosity(logging.WARNING)
 
-    def setup(self, **parts: Any) -> None:
-        """See Hydra."""
-        super().setup(**parts)
-        self.folder = Path(self.sweep_dir)
-
     def sweep(self, arguments: list[str]) -> None:
         """Search until the study holds ``n_trials`` trials that have ended.
 
@@ -89,6 +87,7 @@ class OptunaSearch(OptunaSweeperImpl):
           BadInput: before anything is made, for a first trial that would be refused, or a study of
             another search; later, if more than ``max_failure_rate`` of a batch failed.
         """
+        self.folder = Path(self.sweep_dir)
         said = [*self._parse_sweeper_params_config(), *arguments]
         self.space, self.given = create_params_from_overrides(said)
         if not self.space:
@@ -200,22 +199,17 @@ class OptunaSearch(OptunaSweeperImpl):
             if following.number != one.number + 1:
                 break
             together.append(following)
-        batch = [self._again(trial._trial_id, trial.number) for trial in together]
+        batch = [self._proposed(trial.number, trial._trial_id) for trial in together]
         first = batch[0].number if batch else len(trials)
         end = min(self.n_trials, (first // self.n_jobs + 1) * self.n_jobs)
         if len(together) == len(left):  # nothing lies between them and the new ones
-            batch += [self._ask(number) for number in range(len(trials), end)]
+            batch += [self._proposed(number) for number in range(len(trials), end)]
         return batch[: self.n_jobs]
 
-    def _ask(self, number: int) -> Trial:
+    def _proposed(self, number: int, id: int | None = None) -> Trial:
+        """A new trial, or that with an ``id`` again."""
         self.study.sampler = self._sampler(number, 0)
-        trial = self.study.ask()
-        self._propose(trial)
-        return trial
-
-    def _again(self, id: int, number: int) -> Trial:
-        self.study.sampler = self._sampler(number, 0)
-        trial = Trial(self.study, id)
+        trial = self.study.ask() if id is None else Trial(self.study, id)
         self._propose(trial)  # what it lacks, if it was killed while it was proposed
         return trial
 
@@ -264,8 +258,7 @@ class OptunaSearch(OptunaSweeperImpl):
         return f" (best so far {self.study.best_value:.4g}, trial {self.study.best_trial.number})"
 
     def _completed(self) -> int:
-        states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
-        return states.count(TrialState.COMPLETE)
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
     def _report(self) -> None:
         """Say what was found, and write it down where the plugin does."""
@@ -299,7 +292,3 @@ def _values(number: int, returned: JobReturn) -> list[float]:
         session.failed.append(f"trial {number}")
         return []
     return [float(one) for one in (value if isinstance(value, Sequence) else [value])]
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

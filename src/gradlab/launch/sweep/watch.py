@@ -12,6 +12,7 @@ from typing import TextIO
 from gradlab.compare.jobs import ENDED, INFO, Standing, folders, standing
 from gradlab.launch.sweep.jobs import name_of
 from gradlab.launch.sweep.notes import Note, read_notes
+from gradlab.record.terminal import duration
 
 ORDER = ("finished", "diverged", "running", "starting")
 """What is told first, and in this order."""
@@ -97,9 +98,8 @@ class Watcher:
             broken = one.number in notes and one.status in ("starting", "running")
             status = "crashed" if broken else one.status
             states.setdefault(status, []).append(name_of(one.number, self.jobs, one.folder))
-        for number in sorted(
-            set(notes) - {one.number for one in begun}
-        ):  # their folders are gone again
+        gone = set(notes) - {one.number for one in begun}  # with their folders
+        for number in sorted(gone):
             status = "refused" if notes[number].refused else "crashed"
             states.setdefault(status, []).append(name_of(number, self.jobs))
         return states
@@ -121,10 +121,7 @@ class Watcher:
         if not self.jobs or since <= 0 or ended >= len(self.jobs):
             return ""
         each = (time.monotonic() - self._begun) / since
-        minutes, seconds = divmod(round(each * (len(self.jobs) - ended)), 60)
-        hours, minutes = divmod(minutes, 60)
-        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        return f"  about {clock} left"
+        return f"  about {duration(each * (len(self.jobs) - ended))} left"
 
 
 def _counted(status: str, names: Sequence[str]) -> str:

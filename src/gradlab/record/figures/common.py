@@ -11,6 +11,8 @@ import numpy as np
 import xarray
 from xarray import Dataset
 
+from gradlab.record.keys import spread as spread
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
@@ -326,11 +328,6 @@ def recorded(scalars: Dataset, names: Iterable[str]) -> dict[str, xarray.DataArr
     """The scalars among ``names`` that were measured, each at the steps at which it was."""
     found = {name: scalars[name].dropna("step") for name in names if name in scalars}
     return {name: values for name, values in found.items() if values.size}
-
-
-def spread(length: int, most: int) -> np.ndarray:
-    """At most ``most`` positions in ``range(length)``, evenly spread, both ends included."""
-    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int))
 
 
 def early_and_late(length: int, most: int) -> np.ndarray:

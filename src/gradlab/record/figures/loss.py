@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from xarray import Dataset
 
+from gradlab.record.base import baseline_of
 from gradlab.record.figures import common
 
 _LINES: dict[str, dict[str, Any]] = {
@@ -21,7 +21,7 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     losses = common.recorded(scalars, _LINES)
     if not losses:
         return None
-    baseline = _baseline(info)
+    baseline = baseline_of(info.get("baseline") or {}, ("val", "train"))
     below = ",  below the dashed line = better than a guess" if baseline else ""
     page = common.Page(info, "Is it learning?", f"down = better{below}")
     axes = page.grid()[0, 0]
@@ -38,11 +38,3 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     axes.set_ylabel(f"loss ({units})" if units not in ("", "1") else "loss")
     axes.set_xlabel("training step")
     return page.legend_below(3)
-
-
-def _baseline(info: common.Info) -> Mapping[str, Any] | None:
-    for split in ("val", "train"):
-        found = (info.get("baseline") or {}).get(split)
-        if found and found.get("loss") is not None:
-            return found
-    return None

@@ -85,8 +85,8 @@ class Charts:
         column, rows = ("log10_" if log else "") + stem(curves.name), []
         for index in spread(len(curves.steps), LINES):
             positions = spread(len(self.lag_of), MOST_LAGS)
-            for lag, value in self._finite(curves.values[index], positions):
-                rows.append([lag, f"step {curves.steps[index]}", value])
+            points = self._finite(curves.values[index], positions)
+            rows += [[lag, f"step {curves.steps[index]}", value] for lag, value in points]
         return wandb.plot_table(
             "wandb/lineseries/v0",
             _table(["lag", "training_step", column], rows),
@@ -121,5 +121,4 @@ def pictures(folder: Path) -> dict[str, Any]:
     """The PNGs in ``folder`` under ``figures/NAME``."""
     import wandb
 
-    found = sorted(folder.glob("*.png"))
-    return {f"figures/{png.stem}": wandb.Image(str(png)) for png in found}
+    return {f"figures/{png.stem}": wandb.Image(str(png)) for png in sorted(folder.glob("*.png"))}

@@ -6,7 +6,6 @@ and a type that says whether the record is whole or this is its first, a middle 
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zlib
@@ -44,29 +43,23 @@ def records(path: Path) -> Iterator[bytes]:
       ValueError: if it is no such file.
     """
     with path.open("rb") as file:
-        yield from _records(file, path)
-
-
-def _records(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    at, parts = HEAD, b""
-    if not file.read(HEAD).startswith(MAGIC):
-        raise ValueError(f"{path} is no W&B file")
-    while True:
-        left = BLOCK - at % BLOCK
-        if left < _PART.size:  # no part begins there: the rest of the block is padding
-            file.read(left)
-            at += left
-        head = file.read(_PART.size)
-        if len(head) < _PART.size:
-            return
-        checksum, length, kind = _PART.unpack(head)
-        data = file.read(length)
-        if len(data) < length or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
-            return
-        at += _PART.size + length
-        parts = data if kind in (_WHOLE, _FIRST) else parts + data
-        if kind in (_WHOLE, _LAST):
-            yield parts
+        if not file.read(HEAD).startswith(MAGIC):
+            raise ValueError(f"{path} is no W&B file")
+        parts = b""
+        while True:
+            left = BLOCK - file.tell() % BLOCK
+            if left < _PART.size:  # no part begins there: the rest of the block is padding
+                file.read(left)
+            head = file.read(_PART.size)
+            if len(head) < _PART.size:
+                return
+            checksum, length, kind = _PART.unpack(head)
+            data = file.read(length)
+            if len(data) < length or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
+                return
+            parts = data if kind in (_WHOLE, _FIRST) else parts + data
+            if kind in (_WHOLE, _LAST):
+                yield parts
 
 
 def rewrite(path: Path, change: Callable[[Any], bool], kinds: Iterable[str]) -> None:
@@ -83,43 +76,31 @@ def rewrite(path: Path, change: Callable[[Any], bool], kinds: Iterable[str]) -> 
         head = file.read(HEAD)
     with copy.open("wb") as file:
         file.write(head)
-        writer = _Writer(file)
         for data in records(path):
             if not wanted.isdisjoint(_fields(data)):
                 record = _record().FromString(data)
                 if change(record):
                     data, changed = record.SerializeToString(), True
-            writer.add(data)
+            _append(file, data)
     if changed:
         os.replace(copy, path)
     else:
         copy.unlink()
 
 
-class _Writer:
-    """Appends records to a file that stands after the head."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.at = file, HEAD
-
-    def add(self, record: bytes) -> None:
-        first = True
-        while True:
-            room = BLOCK - self.at % BLOCK - _PART.size
-            if room < 0:
-                self._put(bytes(room + _PART.size))
-                continue
-            part, record = record[:room], record[room:]
-            kind = (_WHOLE if first else _LAST) if not record else (_FIRST if first else _MIDDLE)
-            self._put(_PART.pack(zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind))
-            self._put(part)
-            if not record:
-                return
-            first = False
-
-    def _put(self, data: bytes) -> None:
-        self.file.write(data)
-        self.at += len(data)
+def _append(file: BinaryIO, record: bytes) -> None:
+    """Write a record to the end of a file, in parts where a block ends."""
+    first = True
+    while first or record:
+        room = BLOCK - file.tell() % BLOCK - _PART.size
+        if room < 0:
+            file.write(bytes(room + _PART.size))
+            continue
+        part, record = record[:room], record[room:]
+        kind = (_WHOLE if first else _LAST) if not record else (_FIRST if first else _MIDDLE)
+        file.write(_PART.pack(zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind))
+        file.write(part)
+        first = False
 
 
 def _field(name: str) -> int:
@@ -156,43 +137,3 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value, at
-
-
-def load(path: Path) -> dict[str, Any]:
-    """All that ``path`` holds.
-
-    Returns:
-      ``run`` (W&B's record), ``config``, ``history`` (a list of rows), ``summary``, ``metrics``
-      (by name or glob), ``artifacts`` (W&B's records), ``exit`` (the code, None if it is not
-      closed), and ``files``, the folder of what was recorded beside it.
-    """
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "metrics": {}}
-    found |= {"artifacts": [], "exit": None, "files": path.parent / "files"}
-    for data in records(path):
-        record = _record().FromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            found["run"] = record.run
-            _update(found["config"], record.run.config.update)
-        elif kind in ("config", "summary"):
-            _update(found[kind], getattr(record, kind).update)
-        elif kind == "history":
-            found["history"].append(_update({}, record.history.item))
-        elif kind == "metric":
-            found["metrics"][record.metric.name or record.metric.glob_name] = record.metric
-        elif kind == "artifact":
-            found["artifacts"].append(record.artifact)
-        elif kind == "exit":
-            found["exit"] = record.exit.exit_code
-    return found
-
-
-def _update(target: dict[str, Any], items: Any) -> dict[str, Any]:
-    """Set each item in ``target``; an item of a nested dict names the whole path to it."""
-    for item in items:
-        *path, last = list(item.nested_key) or [item.key]
-        place = target
-        for key in path:
-            place = place.setdefault(key, {})
-        place[last] = json.loads(item.value_json)
-    return target

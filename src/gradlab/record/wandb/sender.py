@@ -98,7 +98,7 @@ class Sender:
         return f"what was recorded is in the run directory {self.options.directory}"
 
     def _start(self) -> None:
-        earlier, online = set(self._folders("offline-run-*")), set(self._folders("run-*"))
+        self.earlier, online = list(self._folders("offline-run-*")), set(self._folders("run-*"))
         try:
             run = start(self.options, self.description, self.options.mode)
         except Exception as error:
@@ -116,7 +116,6 @@ class Sender:
         self.path = Path(run.settings.sync_file)
         self.offline = run.settings.mode == "offline"
         self.where = self._command(run) if self.offline else run.url
-        self.earlier = earlier
         if self.offline:
             self._forget()
         elif self.description.resumed:
@@ -169,7 +168,10 @@ class Sender:
         arrays = self.options.directory / ARRAYS
         if arrays.is_dir():
             artifact = wandb.Artifact(f"arrays-{self._id()}", "run-arrays")
-            _add_folder(artifact, arrays)
+            for file in sorted(path for path in arrays.rglob("*") if path.is_file()):
+                name = str(file.relative_to(arrays))
+                # In place: nothing is copied. (``add_dir`` prints.)
+                artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
             self.run.log_artifact(artifact)
 
     def _send_summary(self, outcome: Outcome) -> None:
@@ -305,13 +307,6 @@ def answers(url: str, seconds: float) -> bool:
     except OSError:
         return False
     return True
-
-
-def _add_folder(artifact: Any, folder: Path) -> None:
-    """Every file of ``folder``, in place: nothing is copied. (``add_dir`` prints.)"""
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(file.relative_to(folder))
-        artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
 
 
 def _in_a_line(error: Exception) -> str:

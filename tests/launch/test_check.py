@@ -59,6 +59,11 @@ def check(given, supplied=frozenset(), target=build, **how):
     check_arguments("task", target, given, supplied=set(supplied), **how)
 
 
+class OtherNames(nnx.RNNCellBase):
+    def __init__(self, n_in: int, n_out: int, width: int, *, rngs: nnx.Rngs):
+        self.sizes = n_in, n_out, width
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -165,6 +170,7 @@ def test_wrong_arguments_of_the_other_parts_are_refused(target, given, key):
         (Own, {"width": 1, "rate": None}),
         (Own, {"width": 1, "parts": [{"_target_": "jax.numpy.tanh"}]}),
         (Passing, {"width": 1}),
+        (OtherNames, {"width": 1}),
     ],
 )
 def test_right_arguments_of_a_cell_pass(target, given):

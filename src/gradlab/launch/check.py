@@ -25,6 +25,9 @@ _IN_WORDS = {
     Callable: "a section with _target_: the dotted name of a function",
     dict: "a section of its own",
 }
+BY_POSITION = frozenset({"in_features", "hidden_features"})
+"""The first arguments of a cell, which its class is free to call otherwise."""
+_REQUIRED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.empty)
 _LISTS = (tuple, list, collections.abc.Sequence)
 _UNIONS = (Union, types.UnionType)
 
@@ -80,6 +83,10 @@ def check_arguments(
         for name, p in parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
+    if supplied >= BY_POSITION and inspect.isclass(target):
+        first = list(named)[:2]
+        if all((named[n].kind, named[n].default) == _REQUIRED for n in first):
+            supplied = supplied - BY_POSITION | set(first)
     if (lacking := sorted(supplied - named.keys())) and not takes_any:
         allowed = f"a class or function that takes {', '.join(sorted(supplied))}"
         hint = f"an argument {lacking[0]} in {_name(target)}"

@@ -140,7 +140,7 @@ class Dates(Divided):
         settle(self, _held_out=held_out, data=data)
 
     def sample(self, data: Table, key: jax.Array, batch: int) -> Batch:
-        """See :meth:`Task.sample`; inputs, targets (int32) and weights, all ``(T, B)``.
+        """See :meth:`Divided.sample`; inputs, targets (int32) and weights, all ``(T, B)``.
 
         Args:
           data: the days of training in every form.
@@ -151,7 +151,7 @@ class Dates(Divided):
         return _lay_out(self.length, _take(data, rows))
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:
-        """See :meth:`Task.held_out`; a fixed choice from the days of the split and the forms."""
+        """See :meth:`Divided.held_out`; a fixed choice from the days of the split and the forms."""
         return _lay_out(self.length, self._held_out[split])
 
     def baseline(self, split: Split) -> Baseline:

@@ -83,7 +83,7 @@ class Digits(Divided):
         settle(self, _splits=splits, data=splits["train"])
 
     def sample(self, data: Batch, key: jax.Array, batch: int) -> Batch:
-        """See :meth:`Task.sample`; inputs ``(T, B, 1)``, targets ``(B,)`` int32.
+        """See :meth:`Divided.sample`; inputs ``(T, B, 1)``, targets ``(B,)`` int32.
 
         Args:
           data: the training images, inputs ``(T, N, 1)`` and targets ``(N,)``.
@@ -94,7 +94,7 @@ class Digits(Divided):
         return Batch(data.inputs[:, chosen], data.targets[chosen])
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:
-        """See :meth:`Task.held_out`; every image of the split."""
+        """See :meth:`Divided.held_out`; every image of the split."""
         return self._splits[split]
 
     def baseline(self, split: Split) -> Baseline:

@@ -89,7 +89,7 @@ class Sunspots(Divided):
         settle(self, first_year={"train": 0, "val": train, "test": train + sizes["val"]})
 
     def sample(self, data: jax.Array, key: jax.Array, batch: int) -> Batch:
-        """See :meth:`Task.sample`; inputs ``(T, B, 1)``, targets ``(B, 1)``, both standardised.
+        """See :meth:`Divided.sample`; inputs ``(T, B, 1)``, targets ``(B, 1)``, both standardised.
 
         Args:
           data: the standardised training years ``(N,)``.
@@ -100,7 +100,7 @@ class Sunspots(Divided):
         return _windows(data, start, self.length)
 
     def held_out(self, split: Split) -> Batch:
-        """See :meth:`Task.held_out`; one window for each year of the split, in order of time."""
+        """See :meth:`Divided.held_out`; one window for each year of the split, in order of time."""
         splits, borders = list(self.first_year), [*self.first_year.values(), len(self.years)]
         begin, end = borders[splits.index(split) :][:2]
         forecast = np.arange(max(begin, self.length), end)

@@ -129,7 +129,7 @@ class Text(Divided):
         return "".join(table[symbol] for symbol in np.asarray(symbols))
 
     def sample(self, data: jax.Array, key: jax.Array, batch: int) -> Batch:
-        """See :meth:`Task.sample`; windows from random starts of the training text.
+        """See :meth:`Divided.sample`; windows from random starts of the training text.
 
         Inputs are ``(T, B)`` int32; targets ``(T, B)`` int32 with weights ``(T, B)`` of ``1/T``
         for ``predict="every"``, and ``(B,)`` int32 without weights for ``"last"``.
@@ -143,7 +143,7 @@ class Text(Divided):
         return self._windows(data, draw(key, batch, starts))
 
     def held_out(self, split: Literal["val", "test"]) -> Batch:
-        """See :meth:`Task.held_out`; evenly spaced windows that share no character."""
+        """See :meth:`Divided.held_out`; evenly spaced windows that share no character."""
         part = self._splits[split]
         count = min(self.held_out_examples, len(part) // (self.length + 1))
         # spacing >= T + 1 before rounding down, so the rounded starts keep that distance too

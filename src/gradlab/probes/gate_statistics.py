@@ -82,7 +82,8 @@ class GateStatistics(CloseProbe):
         gate, real = _gate(layer), layer.mask[..., None]
         position = (jnp.log10(gate) - self.lowest) * (self.bins / -self.lowest)
         index = jnp.clip(jnp.floor(position), 0, self.bins - 1).astype(jnp.int32)
-        inside = index[..., None] == jnp.arange(self.bins).reshape(1, 1, 1, -1)
+        bins = jnp.arange(self.bins, dtype=index.dtype)
+        inside = index[..., None] == bins.reshape(1, 1, 1, -1)
         counts = jnp.sum(inside & real[..., None], axis=(0, 1, 2)).astype(gate.dtype)
         return counts / (jnp.sum(real) * gate.shape[-1]).astype(gate.dtype)
 

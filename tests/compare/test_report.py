@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +75,12 @@ def sweep(tmp_path_factory):
 
 def read(*folders):
     return recorded(runs_in(*folders))
+
+
+@pytest.fixture(scope="module")
+def compared(sweep):
+    """The runs of the sweep, read once."""
+    return read(sweep)
 
 
 def ids(folder):
@@ -156,8 +163,9 @@ def record_both(folder, model, seed, layers=(0, "0 backward")):
 
 
 def test_every_panel_asks_for_what_the_runs_logged(server, tmp_path):
-    for model in ("lstm", "rnn"):
-        record_both(tmp_path / model, model, 0)
+    with ThreadPoolExecutor() as both:  # most of it is waiting for W&B
+        done = [both.submit(record_both, tmp_path / name, name, 0) for name in ("lstm", "rnn")]
+    assert [one.exception() for one in done] == [None, None]
     published = publish(read(tmp_path), HEADLINE, tmp_path)
 
     over_training = {key for run in server.runs.values() for row in run.history for key in row}
@@ -190,8 +198,10 @@ def test_every_panel_asks_for_what_the_runs_logged(server, tmp_path):
 # --- what arrives ---------------------------------------------------------------------------------
 
 
-def test_the_report_arrives_with_headline_panels_runs_and_commands(server, sweep, tmp_path):
-    published = publish(read(sweep), HEADLINE, tmp_path)
+def test_the_report_arrives_with_headline_panels_runs_and_commands(
+    server, sweep, compared, tmp_path
+):
+    published = publish(compared, HEADLINE, tmp_path)
     view = server.view("runs")
     assert (view.title, view.entity, view.project) == (HEADLINE.title, ENTITY, "gradlab")
     assert view.description == "6 runs compared by gradlab"
@@ -238,8 +248,8 @@ def test_the_report_arrives_with_headline_panels_runs_and_commands(server, sweep
     assert re.fullmatch(address, published.report)
 
 
-def test_the_workspace_arrives_with_the_same_panels_and_runs(server, sweep, tmp_path):
-    published = publish(read(sweep), HEADLINE, tmp_path)
+def test_the_workspace_arrives_with_the_same_panels_and_runs(server, compared, tmp_path):
+    published = publish(compared, HEADLINE, tmp_path)
     view, report = server.view("project-view"), server.view("runs")
     assert (view.title, view.entity, view.project) == (HEADLINE.title, ENTITY, "gradlab")
     own = [p for p in panels(view.spec) if p["viewType"] != "Markdown Panel"]
@@ -255,8 +265,8 @@ def test_the_workspace_arrives_with_the_same_panels_and_runs(server, sweep, tmp_
     assert published.workspace == f"{server.url}/{ENTITY}/gradlab?nw={name}"
 
 
-def test_the_library_itself_reads_both_back_from_their_addresses(server, sweep, tmp_path):
-    published = publish(read(sweep), HEADLINE, tmp_path)
+def test_the_library_itself_reads_both_back_from_their_addresses(server, sweep, compared, tmp_path):
+    published = publish(compared, HEADLINE, tmp_path)
     report = reports().Report.from_url(published.report)
     again = workspaces().Workspace.from_url(published.workspace)
     assert report.title == again.name == HEADLINE.title
@@ -268,10 +278,10 @@ def test_the_library_itself_reads_both_back_from_their_addresses(server, sweep, 
     assert again.sections[0].name == "In words"
 
 
-def test_another_owner_and_project_can_be_named(server, sweep, tmp_path, monkeypatch):
-    publish(read(sweep), HEADLINE, tmp_path, entity="a-team", project="other")
+def test_another_owner_and_project_can_be_named(server, compared, tmp_path, monkeypatch):
+    publish(compared, HEADLINE, tmp_path, entity="a-team", project="other")
     monkeypatch.setenv("WANDB_ENTITY", "b-team")
-    published = publish(read(sweep), HEADLINE, tmp_path)
+    published = publish(compared, HEADLINE, tmp_path)
     owners = [(view.entity, view.project) for view in server.views]
     assert owners == [("a-team", "other")] * 2 + [("b-team", "gradlab")] * 2
     assert server.projects == {"a-team": ["other"], "b-team": ["gradlab"]}
@@ -279,8 +289,8 @@ def test_another_owner_and_project_can_be_named(server, sweep, tmp_path, monkeyp
     assert json.loads(published.files[0].read_text())["entity"] == "b-team"
 
 
-def test_no_two_panels_lie_on_each_other_or_share_a_name(sweep):
-    report, workspace = specification(read(sweep), HEADLINE, ENTITY).as_json()
+def test_no_two_panels_lie_on_each_other_or_share_a_name(compared):
+    report, workspace = specification(compared, HEADLINE, ENTITY).as_json()
     for grid in blocks(report["spec"], "panel-grid"):
         cells = []
         for panel in grid["metadata"]["panelBankSectionConfig"]["panels"]:
@@ -296,16 +306,15 @@ def test_no_two_panels_lie_on_each_other_or_share_a_name(sweep):
 # --- offline --------------------------------------------------------------------------------------
 
 
-def test_offline_the_files_hold_what_would_be_sent(server, sweep, tmp_path, monkeypatch):
-    runs = read(sweep)
+def test_offline_the_files_hold_what_would_be_sent(server, compared, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        published = publish(runs, HEADLINE, tmp_path)
+        published = publish(compared, HEADLINE, tmp_path)
     assert (published.report, published.workspace, server.views) == (None, None, [])
     assert [path.name for path in published.files] == ["wandb_report.json", "wandb_workspace.json"]
     assert "WANDB_API_KEY" in published.words[-1]
     written = [json.loads(path.read_text()) for path in published.files]
-    publish(runs, HEADLINE, tmp_path)
+    publish(compared, HEADLINE, tmp_path)
     for view in written:
         sent = server.view(view["type"])
         assert view["spec"] == sent.spec
@@ -314,17 +323,17 @@ def test_offline_the_files_hold_what_would_be_sent(server, sweep, tmp_path, monk
 
 
 def test_without_an_account_nothing_is_sent_and_online_says_so(
-    server, sweep, tmp_path, monkeypatch
+    server, compared, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("WANDB_API_KEY")
     wandb.teardown()
     try:
-        published = publish(read(sweep), HEADLINE, tmp_path)
+        published = publish(compared, HEADLINE, tmp_path)
         assert published.report is None
         assert all(path.exists() for path in published.files)
         monkeypatch.setenv("WANDB_MODE", "online")
         with pytest.raises(NotSent, match="no account here"):
-            publish(read(sweep), HEADLINE, tmp_path)
+            publish(compared, HEADLINE, tmp_path)
         assert server.views == []
     finally:
         monkeypatch.undo()
@@ -369,7 +378,7 @@ def test_runs_that_wait_for_upload_are_named_with_the_command(tmp_path, monkeypa
         ("no workspace", "did not take the workspace: .*permission denied.*the report alone"),
     ],
 )
-def test_trouble_is_one_message_and_the_files_are_there(server, sweep, tmp_path, trouble, said):
+def test_trouble_is_one_message_and_the_files_are_there(server, compared, tmp_path, trouble, said):
     if trouble == "down":
         server.stop()
     server.refuse_key = trouble == "refused"
@@ -377,17 +386,17 @@ def test_trouble_is_one_message_and_the_files_are_there(server, sweep, tmp_path,
         trouble, set()
     )
     with pytest.raises(NotSent, match=said) as caught:
-        publish(read(sweep), HEADLINE, tmp_path)
+        publish(compared, HEADLINE, tmp_path)
     assert "Traceback" not in str(caught.value)
     for path in caught.value.files:
         assert json.loads(path.read_text())["spec"]
     assert str(caught.value.files[0]) in str(caught.value)
 
 
-def test_the_missing_package_is_named_with_what_installs_it(sweep, monkeypatch):
+def test_the_missing_package_is_named_with_what_installs_it(compared, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     with pytest.raises(BadInput, match=re.escape("pip install 'gradlab[reports]'")):
-        specification(read(sweep), HEADLINE)
+        specification(compared, HEADLINE)
 
 
 def test_runs_of_several_projects_are_refused_unless_one_is_named(tmp_path):
@@ -567,9 +576,9 @@ def test_a_run_with_markup_for_a_name_arrives_as_text(server, tmp_path):
     assert published.report.startswith(f"{server.url}/{ENTITY}/gradlab/reports/script-alert-1")
 
 
-def test_a_title_too_long_for_w_and_b_is_cut_and_whole_below(sweep):
+def test_a_title_too_long_for_w_and_b_is_cut_and_whole_below(compared):
     headline = SimpleNamespace(title="word " * 60, lines=[])
-    report, workspace = specification(read(sweep), headline, ENTITY).as_json()
+    report, workspace = specification(compared, headline, ENTITY).as_json()
     assert len(report["displayName"]) == 128
     assert headline.title.strip() in [text_of(b) for b in blocks(report["spec"], "paragraph")]
     assert len(workspace["displayName"]) <= 128

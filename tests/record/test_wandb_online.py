@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 import wandb
+from wandb.cli.cli import cli
 
 from gradlab.record.base import Description
 from gradlab.record.directory import RunDirectory
@@ -82,12 +86,20 @@ def record(
     return sink
 
 
-def sync(sink: WandbSink, server: WandbServer) -> None:
+def sync(sink: WandbSink) -> None:
     """Run the very command that the sink names, as in a new terminal."""
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     command = sink.how_to_see()
     assert "wandb sync" in command
     subprocess.run(command, shell=True, check=True, capture_output=True, env=environment, cwd="/")
+
+
+def sync_here(sink: WandbSink) -> None:
+    """The same without a new process, which takes W&B seconds to start."""
+    change, folder, both, *command = shlex.split(sink.how_to_see())
+    assert (change, both) == ("cd", "&&")
+    with contextlib.chdir(folder):
+        cli.main(command[command.index("sync") :], standalone_mode=False)
 
 
 def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
@@ -135,7 +147,7 @@ def test_online_and_offline_then_sync_arrive_as_the_same_run(server, tmp_path, c
         arrays.close(finished())
         sink.close(finished())
         if mode == "offline":
-            sync(sink, server)
+            sync(sink)
         else:
             assert sink.how_to_see() == f"{server.url}/somebody/gradlab/runs/same0000"
         arrived.append((server.run, list(server.artifacts)))
@@ -225,7 +237,7 @@ def test_without_a_server_the_run_is_recorded_offline(server, tmp_path, caplog, 
         server.die()
     elif trouble == "silent":
         server.hold()
-    sink = record(tmp_path, described("alone000"), finish_timeout=20.0)
+    sink = record(tmp_path, described("alone000"), finish_timeout=10.0)
     (warning,) = warnings_in(caplog)
     assert warning.startswith("W&B is not reachable, recording offline")
     assert warning.endswith(sink.how_to_see())
@@ -236,7 +248,7 @@ def test_without_a_server_the_run_is_recorded_offline(server, tmp_path, caplog, 
     if trouble == "down":
         server.revive()
     server.runs.clear()
-    sync(sink, server)
+    sync_here(sink)
     assert list(server.runs) == ["alone000"]
     assert steps_of(server.run) == list(STEPS)
 
@@ -268,8 +280,10 @@ def environment(one_server, monkeypatch):
 
 def test_nothing_in_the_environment_makes_two_runs_one(server, tmp_path, caplog, environment):
     environment(WANDB_RUN_ID="shared00", WANDB_RESUME="must")
-    for id in ("first000", "second00"):
-        record(tmp_path / id, described(id), STEPS[:3])
+    with ThreadPoolExecutor() as both:  # most of it is waiting for W&B
+        ids = ("first000", "second00")
+        done = [both.submit(record, tmp_path / id, described(id), STEPS[:3]) for id in ids]
+    assert [one.exception() for one in done] == [None, None]
     assert {id: steps_of(run) for id, run in server.runs.items()} == {
         "first000": list(STEPS[:3]),
         "second00": list(STEPS[:3]),
@@ -303,7 +317,7 @@ def test_a_server_lost_in_mid_run_costs_no_row(server, tmp_path, caplog, arrived
     (path,) = tmp_path.glob("wandb/run-*/*.wandb")
     assert contents(path) == (len(STEPS), True)
     server.revive()
-    sync(sink, server)
+    sync_here(sink)
     whole = server.runs["lost0000-whole"]
     assert steps_of(whole) == list(STEPS)
     assert whole.exit_code == 0

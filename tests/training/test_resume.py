@@ -28,9 +28,16 @@ from gradlab.training.schedule import Schedule
 from tests import experiments
 
 TRAINER = Trainer(steps=14, batch=4, log_every=5, eval_every=4, checkpoint_seconds=0)
+SELDOM = dataclasses.replace(TRAINER, checkpoint_seconds=1000)
+"""No checkpoint but the last one, which takes a tenth of the time."""
 
 
 experiment = functools.partial(experiments.experiment, trainer=TRAINER)
+
+
+@functools.cache
+def usual_steps():
+    return build_steps(experiment())
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +115,11 @@ def stop(exp, folder, **kwargs):
         run(exp, folder, [], figures=False, **kwargs)
 
 
+@functools.cache
 def final(folder: Path) -> list[np.ndarray]:
     """Everything in the last checkpoint."""
-    steps = build_steps(experiment())
     checkpoints = Checkpoints(folder / "checkpoints")
-    position = checkpoints.restore(steps, jax.random.key(0))
+    position = checkpoints.restore(usual_steps(), jax.random.key(0))
     checkpoints.close()
     assert position is not None
     assert position.best is not None
@@ -144,7 +151,7 @@ def test_a_killed_run_goes_on_to_the_same_end(whole, tmp_path, killed_at, monkey
     stop(experiment(), tmp_path / "run")
     assert open_run(tmp_path / "run").status == "killed"
     monkeypatch.undo()
-    run(experiment(), tmp_path / "run", [], resume=True, figures=False)
+    run(experiment(trainer=SELDOM), tmp_path / "run", [], resume=True, figures=False)
     assert_same(tmp_path / "run", whole)
 
 
@@ -152,7 +159,7 @@ def test_rows_behind_the_last_checkpoint_are_kept_and_not_recorded_twice(
     whole, tmp_path, killed_at, monkeypatch
 ):
     folder = tmp_path / "run"
-    exp = experiment(trainer=dataclasses.replace(TRAINER, checkpoint_seconds=1000))
+    exp = experiment(trainer=SELDOM)
     monkeypatch.setattr(recording_module.RunDirectory, "__init__", _always_flushing)
     killed_at(7)
     stop(exp, folder)
@@ -160,7 +167,7 @@ def test_rows_behind_the_last_checkpoint_are_kept_and_not_recorded_twice(
     recorded = open_run(folder).scalars.load()
     assert list(recorded["step"]) == [0, 5, 10]
     monkeypatch.undo()
-    run(experiment(), folder, [], resume=True, figures=False)
+    run(experiment(trainer=SELDOM), folder, [], resume=True, figures=False)
     assert_same(folder, whole)
 
 
@@ -175,7 +182,7 @@ def test_stopped_again_and_again(whole, tmp_path, killed_at, monkeypatch):
         stop(experiment(), folder, resume=turn > 0)
     assert len(open_run(folder).info["resumed"]) == 3
     monkeypatch.undo()
-    run(experiment(), folder, [], resume=True, figures=False)
+    run(experiment(trainer=SELDOM), folder, [], resume=True, figures=False)
     assert_same(folder, whole)
 
 
@@ -185,7 +192,7 @@ def test_a_signal_saves_and_ends(whole, tmp_path, name):
     number = getattr(signal, name)
     heard = []
     before = signal.signal(number, lambda *_: heard.append(name))
-    exp = experiment(trainer=dataclasses.replace(TRAINER, checkpoint_seconds=1000))
+    exp = experiment(trainer=SELDOM)
     advance = train_module._Loop._advance
 
     def advance_and_signal(loop, step):
@@ -204,7 +211,7 @@ def test_a_signal_saves_and_ends(whole, tmp_path, name):
     assert outcome.reason.startswith("interrupted at step 8")
     assert (name in outcome.reason) == (name != "SIGINT")
     assert open_run(tmp_path / "run").status == "interrupted"
-    run(experiment(), tmp_path / "run", [], resume=True, figures=False)
+    run(experiment(trainer=SELDOM), tmp_path / "run", [], resume=True, figures=False)
     assert_same(tmp_path / "run", whole)
 
 
@@ -224,12 +231,12 @@ class Rows:
 
 def test_other_sinks_see_every_row_once(whole, tmp_path, killed_at, monkeypatch):
     folder, alone, first, second = tmp_path / "run", Rows(), Rows(), Rows()
-    run(experiment(), tmp_path / "alone", [alone], figures=False)
+    run(experiment(trainer=SELDOM), tmp_path / "alone", [alone], figures=False)
     killed_at(6)
     with pytest.raises(KilledError):
         run(experiment(), folder, [first], figures=False)
     monkeypatch.undo()
-    run(experiment(), folder, [second], resume=True, figures=False)
+    run(experiment(trainer=SELDOM), folder, [second], resume=True, figures=False)
     assert second.description.resumed
     assert not first.description.resumed
     assert second.description.id == first.description.id != alone.description.id
@@ -244,7 +251,7 @@ def test_other_sinks_see_every_row_once(whole, tmp_path, killed_at, monkeypatch)
 def test_a_finished_run_can_be_made_longer(whole, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    longer = experiment(trainer=dataclasses.replace(TRAINER, steps=21))
+    longer = experiment(trainer=dataclasses.replace(SELDOM, steps=21))
     run(longer, folder, [], resume=True, figures=False)
     found = open_run(folder)
     assert list(found.scalars["step"]) == [0, 5, 10, 13, 15, 20]
@@ -264,7 +271,7 @@ def position_at(step: int, steps) -> Position:
 
 @pytest.fixture
 def kept(tmp_path):
-    steps = build_steps(experiment())
+    steps = usual_steps()
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     for step in (3, 6, 9):
         checkpoints.save(position_at(step, steps))
@@ -327,13 +334,13 @@ def test_one_of_another_model_is_refused(kept):
 
 
 def test_a_folder_without_any_gives_none(tmp_path):
-    steps = build_steps(experiment())
+    steps = usual_steps()
     assert Checkpoints(tmp_path / "checkpoints").restore(steps, jax.random.key(0)) is None
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path):
-    steps = build_steps(experiment())
+    steps = usual_steps()
     (tmp_path / "file").write_text("")
     checkpoints = Checkpoints(tmp_path / "file" / "checkpoints")
     with pytest.raises((CannotRecord, OSError)):

@@ -91,6 +91,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # what was imported stays: never looked through again
+    gc.set_threshold(50_000)  # tracing makes many objects, and few in circles
 
 
 def pytest_report_header():

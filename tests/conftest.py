@@ -128,7 +128,8 @@ def read_once():
         key = source.provider, source.path, config_path
         if key not in kept:
             kept[key] = pickle.dumps(load(self, config_path))
-        return pickle.loads(kept[key])  # a copy: Hydra changes what it is given
+        # A copy, for Hydra changes what it is given.
+        return pickle.loads(kept[key])  # noqa: S301  (what was kept above)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_config)

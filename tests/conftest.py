@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # what was imported stays: never looked through again
+    gc.set_threshold(50_000)  # tracing makes many objects, and few in circles
 
 
 def pytest_report_header():
@@ -108,8 +110,34 @@ class Done(NamedTuple):
     err: str
 
 
+@pytest.fixture(scope="session")
+def read_once():
+    """Hydra reads its own files and those of ``conf/`` once, and not at every composition.
+
+    What a test adds with ``--config-dir`` is read every time.
+    """
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.object_type import ObjectType
+
+    load, kept = ConfigRepository.load_config, {}
+
+    def load_config(self, config_path):
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.provider not in ("hydra", "main", "schema"):
+            return load(self, config_path)
+        key = source.provider, source.path, config_path
+        if key not in kept:
+            kept[key] = pickle.dumps(load(self, config_path))
+        # A copy, for Hydra changes what it is given.
+        return pickle.loads(kept[key])  # noqa: S301  (what was kept above)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load_config)
+        yield
+
+
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
+def command(read_once, tmp_path, monkeypatch, capsys):
     """``command("trainer.steps=2", ...)`` in this process, in a folder of the test's own."""
     from gradlab.__main__ import main
 

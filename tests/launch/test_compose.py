@@ -3,7 +3,7 @@
 Compiling is what costs, so one run takes the next option of several groups at once.
 """
 
-from itertools import cycle, islice
+from itertools import chain, cycle, islice, repeat
 
 import numpy as np
 import pytest
@@ -168,7 +168,7 @@ def test_presets_hold_single_probes_as_they_are_and_full_holds_all():
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_option_fits_every_experiment_as_it_is(experiment):
+def test_every_option_fits_every_experiment_as_it_is(read_once, experiment):
     """Built, not run: nothing that an experiment sets stands in the way of another option.
 
     But for the length of its sequences, which not every task can have.
@@ -176,7 +176,7 @@ def test_every_option_fits_every_experiment_as_it_is(experiment):
     own_length = OmegaConf.select(
         OmegaConf.load(CONF / f"experiment/{experiment}.yaml"), "task.length"
     )
-    probes = cycle([*PRESETS, f"[{','.join(SINGLE)}]"])
+    probes = chain([*PRESETS, f"[{','.join(SINGLE)}]"], repeat("none"))
     rows = side_by_side("model", "task", "optimizer", "trainer")
     assert len(rows) > len(PRESETS)
 

@@ -236,7 +236,7 @@ def test_only_a_folder_that_this_command_made_is_an_earlier_start(tmp_path):
 
 
 def test_a_requeued_command_goes_on_by_itself(command, tmp_path, monkeypatch):
-    line = [*SMALL, "hydra.run.dir=run", "record.terminal=false"]
+    line = [*SMALL, "hydra.run.dir=run", "record.terminal=false", "probe=none"]
     assert command(*line).code == 0
     assert command(*line).code == 2  # occupied
     change(tmp_path / "run", status="interrupted")
@@ -252,7 +252,7 @@ def test_a_sweep_goes_on_by_its_folder_alone(command, tmp_path, monkeypatch):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     mine = "# @package _global_\ndefaults:\n  - override /model: rnn\n"
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(mine)
-    line = ["experiment=mine", *SMALL, "seed=0,1,2", "record.terminal=false"]
+    line = ["experiment=mine", *SMALL, "seed=0,1,2", "record.terminal=false", "probe=none"]
     own = ["--config-dir", str(tmp_path / "conf")]
     first = command("-m", *own, *line, "hydra.sweep.dir=a sweep", "hydra.sweep.subdir=run${seed}")
     assert first.code == 0, first.err

@@ -80,10 +80,10 @@ def expected_parts(case: Case, plain: Plain):
     lags = [case.lag_of(index) for index in range(len(case.places))]
     cuts = [jnp.asarray((lag > 0) & (lag % sizes == 0)) for lag in lags]
 
-    def by(copies, cuts):
-        return jax.grad(lambda copies: jnp.sum(plain.losses(copies, cuts)))(copies)
+    def by(params, cuts):
+        return jax.grad(lambda copies: jnp.sum(plain.losses(copies, cuts)))(plain.copies(params))
 
-    found = jax.jit(jax.vmap(by, (None, 0)))(plain.copies(), cuts)
+    found = jax.jit(jax.vmap(by, (None, 0)))(plain.params, cuts)
     found = jax.tree.map(np.asarray, found)
     windowed = jax.tree.map(lambda leaf: leaf[:-1].sum((1, 2)) / E, found.cells)
     return jax.tree.map(lambda leaf: leaf[-1], found), windowed

@@ -294,7 +294,7 @@ def test_masked_sequences_equal_each_sequence_alone():
 def test_bidirectional_layers_equal_two_unrolls_of_which_one_is_reversed():
     steps, batch, width, hidden = 6, 2, 2, 3
     forward, backward = LSTM(width, hidden, rngs=nnx.Rngs(0)), LSTM(width, hidden, rngs=nnx.Rngs(1))
-    top = GRU(2 * hidden, hidden, rngs=nnx.Rngs(2))
+    top = SimpleRNN(2 * hidden, hidden, rngs=nnx.Rngs(2))
     inputs = jax.random.normal(jax.random.key(0), (steps, batch, width))
     weights = jax.random.normal(jax.random.key(1), (steps, batch, hidden))
 

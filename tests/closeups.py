@@ -142,27 +142,30 @@ def make_case(
     """
     directions = 2 if bidirectional else 1
     makes = make if isinstance(make, list) else [[make] * directions] * layers
-    keys = iter(jax.random.split(jax.random.key(0), 8))
-    types = {"dtype": dtype, "param_dtype": dtype}
+    rng = np.random.default_rng(0)
+
+    def drawn(make, *sizes):
+        """With random parameters; that of each cell's own start would be compiled one by one."""
+        types = {"dtype": dtype, "param_dtype": dtype}
+        graph, state = nnx.split(nnx.eval_shape(lambda: make(*sizes, rngs=nnx.Rngs(0), **types)))
+        return nnx.merge(graph, jax.tree.map(lambda a: normal(*a.shape, size=0.5), state))
+
+    def normal(*shape, size=1.0):
+        return jnp.asarray(size * rng.normal(size=shape), dtype)
+
     stack, width = [], I
-    for depth, layer in enumerate(makes):
-        seeds = range(10 * depth, 10 * depth + len(layer))
-        stack.append(
-            [
-                one(width, H, rngs=nnx.Rngs(seed), **types)
-                for one, seed in zip(layer, seeds, strict=True)
-            ]
-        )
+    for layer in makes:
+        stack.append([drawn(one, width, H) for one in layer])
         width = len(layer) * H
-    mask = jnp.arange(T)[:, None] < jnp.array([LENGTHS]) if masked else None
-    weights = jax.random.uniform(next(keys), (T, E), dtype)
+    mask = np.arange(T)[:, None] < np.array([LENGTHS]) if masked else None
+    weights = rng.uniform(size=(T, E)) * (1 if mask is None else mask)
     return Case(
         stack,
-        nnx.Linear(width, O, rngs=nnx.Rngs(100), **types),
-        jax.random.normal(next(keys), (T, E, I), dtype),
-        jax.random.normal(next(keys), (T, E, O), dtype),
-        weights if mask is None else weights * mask.astype(dtype),
-        mask,
+        drawn(nnx.Linear, width, O),
+        normal(T, E, I),
+        normal(T, E, O),
+        jnp.asarray(weights, dtype),
+        None if mask is None else jnp.asarray(mask),
         every,
     )
 

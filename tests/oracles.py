@@ -15,7 +15,10 @@ def as_float64(module: nnx.Module) -> nnx.Module:
     """A copy of a cell or model with float64 parameters, for use under ``jax.enable_x64``."""
     graph, state = nnx.split(module)
     wide = jax.tree.map(
-        lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, state
+        lambda a: (
+            jnp.asarray(np.asarray(a, np.float64)) if jnp.issubdtype(a.dtype, jnp.floating) else a
+        ),
+        state,
     )
     copy = nnx.merge(graph, wide)
     for _, node in nnx.iter_graph(copy):

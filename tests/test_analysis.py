@@ -109,7 +109,7 @@ def test_batch_first_and_time_first_agree():
 
 
 def test_targets_are_a_mean_squared_error():
-    cell = LSTM(I, H, rngs=nnx.Rngs(0))
+    cell = SimpleRNN(I, H, rngs=nnx.Rngs(0))
     last = jax.random.normal(jax.random.key(1), (B, H))
     every = jax.random.normal(jax.random.key(2), (B, T, H))
     pairs = [
@@ -117,8 +117,8 @@ def test_targets_are_a_mean_squared_error():
         (every, lambda y: jnp.mean(jnp.square(y - every), (1, 2))),
     ]
     for targets, loss in pairs:
-        one = gradlab.analyze(cell, inputs(), targets, probes=CHEAP)
-        two = gradlab.analyze(cell, inputs(), loss, probes=CHEAP)
+        one = gradlab.analyze(cell, inputs(), targets, probes=["adjoint"])
+        two = gradlab.analyze(cell, inputs(), loss, probes=["adjoint"])
         assert one.attrs["loss"] == pytest.approx(two.attrs["loss"], rel=1e-5)
         np.testing.assert_allclose(one["adj_h_log10"], two["adj_h_log10"], atol=1e-4)
 

@@ -23,6 +23,9 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     os.environ.setdefault("XLA_FLAGS", flags)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("NPROC", str(8 * (os.cpu_count() or 1)))  # as in gradlab.__main__
+# No array is stretched over a new axis, nor changed in type, unless the code says so.
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "agg"
 os.environ["SQLALCHEMY_SILENCE_UBER_WARNING"] = "1"  # optuna 2 is written for sqlalchemy 1.4

@@ -286,7 +286,7 @@ def test_truncated_to_k_steps_a_geometric_sum_keeps_one_minus_lambda_to_the_k():
         def kept(inputs):
             closeup = scalar_closeup(cell, inputs)
             lag = closeup.lag_in(0)
-            cuts = (lag > 0) & (lag % sizes == 0)
+            cuts = (lag > 0)[None] & (lag[None] % sizes == 0)
             name = "layers/0/0/u"
             return jax.vmap(closeup.truncated)([cuts])[name] / closeup.gradient[name]
 

@@ -204,7 +204,7 @@ def test_adjoint_equals_finite_differences():
             def step(carry, read):
                 t, x = read
                 carry, _ = cell(carry, x)
-                return carry._replace(h=carry.h + jnp.where(t == at, nudge, 0)), None
+                return carry._replace(h=carry.h + jnp.where(t == at, nudge[None], 0)), None
 
             start = cell.initialize_carry((1, width))
             carry, _ = jax.lax.scan(step, start, (jnp.arange(steps), inputs))
@@ -319,7 +319,7 @@ def test_bidirectional_layers_equal_two_unrolls_of_which_one_is_reversed():
 
     for mask in (None, jnp.arange(steps)[:, None] < jnp.array([[6, 4]])):
         real = jnp.ones((steps, batch), bool) if mask is None else mask
-        weight = weights * real[..., None]
+        weight = weights * real[..., None].astype(weights.dtype)
         want, deltas = by_hand((jnp.zeros((steps, batch, hidden)),) * 2, real, weight)
         value, _, _, norms = measure(
             [[forward, backward], [top]],
@@ -488,7 +488,8 @@ def test_fifty_tapped_steps_give_the_parameters_of_fifty_stock_flax_steps(make, 
         def update(params, opt_state, key):
             x = jax.random.normal(key, (steps, batch, width))
             grads = gradient(nnx.merge(graph, params), x)
-            updates, opt_state = optimizer.update(grads, opt_state)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+                updates, opt_state = optimizer.update(grads, opt_state)
             return optax.apply_updates(params, updates), opt_state
 
         opt_state = optimizer.init(params)

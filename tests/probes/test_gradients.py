@@ -409,7 +409,7 @@ def test_signal_to_noise_is_the_same_from_3000_steps_back_in_float32():
     signal, noise = math.sqrt(x.mean() ** 2 - x.var(ddof=1) / 3), x.std(ddof=1) / math.sqrt(batch)
     want = math.log10(signal / noise)
     np.testing.assert_allclose(got["long_range_snr_log10"], want, atol=1e-3)
-    assert got["noise_horizon"][0] == np.argmax(signal * 0.5 ** np.arange(steps) < noise)
+    assert float(got["noise_horizon"][0]) == np.argmax(signal * 0.5 ** np.arange(steps) < noise)
 
 
 def test_examples_that_agree_have_no_noise():

@@ -202,7 +202,9 @@ def descended(regularizer, cell, inputs, rate, steps):
 
     def one(_, carry):
         params, state = carry
-        updates, state = rule.update(gradient(params), state, params)
+        grads = gradient(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+            updates, state = rule.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     start = (params, rule.init(params))

@@ -1,10 +1,9 @@
 """The structure of the package in numbers: rooms, lines, import circles.
 
-    python scripts/structure.py                 of this checkout
-    python scripts/structure.py PATH/TO/src     of another one
+    python scripts/structure.py [PATH/TO/src]
 
-Lines are counted as code, docstring, comment or blank; a line that holds code and a comment is
-code. Circles are groups of modules that import one another, functions and type checking included.
+A line that holds code and a comment is code. Circles are groups of modules that import one another,
+within functions and for type checking included.
 """
 
 from __future__ import annotations
@@ -76,8 +75,9 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 def main(source: Path) -> None:
     """Print the structure of the packages in ``source``."""
     texts = {path.relative_to(source): path.read_text("utf-8") for path in source.rglob("*.py")}
-    names = {path: ".".join(path.with_suffix("").parts) for path in texts}
-    names = {path: name.removesuffix(".__init__") for path, name in names.items()}
+    if not texts:
+        sys.exit(f"no Python files in {source}")
+    names = {path: ".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in texts}
     modules = set(names.values())
     graph = {names[path]: imports_of(names[path], text, modules) for path, text in texts.items()}
     rooms: defaultdict[str, Counter[str]] = defaultdict(Counter)

@@ -59,6 +59,21 @@ def check(given, supplied=frozenset(), target=build, **how):
     check_arguments("task", target, given, supplied=set(supplied), **how)
 
 
+class OnlyByPosition(nnx.RNNCellBase):
+    def __init__(self, n_in, n_out, /, *, rngs: nnx.Rngs):
+        self.sizes = n_in, n_out
+
+
+class Anything(nnx.RNNCellBase):
+    def __init__(self, *sizes: int, rngs: nnx.Rngs):
+        self.sizes = sizes
+
+
+class Defaults(nnx.RNNCellBase):
+    def __init__(self, n_in: int = 1, n_out: int = 4, *, rngs: nnx.Rngs):
+        self.sizes = n_in, n_out
+
+
 class OtherNames(nnx.RNNCellBase):
     def __init__(self, n_in: int, n_out: int, width: int, *, rngs: nnx.Rngs):
         self.sizes = n_in, n_out, width
@@ -171,6 +186,9 @@ def test_wrong_arguments_of_the_other_parts_are_refused(target, given, key):
         (Own, {"width": 1, "parts": [{"_target_": "jax.numpy.tanh"}]}),
         (Passing, {"width": 1}),
         (OtherNames, {"width": 1}),
+        (OnlyByPosition, {}),
+        (Anything, {}),
+        (Defaults, {}),
     ],
 )
 def test_right_arguments_of_a_cell_pass(target, given):

@@ -27,7 +27,7 @@ _IN_WORDS = {
 }
 BY_POSITION = frozenset({"in_features", "hidden_features"})
 """The first arguments of a cell, which its class is free to call otherwise."""
-_REQUIRED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.empty)
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _LISTS = (tuple, list, collections.abc.Sequence)
 _UNIONS = (Union, types.UnionType)
 
@@ -84,10 +84,10 @@ def check_arguments(
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
     if supplied >= BY_POSITION and inspect.isclass(target):
-        first = list(named)[:2]
-        if all((named[n].kind, named[n].default) == _REQUIRED for n in first):
+        first = [name for name, p in parameters.items() if p.kind in _POSITIONAL][:2]
+        if len(first) == 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
             supplied = supplied - BY_POSITION | set(first)
-    if (lacking := sorted(supplied - named.keys())) and not takes_any:
+    if (lacking := sorted(supplied - parameters.keys())) and not takes_any:
         allowed = f"a class or function that takes {', '.join(sorted(supplied))}"
         hint = f"an argument {lacking[0]} in {_name(target)}"
         raise BadInput(f"{prefix}._target_", _name(target), allowed, hint)

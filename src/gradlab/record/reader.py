@@ -105,9 +105,9 @@ class Run:
             dataset = xarray.open_zarr(
                 folder, consolidated=True, zarr_format=3, chunks=None, create_default_indexes=False
             ).isel(step=slice(self.whole_rows))
-            dataset.coords.to_dataset().load()
             for name in dataset.dims:
                 dataset = dataset.set_xindex(str(name))
+            dataset = _with_lag(dataset)
         except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
             allowed = f"{readable} ({type(error).__name__}: {error})"
             raise BadInput("run", str(self.path), allowed) from None
@@ -223,6 +223,17 @@ def _read_info(path: Path) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise BadInput("run", str(path), f"a folder whose {INFO} holds a JSON object")
     return info
+
+
+def _with_lag(dataset: xarray.Dataset) -> xarray.Dataset:
+    """The dataset with a readable ``lag``: where its file is damaged it is ``t`` from its end."""
+    if "lag" not in dataset.coords:
+        return dataset
+    try:
+        return dataset.assign_coords(lag=dataset["lag"].load())
+    except Exception:  # noqa: BLE001  (whatever a damaged file leads to)
+        lag = dataset["lag"].copy(data=dataset["t"].values[::-1])
+        return dataset.assign_coords(lag=lag)
 
 
 def _check_arrays(run: Path, folder: Path) -> None:

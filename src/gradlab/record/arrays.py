@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,7 @@ class _Growing:
         number, place = divmod(self.chunk, self.chunks)
         path = self._path(number)
         if self.shard is None or self.shard.path != path:
+            os.stat(self.folder / "zarr.json")  # a folder that was removed is not made again
             self.shard = Shard(path, self.chunks, self.room)
         self.shard.write(place, self.codec.encode(self.block))
         self.stored, self.changed = True, False

@@ -19,10 +19,12 @@ from gradlab.record.arrays import consolidated
 from gradlab.record.base import Row, Status
 from gradlab.record.directory import ARRAYS, FORMAT, INFO
 from gradlab.record.lock import is_written
-from gradlab.record.shard import broken_chunks
+from gradlab.record.shard import broken_chunks, is_whole
 
 BLOCK = 256
 """Rows that :func:`recorded_rows` reads at once."""
+COORDINATE = 2**26
+"""Most bytes of the values of a coordinate."""
 _CODECS = {"bytes", "zstd", "vlen-utf8", "sharding_indexed"}
 _NO_STEPS = f"{ARRAYS}/step/c/0 is damaged: rows from 0 on"
 """Damage by which no row can be placed."""
@@ -183,14 +185,21 @@ def _damage(folder: Path) -> tuple[list[str], int | None]:
     damage = []
     for name, array in metadata.items():
         if array["codecs"][0]["name"] != "sharding_indexed":
-            if not folder.joinpath(name, "c", "0").exists() and array["shape"] != [0]:
-                damage.append(f"{folder.name}/{name}/c/0 is missing")
+            if array["shape"] != [0] and (lost := _lost(folder / name / "c" / "0")):
+                damage.append(f"{folder.name}/{name}/c/0 {lost}")
             continue
         for file, row in _broken(folder / name, array, rows):
             whole = min(whole, row)
             shown = file.relative_to(folder.parent)
             damage.append(f"{shown} is damaged: rows from {row} on, of {rows}, are lost")
     return damage, None if whole == rows else whole
+
+
+def _lost(file: Path) -> str:
+    """What has become of a coordinate's only chunk; empty if it is whole."""
+    if not file.exists():
+        return "is missing"
+    return "" if is_whole(file.read_bytes(), 0, COORDINATE) else "is damaged"
 
 
 def _broken(folder: Path, array: Mapping[str, Any], rows: int) -> Iterator[tuple[Path, int]]:

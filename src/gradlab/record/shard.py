@@ -191,24 +191,27 @@ def _is_same(path: Path, file: BinaryIO, index: np.ndarray) -> bool:
 
 
 def _broken(file: BinaryIO, index: np.ndarray, size: int) -> list[int]:
-    end, room = os.fstat(file.fileno()).st_size, np.empty(size, np.uint8)
-    broken = list(range(min(end // ENTRY, len(index)), len(index)))
+    """The chunks that do not lie in the file whole."""
+    end = os.fstat(file.fileno()).st_size
+    broken = set(range(min(end // ENTRY, len(index)), len(index)))
     for chunk, (offset, length) in enumerate(index.tolist()):
-        if offset != MISSING and not (
-            offset + length <= end and _decodes(file, offset, length, room)
-        ):
-            broken.append(chunk)
+        if offset == MISSING:
+            continue
+        if offset + length <= end:
+            file.seek(offset)
+            if is_whole(file.read(length), size, size):
+                continue
+        broken.add(chunk)
     return sorted(broken)
 
 
-def _decodes(file: BinaryIO, offset: int, length: int, room: np.ndarray) -> bool:
-    """Whether what lies there decodes to as much as there is room for."""
-    file.seek(offset)
-    content = file.read(length)
-    if decoded_size(content) != len(room):
+def is_whole(content: bytes, least: int, most: int) -> bool:
+    """Whether zstd can decode it, to a number of bytes in these limits."""
+    size = decoded_size(content)
+    if size is None or not least <= size <= most:
         return False
     try:
-        Zstd().decode(content, room)
+        Zstd().decode(content, np.empty(size, np.uint8))
     except (RuntimeError, ValueError):
         return False
     return True

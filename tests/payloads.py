@@ -149,7 +149,6 @@ PAYLOADS: dict[str, Payload] = {
     "quoted key": _one(lambda f, m: "trainer.regularizer._target_='os.system'"),
     "swept": _one(lambda f, m: f"trainer.regularizer=omega,{_system(m)}"),
     "chosen among": _one(lambda f, m: f"trainer.regularizer=choice({_system(m)},null)"),
-    "function where a class is due": _one(lambda f, m: "model.cell._target_=optax.adam"),
     # Flags, anywhere in the list.
     "rerun": Payload(lambda f, m: [f"--experimental-rerun={f}/config.pickle", "seed=0"]),
     "config folder": _one(lambda f, m: f"--config-dir={f}/conf"),
@@ -242,7 +241,7 @@ PAYLOADS: dict[str, Payload] = {
     "no text": Payload(lambda f, m: [{"_target_": "os.system"}, 3, None]),
     "no list": Payload(lambda f, m: {"model": "evil"}),  # type: ignore[arg-type, return-value]
     "thousands": Payload(lambda f, m: [f"+task.x{n}=0" for n in range(5000)]),
-    "megabytes": _one(lambda f, m: "record.wandb.notes=" + "a" * 3_000_000),
+    "megabytes": _one(lambda f, m: "record.wandb.notes=" + "a" * 200_000),
     "deep": _one(lambda f, m: "task.length=" + "[" * 3000 + "]" * 3000),
     "no setting": _one(lambda f, m: "just some words"),
     "unknown section": _one(lambda f, m: "+evil.key=3"),

@@ -16,11 +16,14 @@ SECTIONS = ("model", "task", "optimizer", "trainer", "probe", "record")
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A composed configuration as nested plain dicts.
+    """A composed configuration as nested plain dicts, with all of its sections.
 
     Raises:
-      BadInput: for a value that is missing, or that refers to one that does not exist.
+      BadInput: for a value that is missing, or that refers to one that does not exist; for a
+        section that is missing, or that there is none of.
     """
+    from gradlab.launch.check import check_keys
+
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -32,7 +35,10 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         allowed = "a value; none is given yet" if missing else exists
         raise BadInput(str(error.full_key), raw, allowed, f"{error.full_key}=VALUE") from None
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    config = {str(key): value for key, value in config.items()}
+    own = {"seed": int, "objective": str | list[str]}
+    check_keys("", config, own | dict.fromkeys(SECTIONS, dict))
+    return config
 
 
 def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequence[str] = ()):
@@ -58,8 +64,6 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     from gradlab.training.optimizer import Optimizer
     from gradlab.training.schedule import Schedule
 
-    own = {"seed": int, "objective": str | list[str]}
-    check_keys("", config, own | dict.fromkeys(SECTIONS, dict))
     model, record = config["model"], config["record"]
     sizes = {"hidden": int, "layers": int, "bidirectional": bool}
     check_keys("model", model, sizes | {"cell": dict})
@@ -120,7 +124,7 @@ def _regularizer(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         if name != "regularizer" and isinstance(node, dict) and "_target_" in node
     }
     for name, node in known.items():  # a slip in one that is not chosen is a slip, too
-        _check_node(f"trainer.{name}", node)
+        _check_node(f"trainer.{name}", node, kinds=(Regularizer,))
     settings = {name: node for name, node in trainer.items() if name not in known}
     chosen = settings.pop("regularizer", None)
     if chosen is None:
@@ -162,7 +166,7 @@ def _check_node(
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise BadInput(key, node, "a section with _target_: the dotted name of a class or function")
     target = _find(f"{key}._target_", node["_target_"])
-    if kinds and isinstance(target, type) and not issubclass(target, kinds):
+    if kinds and not (isinstance(target, type) and issubclass(target, kinds)):
         names = " or ".join(one.__qualname__ for one in kinds)
         raise BadInput(f"{key}._target_", node["_target_"], f"a subclass of {names}")
     given = {name: value for name, value in node.items() if not name.startswith("_")}

@@ -62,11 +62,12 @@ def prepare(cfg: DictConfig, folder: Path, name: str = "") -> Job:
     overrides = list(hydra_config.overrides.task)
     session.company.check(config)
     choices = {str(group): option for group, option in hydra_config.runtime.choices.items()}
-    experiment = build(config, choices, overrides)
     again = requeued() or session.has_begun(folder)
+    # Before anything is built, which imports what the configuration names.
     earlier = earlier_run(config, folder, again=again)
     if earlier is None and (folder / "run.json").exists():
         raise occupied("hydra.sweep.dir", folder)
+    experiment = build(config, choices, overrides)
     ended = None
     if earlier is not None and has_ended(earlier, config):
         print(f"{earlier.info['reason'] or earlier.status}: nothing left to do")

@@ -14,6 +14,11 @@ SHORTEST = 8
 """A value of fewer characters is no secret: it could be part of any word."""
 
 
+def is_secret(name: str) -> bool:
+    """Whether an environment variable of that name holds a secret."""
+    return SECRET.search(name) is not None
+
+
 def scrub(value: Any) -> Any:
     """``value``, a nest of dicts and lists, with every text in it as :func:`scrub_text` has it."""
     if isinstance(value, str):
@@ -28,7 +33,7 @@ def scrub(value: Any) -> Any:
 def scrub_text(text: str) -> str:
     """``text`` with ``~`` for the home folder and ``<NAME>`` for the value of a secret NAME."""
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= SHORTEST:
+        if is_secret(name) and len(value) >= SHORTEST:
             text = text.replace(value, f"<{name}>")
     home = str(Path.home())
     if len(home) > 1 and home in text:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from gradlab.errors import first_line
-from gradlab.launch.resume import KEY, quoted
+from gradlab.launch.resume import KEY, SWEEP, config_dir_of, quoted
 from gradlab.launch.session import shown
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ def _resuming(folder: Path) -> str:
     path = shown(folder)
     if not all(c.isalnum() or c in "/._-~:%+@" for c in path):  # Hydra's grammar wants quotes
         path = quoted(path)
-    return f"python -m gradlab -m {shlex.quote(f'{KEY}={path}')}"
+    given = config_dir_of(folder) if (folder / SWEEP).is_file() else ""
+    own = f"--config-dir {shlex.quote(given)} " if given else ""
+    return f"python -m gradlab -m {own}{shlex.quote(f'{KEY}={path}')}"
 
 
 def _print(console: Console, text: str, style: str = "") -> None:

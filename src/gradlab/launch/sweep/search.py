@@ -11,8 +11,10 @@ and their runs are resumed from their last checkpoints.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -30,7 +32,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial, TrialState
 
-from gradlab.errors import BadInput, at_least
+from gradlab.errors import BadInput, at_least, first_line
 from gradlab.launch.build import build, plain
 from gradlab.launch.check import check_keys
 from gradlab.launch.resume import FREE, SWEEP
@@ -43,6 +45,8 @@ SECTION = "hydra.sweeper"
 _SEARCH = "search"
 """The attribute of a study that says what it searches."""
 _MAY_CHANGE = tuple(key for key in FREE if key not in ("trainer.steps", "objective"))
+_STATE = "cma:optimizer"
+"""In the names of the attributes in which Optuna pickles the state of CMA-ES, in pieces."""
 _log = logging.getLogger(__name__)
 
 
@@ -167,6 +171,7 @@ class OptunaSearch(OptunaSweeperImpl):
             )
             study.set_user_attr(_SEARCH, wanted)
             return study
+        _check_states(study, self.folder)
         earlier = study.user_attrs.get(_SEARCH, wanted)
         for key in sorted({*wanted, *earlier}):
             if wanted.get(key) != earlier.get(key):
@@ -278,6 +283,35 @@ class OptunaSearch(OptunaSweeperImpl):
             found["solutions"] = [{"params": one.params, "values": one.values} for one in best]
         OmegaConf.save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
         print(f"search directory: {shown(self.folder)}")
+
+
+class _State(pickle.Unpickler):
+    """Reads a pickled state of CMA-ES, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """See ``pickle``."""
+        arrays = ("_reconstruct", "scalar", "ndarray", "dtype")
+        if module.startswith("numpy") and name in arrays:
+            return super().find_class(module, name)
+        if module.startswith("cmaes._") and name.endswith("CMA"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _check_states(study: optuna.Study, folder: Path) -> None:
+    """Refuse a study from which Optuna would unpickle anything but a state of CMA-ES."""
+    for trial in study.get_trials(deepcopy=False):
+        kept = {name: text for name, text in trial.system_attrs.items() if name.startswith(_STATE)}
+        if not kept:
+            continue
+        try:
+            pieces = [_STATE] if _STATE in kept else [f"{_STATE}:{n}" for n in range(len(kept))]
+            text = "".join(kept[name] for name in pieces)  # as Optuna does
+            _State(io.BytesIO(bytes.fromhex(text))).load()
+        except Exception as error:  # noqa: BLE001  (whatever hostile bytes lead to)
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            allowed = f"a folder whose study can be read; trial {trial.number}: {reason}"
+            raise BadInput("hydra.sweep.dir", str(folder), allowed) from None
 
 
 def _values(number: int, returned: JobReturn) -> list[float]:

@@ -102,7 +102,7 @@ def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False)
     run = _open(folder)
     if run.status == "running":
         raise BadInput(KEY, str(folder), "a run that has ended; this one is still going")
-    if run.status == "diverged" and asked != "auto":
+    if run.status == "diverged" and asked != "auto" and not run.left:
         allowed = f"a run that can go on; this one {run.info['reason']}"
         raise BadInput(KEY, str(folder), allowed, "a new run with other settings")
     _check_same(run.config, scrub(config))
@@ -110,7 +110,7 @@ def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False)
 
 
 def has_ended(run: Any, config: Mapping[str, Any]) -> bool:
-    """Whether there is nothing left to do for a run."""
+    """Whether there is nothing left to train for a run."""
     more = config["trainer"]["steps"] > run.config["trainer"]["steps"]
     return run.status == "diverged" or (run.status == "finished" and not more)
 

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,13 @@ class RunDirectory:
             raise self._cannot(error) from error
         self._flushed = time.monotonic()
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Outcome, left: Sequence[str] = ()) -> None:
         """Write the remaining rows, then the outcome into ``run.json``.
+
+        Args:
+          outcome: of the run.
+          left: what is still to be made of the run, see docs/run_directory.md. If there is any the
+            folder stays this process's own, for :meth:`done`, until :meth:`release`.
 
         Raises:
           CannotRecord: if rows could not be written; ``run.json`` then says so, if it still can.
@@ -146,23 +151,61 @@ class RunDirectory:
             "timings": timings,
             "summary": outcome.summary,
             "verdict": outcome.verdict,
+            "left": list(left),
         }
+        safe = False
+        try:
+            self._write_last_words(failure)
+            if failure is not None:
+                raise failure
+            safe = True
+        finally:
+            if not (safe and left):
+                self.release()
+
+    def reopen(self) -> None:
+        """Take the folder of a run that has ended, to do what is left of it.
+
+        Raises:
+          BadInput: if somebody else is doing that.
+          CannotRecord: if it cannot be read, or written to.
+        """
+        try:
+            self._lock.acquire()
+            self._info = json.loads((self.path / INFO).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self.release()
+            raise self._cannot(error) from error
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What is left to do of a run that has ended; nothing that this process may not do."""
+        return left_of(self._info) if self._lock.file is not None else ()
+
+    def done(self, part: str) -> None:
+        """Take ``part`` out of what is left.
+
+        Raises:
+          CannotRecord: if ``run.json`` cannot be written.
+        """
+        if part in self.left:
+            self._info["left"] = [other for other in self.left if other != part]
+            self._write_last_words()
+
+    def release(self) -> None:
+        """Let others write to the folder."""
+        self._lock.release()
+
+    def _write_last_words(self, failure: CannotRecord | None = None) -> None:
+        """Write ``run.json``, on a full disk into the lock's reserve, which is there for that."""
         try:
             self._write_info()
         except OSError:
-            self._last_words(failure)
-        finally:
-            self._lock.release()
-        if failure is not None:
-            raise failure
-
-    def _last_words(self, failure: CannotRecord | None) -> None:
-        """Write ``run.json`` on a full disk: that is what the lock's reserve is for."""
-        self._lock.free_reserve()
-        try:
-            self._write_info()
-        except OSError as error:
-            raise (failure or self._cannot(error)) from error
+            self._lock.free_reserve()
+            try:
+                self._write_info()
+            except OSError as error:
+                raise (failure or self._cannot(error)) from error
 
     def _earlier(self) -> dict[str, Any]:
         """What ``run.json`` keeps of the processes before this one."""
@@ -177,8 +220,14 @@ class RunDirectory:
         text = json.dumps(info, indent=2, allow_nan=False, ensure_ascii=False)
         replace(self.path / INFO, text.encode())
 
-    def _cannot(self, error: OSError) -> CannotRecord:
-        return CannotRecord(str(self.path), error.strerror or str(error))
+    def _cannot(self, error: OSError | ValueError) -> CannotRecord:
+        return CannotRecord(str(self.path), getattr(error, "strerror", None) or str(error))
+
+
+def left_of(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is left to do of a run, by its ``run.json``; older ones do not say."""
+    left = info.get("left")
+    return tuple(one for one in left if isinstance(one, str)) if isinstance(left, list) else ()
 
 
 def plain(value: Any) -> Any:
@@ -212,6 +261,7 @@ def _first_info(description: Description) -> dict[str, Any]:
         "timings": {},
         "summary": {},
         "verdict": [],
+        "left": [],
         "devices": facts.pop("devices", []),
         "overrides": facts.pop("overrides", []),
         "facts": facts,

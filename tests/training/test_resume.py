@@ -106,7 +106,7 @@ def killed_at(monkeypatch):
     return kill_at
 
 
-def _gone(directory, _):
+def _gone(directory, *_):
     directory._lock.release()
 
 

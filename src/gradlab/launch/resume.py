@@ -33,8 +33,8 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     PATH is the folder of a sweep, it is launched again, as it was; its jobs are resumed or begin,
     and those that have finished end at once.
     ``trainer.resume=auto`` does so with the newest run in ``outputs/`` that the same overrides
-    left unfinished, unless ``hydra.run.dir`` says where to look, or it is a sweep; if there is
-    none, the run begins.
+    left unfinished or without figures, unless ``hydra.run.dir`` says where to look, or it is a
+    sweep; if there is none, the run begins.
 
     Raises:
       BadInput: if PATH is not a run, or is given for a sweep or together with a folder.
@@ -163,6 +163,7 @@ def _recorded_sweep(folder: Path) -> tuple[list[str], str]:
 
 
 def _left_unfinished(root: Path, arguments: Sequence[str]) -> Path | None:
+    from gradlab.record.lock import is_written
     from gradlab.record.private import scrub
     from gradlab.record.reader import open_run
 
@@ -176,6 +177,7 @@ def _left_unfinished(root: Path, arguments: Sequence[str]) -> Path | None:
         except BadInput:
             continue
         unfinished = run.status in ("killed", "interrupted", "crashed")
+        unfinished |= bool(run.left) and not is_written(info.parent)
         if unfinished and asked(run.info.get("overrides", [])) == wanted:
             return info.parent
     return None

@@ -21,8 +21,8 @@ from gradlab.record.finish import complete, finish, told
 from gradlab.record.keys import Keys
 from gradlab.record.reader import open_run
 from tests import ROOT
+from tests.record.made import made_of
 from tests.record.synthetic import describe, finished, make_row
-from tests.record.wandb_file import load
 
 DESCRIPTION = dataclasses.replace(describe(T=12, steps=40), id="abcdefgh")
 LEFT = ["figures", "wandb", "tensorboard"]
@@ -246,49 +246,13 @@ def killed_and_finished(recorded: Path, place: Path, shares: list[float] | None)
     assert done.returncode == 0, done.stderr
     whole = made_of(place / "whole")
     assert set(whole["figures"]) >= {"forget_product.png", "loss.png"}
-    assert [row["train_step"] for row in whole["history"]] == [0, 10, 20, 30]
-    assert whole["exit"] == 0
+    assert [row["train_step"] for row in whole["rows on W&B"]] == [0, 10, 20, 30]
+    assert whole["exit on W&B"] == 0
     folders = sorted(place.glob("killed *"))
     assert len(folders) == len(shares) if shares else len(folders) > 15
     for folder in folders:
         assert open_run(folder).left == ()
         assert made_of(folder) == whole, folder.name
-
-
-def made_of(folder: Path) -> dict:
-    """All that is made of a run when it has ended."""
-    (file,) = folder.glob("wandb/*/run-*.wandb")  # that of the killed process is gone
-    kept = load(file)
-    rows = [
-        {k: v for k, v in row.items() if not k.startswith("_") and not isinstance(v, dict)}
-        for row in kept["history"]
-    ]
-    pictures = {p.name: p.read_bytes() for p in (folder / "figures").iterdir()}
-    summary = {k: v for k, v in kept["summary"].items() if isinstance(v, float | str)}
-    media = {k for row in kept["history"] for k, v in row.items() if isinstance(v, dict)}
-    (events,) = (folder / "tensorboard").iterdir()
-    return {
-        "figures": pictures,
-        "history": rows,
-        "media": media,
-        "summary": {k: v for k, v in summary.items() if not k.startswith("_")},
-        "exit": kept["exit"],
-        "id": kept["run"].run_id,
-        "points": points(events),
-    }
-
-
-def points(events: Path) -> list[tuple]:
-    """``(tag, step, value)`` of what TensorBoard shows as lines."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found, data = [], events.read_bytes()
-    while data:
-        size = int.from_bytes(data[:8], "little")
-        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
-        values = event.summary.value
-        found += [(one.tag, event.step, one.simple_value) for one in values if not one.image.width]
-    return found
 
 
 def test_a_kill_on_the_way_loses_nothing(recorded, tmp_path):

@@ -26,6 +26,7 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT / "src"),
+        "TMPDIR": str(folder.parent),  # a killed process leaves something there
         MARK: str(folder),
     }
     inherited = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}

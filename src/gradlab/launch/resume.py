@@ -35,8 +35,8 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     PATH is the folder of a sweep, it is launched again, as it was; its jobs are resumed or begin,
     and those that have finished end at once.
     ``trainer.resume=auto`` does so with the newest run in ``outputs/`` that the same overrides
-    left unfinished, unless ``hydra.run.dir`` says where to look, or it is a sweep; if there is
-    none, the run begins.
+    left unfinished or without figures, unless ``hydra.run.dir`` says where to look, or it is a
+    sweep; if there is none, the run begins.
 
     Raises:
       BadInput: if PATH is not a run, or is given for a sweep or together with a folder.
@@ -106,7 +106,7 @@ def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False)
     run = _open(folder)
     if run.status == "running":
         raise BadInput(KEY, str(folder), "a run that has ended; this one is still going")
-    if run.status == "diverged" and asked != "auto":
+    if run.status == "diverged" and asked != "auto" and not run.left:
         allowed = f"a run that can be resumed; this one {run.info['reason']}"
         raise BadInput(KEY, str(folder), allowed, "a new run with other settings")
     _check_same(run.config, scrub(config), folder)
@@ -114,7 +114,7 @@ def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False)
 
 
 def has_ended(run: Any, config: Mapping[str, Any]) -> bool:
-    """Whether there is nothing left to do for a run."""
+    """Whether there is nothing left to train for a run."""
     more = config["trainer"]["steps"] > run.config["trainer"]["steps"]
     return run.status == "diverged" or (run.status == "finished" and not more)
 
@@ -188,6 +188,7 @@ def _recorded_sweep(folder: Path) -> dict[str, Any]:
 
 
 def _left_unfinished(root: Path, arguments: Sequence[str]) -> Path | None:
+    from gradlab.record.lock import is_written
     from gradlab.record.private import scrub
     from gradlab.record.reader import open_run
 
@@ -201,7 +202,9 @@ def _left_unfinished(root: Path, arguments: Sequence[str]) -> Path | None:
             said = as_texts(run.info.get("overrides", []), info.parent)
         except BadInput:
             continue
-        if run.status in ("killed", "interrupted", "crashed") and asked(said) == wanted:
+        unfinished = run.status in ("killed", "interrupted", "crashed")
+        unfinished |= bool(run.left) and not is_written(info.parent)
+        if unfinished and asked(said) == wanted:
             return info.parent
     return None
 

@@ -69,8 +69,8 @@ class Session:
         self.refused.append(name)
         return float("nan")
 
-    def fail_job(self, name: str, error: CannotRecord) -> None:
-        """Say that a job of a sweep could not be recorded, and let its siblings go on."""
+    def fail_job(self, name: str, error: BadInput | CannotRecord) -> None:
+        """Say that a job of a sweep could not be recorded; let its siblings go on."""
         print(f"gradlab: {name}: {error}", file=sys.stderr)
         self.failed.append(name)
 

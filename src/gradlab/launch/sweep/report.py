@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from gradlab.compare.jobs import ENDED
 from gradlab.errors import first_line
 from gradlab.launch.resume import KEY, SWEEP, config_dir_of, quoted
 from gradlab.launch.session import shown
@@ -75,10 +76,13 @@ def _report(
         written.append(write(recorded(runs), folder / NAME))
     if failed or refused:
         _failures(runs, refused, console)
+    unmade = _unmade(runs, console)
     unfinished = [run for run in failed if run.status in UNFINISHED]
-    if unfinished and len(runs) > 1:
+    if unmade or (unfinished and len(runs) > 1):
         count = "one" if len(unfinished) == 1 else len(unfinished)
-        _print(console, f"\nto go on with the {count} unfinished:")
+        aims = [f"go on with the {count} unfinished"] if unfinished else []
+        aims += ["make what is left"] if unmade else []
+        _print(console, f"\nto {' and '.join(aims)}:")
         _print(console, f"  {_resuming(folder)}", style="bold")
     if written:
         _print(console, "")
@@ -147,13 +151,36 @@ def _failures(runs: Sequence[Entry], refused: Sequence[str], console: Console) -
     lines = [f"{name}: refused, see above" for name in refused]
     for index, run in enumerate(runs):
         if run.status != "finished":
-            name = run.name if run.number is None else run.number
-            lines.append(f"job {name}{_settings(run, differ, index)}: {_ending(run)}")
-    _print(console, "\nnot finished:", style="bold")
+            lines.append(f"{_job(run, differ, index)}: {_ending(run)}")
+    _listed("not finished", lines, console)
+
+
+def _unmade(runs: Sequence[Entry], console: Console) -> bool:
+    """Name the runs that ended and whose figures, for one, were never made; whether there are."""
+    from gradlab.compare.runs import settings_that_differ
+    from gradlab.record.directory import left_of
+    from gradlab.record.finish import in_words
+
+    ended = [(i, left_of(run.info)) for i, run in enumerate(runs) if run.status in ENDED]
+    if not any(left for _, left in ended):
+        return False
+    differ = settings_that_differ(runs)
+    lines = [f"{_job(runs[i], differ, i)}: {in_words(left)}" for i, left in ended if left]
+    _listed("left to do", lines, console)
+    return True
+
+
+def _listed(heading: str, lines: Sequence[str], console: Console) -> None:
+    _print(console, f"\n{heading}:", style="bold")
     for line in lines[:MOST_NAMED]:
         _print(console, f"  {line}", style="red")
     if (more := len(lines) - MOST_NAMED) > 0:
         _print(console, f"  and {more} more")
+
+
+def _job(run: Entry, differ: Mapping[str, Sequence[Any]], index: int) -> str:
+    name = run.name if run.number is None else run.number
+    return f"job {name}{_settings(run, differ, index)}"
 
 
 def _settings(run: Entry, differ: Mapping[str, Sequence[Any]], index: int) -> str:

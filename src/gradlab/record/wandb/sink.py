@@ -60,6 +60,8 @@ class WandbSink:
       BadInput: ``finish_timeout`` is too short.
     """
 
+    part = "wandb"
+
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -88,10 +90,15 @@ class WandbSink:
         self._options = Options(self.directory, mode, labels, finish_timeout, arrays, code, chart)
         self._sender: Sender | None = None
 
+    @property
+    def complete(self) -> bool:
+        """After :meth:`close`: whether W&B has everything, in its file or on its server."""
+        return self._sender is None or self._sender.complete
+
     def how_to_see(self) -> str:
         """How to look at the run: its page, or the command that uploads it; empty if disabled.
 
-        Known when W&B has started; final after :meth:`close`.
+        Known when W&B has started; final after :meth:`close`, and empty if W&B's copy has no row.
         """
         return self._sender.where if self._sender else ""
 

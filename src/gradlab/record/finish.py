@@ -12,6 +12,7 @@ from typing import Any, Self
 from gradlab.errors import CannotRecord
 from gradlab.record.base import Description, Outcome, Sink
 from gradlab.record.figures import draw
+from gradlab.record.output import protect
 from gradlab.record.reader import Run, open_run, recorded_rows
 from gradlab.record.sinks import Guarded, sinks_of
 
@@ -111,7 +112,10 @@ def _prepare() -> None:
 
     import matplotlib
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    for name in ("SIGINT", "SIGHUP"):  # they are for the process that trains
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
+    protect()
     logging.basicConfig(format="gradlab: %(message)s")
     matplotlib.use("agg")
     import matplotlib.figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,14 @@ from typing import Any, TextIO, TypeVar
 from gradlab.record.private import hide
 
 T = TypeVar("T")
+
+
+class _Nowhere(io.TextIOBase):
+    """Where nothing is shown."""
+
+    def write(self, text: str) -> int:
+        """See ``io``."""
+        return len(text)
 
 
 class Shown:
@@ -23,7 +32,7 @@ class Shown:
     """
 
     def __init__(self, stream: TextIO | None):
-        self._stream = stream or _nowhere()
+        self._stream = stream or _Nowhere()
 
     def write(self, text: str) -> int:
         """See ``io``."""
@@ -62,7 +71,7 @@ class Shown:
         except BlockingIOError:  # its reader is too slow; what comes later may find room
             return otherwise
         except (OSError, ValueError):  # of one that was closed it is a ValueError
-            self._stream = _nowhere()
+            self._stream = _Nowhere()
             return otherwise
 
 
@@ -76,7 +85,3 @@ def protect() -> None:
     for name in ("stdout", "stderr"):
         if not isinstance(stream := getattr(sys, name), Shown):
             setattr(sys, name, Shown(stream))
-
-
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")

@@ -25,15 +25,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple

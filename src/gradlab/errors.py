@@ -21,9 +21,9 @@ class BadInput(Exception):
     def __init__(self, key: str, given: object, allowed: str, hint: str = ""):
         self.key, self.given, self.allowed, self.hint = key, given, allowed, hint
         shown = "nothing (null)" if given is None else repr(given)
-        lines = [f"{key}: got {shown}", f"  allowed: {allowed}"]
+        lines = [f"{visible(key)}: got {shown}", f"  allowed: {visible_lines(allowed)}"]
         if hint:
-            lines.append(f"  try: {hint}")
+            lines.append(f"  try: {visible_lines(hint)}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self):
@@ -42,11 +42,12 @@ class CannotRecord(Exception):
 
     def __init__(self, folder: str, reason: str, *, lost: bool = False):
         self.folder, self.reason, self.lost = folder, reason, lost
+        place = visible(folder)
         kept = (
             "  what was recorded before can be read; when it can be written to, resume it by\n"
-            f"  trainer.resume={folder}"
+            f"  trainer.resume={place}"
         )
-        said = [f"cannot record to {folder}: {reason}", *([] if lost else [kept])]
+        said = [f"cannot record to {place}: {visible(reason)}", *([] if lost else [kept])]
         super().__init__("\n".join(said))
 
     def __reduce__(self):
@@ -69,8 +70,20 @@ class LostPeer(Exception):
 
 
 def first_line(error: object) -> str:
-    """The first line of what an error says; empty if it says nothing."""
-    return (str(error).strip().splitlines() or [""])[0]
+    """The first line of what an error says, fit to be shown; empty if it says nothing."""
+    return visible((str(error).strip().splitlines() or [""])[0])
+
+
+def visible(text: object) -> str:
+    r"""``text`` as one line that does nothing to a terminal: ``\x1b`` for an escape, ``\n`` …"""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
+def visible_lines(text: object, indent: str = "    ") -> str:
+    """The same, with line breaks kept; the lines after the first begin with ``indent``."""
+    return f"\n{indent}".join(map(visible, str(text).split("\n")))
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, visible, visible_lines
+from gradlab.record.output import protect
 
 if TYPE_CHECKING:
     from gradlab.compare.recorded import Recorded
@@ -21,13 +22,14 @@ DIR is a run directory, the folder of a sweep, or a folder with any mix of them.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code. Bad input is one message and code 2."""
+    protect()
     try:
         return _command(_parser().parse_args(arguments))
     except BadInput as error:
-        print(f"gradlab.compare: {error}", file=sys.stderr)
+        _tell(error)
         return 2
     except OSError as error:
-        print(f"gradlab.compare: {error}", file=sys.stderr)
+        _tell(error)
         return 1
 
 
@@ -85,7 +87,7 @@ def _once(given: argparse.Namespace, folders: Sequence[Path]) -> int:
     if out.is_dir():
         raise BadInput("--out", str(out), "a file", str(out / NAME))
     found = recorded(runs)
-    print(f"page: {write(found, out)}")
+    print(f"page: {visible(write(found, out))}")
     if given.figures:
         _figures(found, Path(given.figures))
     return _report(found, out.parent) if given.wandb else 0
@@ -96,7 +98,7 @@ def _figures(runs: Sequence[Recorded], folder: Path) -> None:
 
     written = draw(runs, folder)
     figures = ", ".join(path.stem for path in written if path.suffix == ".csv")
-    print(f"figures: {folder} ({figures or 'none: nothing was recorded that they show'})")
+    print(f"figures: {visible(folder)} ({figures or 'none: nothing was recorded that they show'})")
 
 
 def _report(runs: Sequence[Recorded], folder: Path) -> int:
@@ -107,10 +109,14 @@ def _report(runs: Sequence[Recorded], folder: Path) -> int:
     try:
         published = publish(runs, headline(runs), folder)
     except NotSent as error:
-        print(f"gradlab.compare: {error}", file=sys.stderr)
+        _tell(error)
         return 1
-    print(*published.words, sep="\n")
+    print(*map(visible, published.words), sep="\n")
     return 0
+
+
+def _tell(error: Exception) -> None:
+    print(f"gradlab.compare: {visible_lines(error, indent='')}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -66,9 +67,18 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         given = next((a for a in arguments if a.startswith("=")), " ".join(arguments))
         return str(_bad_syntax(given, "no key before the ="))
     if isinstance(error, OSError):
-        return f"the run directory cannot be made\n  {text}"
+        key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(arguments) else "hydra.run.dir"
+        hint = f"try: {key}=FOLDER, where there is none yet and one can be made"
+        return f"the run directory cannot be made\n  {why(error)}\n  {hint}"
     lines = [line for line in text.splitlines() if line.strip()]
     return "\n  ".join(["the configuration cannot be composed", *lines[:12]])
+
+
+def why(error: OSError) -> str:
+    """What the system said, and of which path."""
+    if error.filename is None:
+        return error.strerror or str(error)
+    return f"{error.strerror}: {os.path.abspath(error.filename)}"
 
 
 def _bad_syntax(override: str, text: str) -> BadInput:

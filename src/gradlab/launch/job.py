@@ -14,10 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from gradlab.errors import visible
 from gradlab.launch.build import build, plain
 from gradlab.launch.objective import Worth, lacking, objective_of
 from gradlab.launch.resume import earlier_run, has_ended, requeued
-from gradlab.launch.session import occupied, session, shown
+from gradlab.launch.session import occupied, session, shown, tell
 
 if TYPE_CHECKING:
     from gradlab.experiment import Experiment
@@ -76,7 +77,7 @@ def prepare(cfg: DictConfig, folder: Path, name: str = "") -> Job:
 
         left = [part for part in earlier.left if part in parts_of(config["record"])]
         what = f"{in_words(left)} left to do" if left else "nothing left to do"
-        print(f"{earlier.info['reason'] or earlier.status}: {what}")
+        print(f"{visible(earlier.info['reason'] or earlier.status)}: {what}")
         print(f"run directory: {shown(folder)}")
         ended = earlier.summary
     parts = {"config": config, "choices": choices, "overrides": overrides}
@@ -134,7 +135,7 @@ def worth(job: Job, figures: Mapping[str, Any]) -> Worth:
     wanted = job.experiment.config["objective"]
     message = lacking(wanted, figures)
     if message and figures["status"] == "finished":
-        print(f"gradlab: {message}", file=sys.stderr)
+        tell(message)
     return objective_of(wanted, figures)
 
 

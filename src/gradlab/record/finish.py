@@ -18,6 +18,7 @@ from gradlab.errors import BadInput, CannotRecord, first_line
 from gradlab.record import figures
 from gradlab.record.base import Description, Outcome, Sink, Variable
 from gradlab.record.directory import RunDirectory
+from gradlab.record.output import protect
 from gradlab.record.reader import Run, open_run, recorded_rows
 from gradlab.record.sinks import Guarded, sinks_of
 from gradlab.record.wandb.sink import WandbSink
@@ -227,7 +228,10 @@ def _prepare() -> None:
     import matplotlib
 
     threading.Thread(target=_end_with_parent, name="gradlab-parent", daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    for name in ("SIGINT", "SIGHUP"):  # they are for the process that trains
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
+    protect()
     logging.basicConfig(format="gradlab: %(message)s")
     matplotlib.use("agg")
     import matplotlib.figure

@@ -11,7 +11,9 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from gradlab.errors import visible
 from gradlab.launch.session import session
+from gradlab.record.private import scrub_text
 
 
 def planned(config: DictConfig) -> list[list[str]] | None:
@@ -56,7 +58,8 @@ def name_of(
         own = [str(one) for one in OmegaConf.load(said)]
     else:
         return name
-    return f"{name} ({' '.join(one for one in own if one not in shared)})"
+    said = " ".join(one for one in own if one not in shared)
+    return f"{name} ({visible(scrub_text(said))})"
 
 
 def name_of_job() -> str:

@@ -37,9 +37,10 @@ from gradlab.launch.build import build, plain
 from gradlab.launch.check import check_keys
 from gradlab.launch.resume import FREE, SWEEP
 from gradlab.launch.resume import KEY as RESUME
-from gradlab.launch.session import session, shown
+from gradlab.launch.saved import save
+from gradlab.launch.session import session, shown, tell
 from gradlab.record.lock import Lock
-from gradlab.record.private import scrub, scrub_file
+from gradlab.record.private import scrub
 
 SECTION = "hydra.sweeper"
 _SEARCH = "search"
@@ -109,8 +110,7 @@ class OptunaSearch(OptunaSweeperImpl):
             raise BadInput("hydra.sweep.dir", str(self.folder), allowed, error.hint) from None
         try:
             self.study = self._open_study()
-            OmegaConf.save(self.config, self.folder / SWEEP)  # as Hydra does, to be resumed by
-            scrub_file(self.folder / SWEEP)
+            save(self.config, self.folder / SWEEP)  # as Hydra does, to be resumed by
             while trials := self._next_batch():
                 self._launch(trials)
             self._report()
@@ -270,7 +270,7 @@ class OptunaSearch(OptunaSweeperImpl):
         total, done = len(self.study.get_trials(deepcopy=False)), self._completed()
         print(f"\nsearch {self.study_name}: {total} trials, {total - done} of them failed")
         if not done:
-            print("gradlab: no trial of the search has a result", file=sys.stderr)
+            tell("no trial of the search has a result")
             sys.exit(1)
         best = [self.study.best_trial] if len(self.names) == 1 else self.study.best_trials
         for trial in best:
@@ -281,7 +281,7 @@ class OptunaSearch(OptunaSweeperImpl):
             found |= {"best_params": best[0].params, "best_value": best[0].value}
         else:
             found["solutions"] = [{"params": one.params, "values": one.values} for one in best]
-        OmegaConf.save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
+        save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
         print(f"search directory: {shown(self.folder)}")
 
 

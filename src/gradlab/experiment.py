@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from gradlab.errors import BadInput, at_least
+from gradlab.errors import BadInput, cannot_be, whole_number
 from gradlab.model import MakeCell, SequenceModel
 from gradlab.probes.base import Probe
 from gradlab.regularizers.base import Regularizer
@@ -70,17 +70,7 @@ def build_steps(experiment: Experiment) -> Steps:
     """
     task, lengths = experiment.task, experiment.trainer.test_lengths
     test_tasks = {length: at_length(task, length, "trainer.test_lengths") for length in lengths}
-    model = SequenceModel(
-        experiment.make_cell,
-        features=task.features,
-        symbols=task.symbols,
-        hidden=experiment.hidden,
-        layers=experiment.layers,
-        outputs=task.outputs,
-        readout=task.readout,
-        bidirectional=experiment.bidirectional,
-        rngs=nnx.Rngs(experiment.seed),
-    )
+    model = _model(experiment)
     steps = Steps(
         model,
         task,
@@ -97,6 +87,31 @@ def build_steps(experiment: Experiment) -> Steps:
     return steps
 
 
+def _model(experiment: Experiment) -> SequenceModel:
+    """The model, untrained.
+
+    Raises:
+      BadInput: for a cell that cannot be made, with what it says itself.
+    """
+    task = experiment.task
+    try:
+        return SequenceModel(
+            experiment.make_cell,
+            features=task.features,
+            symbols=task.symbols,
+            hidden=experiment.hidden,
+            layers=experiment.layers,
+            outputs=task.outputs,
+            readout=task.readout,
+            bidirectional=experiment.bidirectional,
+            rngs=nnx.Rngs(experiment.seed),
+        )
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput("model.cell", experiment.model_name, cannot_be(error)) from error
+
+
 def _check_regularizer(steps: Steps, regularizer: Regularizer | None) -> None:
     if regularizer is not None:
         state = steps.start(jax.random.key(0))
@@ -110,10 +125,7 @@ def check_experiment(experiment: Experiment) -> None:
     Raises:
       BadInput: naming the key.
     """
-    for key in ("hidden", "layers"):
-        value = getattr(experiment, key)
-        if value < 1:
-            raise BadInput(f"model.{key}", value, "a whole number of at least 1")
-    at_least("probe.examples", experiment.close_examples, 1)
-    if not 0 <= experiment.seed < 2**32:
-        raise BadInput("seed", experiment.seed, f"a whole number from 0 to {2**32 - 1}")
+    whole_number("model.hidden", experiment.hidden, 1)
+    whole_number("model.layers", experiment.layers, 1)
+    whole_number("probe.examples", experiment.close_examples, 1)
+    whole_number("seed", experiment.seed, 0, 2**32 - 1)

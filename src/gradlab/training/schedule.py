@@ -37,6 +37,11 @@ class Schedule:
         if self.per_decade is not None:
             whole_number(other, self.per_decade, 1, 1000)
 
+    def most(self, total: int) -> int:
+        """At most how many :meth:`steps` there are, without making them."""
+        evenly = 0 if self.every is None else -(-total // self.every)
+        return evenly + (self.per_decade or 0) * len(str(total)) + 1
+
     def steps(self, total: int) -> set[int]:
         """The steps below ``total`` at which it is due, the last step always among them."""
         due = {total - 1}

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from tests import ROOT
 from tests.small import QUIET
 
-SECONDS = 60
+SECONDS =  60
 """A line that takes longer hangs."""
 MEMORY = 12 * 2**30
 """Bytes of addresses that a line may have."""

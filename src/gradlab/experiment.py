@@ -18,7 +18,7 @@ from gradlab.probes.base import CloseProbe, Probe
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Generated, Task, at_length
 from gradlab.training.loop import Trainer
-from gradlab.training.memory import Need, check_memory
+from gradlab.training.memory import Need, check_memory, fits
 from gradlab.training.mesh import DataMesh, mesh_of
 from gradlab.training.optimizer import Optimizer
 from gradlab.training.schedule import Schedule
@@ -75,7 +75,7 @@ def build_steps(experiment: Experiment) -> Steps:
     task, lengths = experiment.task, experiment.trainer.test_lengths
     test_tasks = {length: at_length(task, length, "trainer.test_lengths") for length in lengths}
     mesh = mesh_of(experiment.trainer.mesh, experiment.trainer.batch)
-    check_memory(_needs(experiment, mesh), jax.local_devices()[0])
+    _check_memory(experiment, mesh)
     model = _model(experiment)
     steps = Steps(
         model,
@@ -122,11 +122,27 @@ ROW = 100
 """Bytes that a recorded row takes at least while its step is to come."""
 
 
-def _needs(experiment: Experiment, mesh: DataMesh) -> list[Need]:
-    """The least that a run holds at one time, without what the compiler adds."""
+def _check_memory(experiment: Experiment, mesh: DataMesh) -> None:
+    """Refuse with :class:`BadInput` what cannot fit."""
+    device, hidden = jax.local_devices()[0], experiment.hidden
+    width = experiment.task.symbols or experiment.task.features
+    # More than any cell has; only where that is too much is it worth the time to look closely.
+    ample = 100 * experiment.layers * hidden * (hidden + width), 8 * hidden
+    if not fits(_needs(experiment, mesh, *ample), device):
+        check_memory(_needs(experiment, mesh, *_sizes(experiment)), device)
+
+
+def _needs(experiment: Experiment, mesh: DataMesh, parameters: int, state: int) -> list[Need]:
+    """The least that a run holds at one time, without what the compiler adds.
+
+    Args:
+      experiment: its parts.
+      mesh: of its devices.
+      parameters: how many the model has.
+      state: the size of the state of a layer.
+    """
     task, trainer = experiment.task, experiment.trainer
     length, width, hidden = task.length, task.symbols or task.features, experiment.hidden
-    parameters, state = _sizes(experiment)
     directions = experiment.layers * (2 if experiment.bidirectional else 1)
     step = width + directions * hidden
     # On a host its devices share one memory; elsewhere each has its own.
@@ -152,10 +168,12 @@ def _needs(experiment: Experiment, mesh: DataMesh) -> list[Need]:
         ),
     ]
     if isinstance(task, Generated):
-        held_out = 2 * 4 * length * task.held_out_examples * width
-        key = "task.held_out_examples" if task.held_out_examples > length else "task.length"
-        given = max(task.held_out_examples, length)
-        needs.append(Need(held_out, key, given, "the examples held out"))
+        longest, many = max(length, *trainer.test_lengths, 1), task.held_out_examples
+        key, given = "task.held_out_examples", many
+        if longest > many:
+            key = "task.length" if longest == length else "trainer.test_lengths"
+            given = longest
+        needs.append(Need(8 * longest * many * width, key, given, "the examples held out"))
     close = [p.examples for p in experiment.probes.values() if isinstance(p, CloseProbe)]
     examples = min(max(close, default=0), experiment.close_examples, trainer.batch)
     key = "task.length" if length > hidden else "model.hidden"

@@ -66,6 +66,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     switches = dict.fromkeys(("tensorboard", "figures", "terminal"), bool)
     check_keys("record", record, {"wandb": dict, **switches})
     check_arguments("record.wandb", WandbSink, record["wandb"], supplied={"directory"})
+    WandbSink(".", **record["wandb"])  # which refuses what it cannot have
     settings, regularizer = _regularizer(config["trainer"])
     settings.pop("resume", None)  # a matter of the command line
     check_arguments("trainer", Trainer, settings)

@@ -26,6 +26,11 @@ class Need(NamedTuple):
     what: str
 
 
+def fits(needs: Sequence[Need], device: Any) -> bool:
+    """Whether there is memory for all of it at one time."""
+    return sum(need.size for need in needs) <= free(device)
+
+
 def check_memory(needs: Sequence[Need], device: Any) -> None:
     """Refuse a run that cannot fit.
 
@@ -36,10 +41,9 @@ def check_memory(needs: Sequence[Need], device: Any) -> None:
     Raises:
       BadInput: naming the largest part, with what all of it takes and what there is.
     """
-    total, there = sum(need.size for need in needs), free(device)
-    if total <= there:
+    if fits(needs, device):
         return
-    most = max(needs)
+    total, there, most = sum(need.size for need in needs), free(device), max(needs)
     allowed = (
         f"what fits into the {gigabytes(there)} of memory that are free; this takes at least "
         f"{gigabytes(total)}, of which {gigabytes(most.size)} are for {most.what}"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.errors import visible
 from gradlab.launch.build import build, plain
@@ -62,7 +63,7 @@ def prepare(cfg: DictConfig, folder: Path, name: str = "") -> Job:
     config, hydra_config = plain(cfg), HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN and config["record"]["wandb"]["group"] is None:
         config["record"]["wandb"]["group"] = Path(hydra_config.sweep.dir).name
-    overrides = list(hydra_config.overrides.task)
+    overrides = _said(hydra_config.overrides.task)
     session.company.check(config)
     choices = {str(group): option for group, option in hydra_config.runtime.choices.items()}
     again = requeued() or session.has_begun(folder)
@@ -82,6 +83,17 @@ def prepare(cfg: DictConfig, folder: Path, name: str = "") -> Job:
         ended = earlier.summary
     parts = {"config": config, "choices": choices, "overrides": overrides}
     return Job(name, folder, experiment, parts, earlier is not None, ended, left)
+
+
+def _said(overrides: ListConfig) -> list[str]:
+    """What was said on the command line, with what ``${...}`` stands for if that can be told."""
+    said: list[str] = []
+    for number in range(len(overrides)):
+        try:
+            said.append(overrides[number])
+        except OmegaConfBaseException:  # relative to a place where it does not stand here
+            said.append(OmegaConf.to_container(overrides)[number])
+    return said
 
 
 def perform(job: Job) -> Worth:

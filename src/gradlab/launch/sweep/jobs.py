@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -33,9 +34,9 @@ def swept(config: DictConfig) -> list[Override] | None:
     if not str(config.hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
         return None
     params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
+    said: Any = OmegaConf.to_container(config.hydra.overrides.task)  # as typed, ${...} and all
     assert isinstance(params, dict)
-    written = [f"{key}={value}" for key, value in params.items()]
-    written += list(config.hydra.overrides.task)
+    written = [*(f"{key}={value}" for key, value in params.items()), *said]
     return OverridesParser.create().parse_overrides(written)
 
 

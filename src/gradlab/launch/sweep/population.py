@@ -19,7 +19,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from gradlab.errors import BadInput, CannotRecord
+from gradlab.errors import BadInput, CannotRecord, whole_number
 from gradlab.launch.job import Job, collecting, figures_of, obey, worth
 from gradlab.launch.objective import Worth
 from gradlab.launch.session import session
@@ -95,12 +95,9 @@ class PopulationLauncher(Launcher):
     def _check(self) -> None:
         for key in ("at_once", "workers", "max_members"):
             value = getattr(self, key)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is None or (whole and value >= 1) or (key, value) == ("at_once", "measure"):
-                continue
-            others = ", measure, or null" if key == "at_once" else ""
-            allowed = f"a whole number of at least 1{others}"
-            raise BadInput(f"hydra.launcher.{key}", value, allowed)
+            if value is not None and (key, value) != ("at_once", "measure"):
+                others = ", measure, or null" if key == "at_once" else ""
+                whole_number(f"hydra.launcher.{key}", value, 1, otherwise=others)
 
     def _compose(
         self, overrides: Sequence[str], number: int, ends: _Ends

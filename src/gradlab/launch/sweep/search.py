@@ -32,7 +32,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial, TrialState
 
-from gradlab.errors import BadInput, at_least, first_line
+from gradlab.errors import BadInput, first_line, number, whole_number
 from gradlab.launch.build import build, plain
 from gradlab.launch.check import check_keys
 from gradlab.launch.resume import FREE, SWEEP
@@ -72,14 +72,15 @@ class OptunaSearch(OptunaSweeperImpl):
             for name, value in settings.items()
         }
         check_keys(SECTION, settings, kinds)
-        at_least(f"{SECTION}.n_trials", settings["n_trials"], 1)
-        at_least(f"{SECTION}.n_jobs", settings["n_jobs"], 1)
-        if not 0 <= (rate := settings["max_failure_rate"]) <= 1:
-            raise BadInput(f"{SECTION}.max_failure_rate", rate, "a number from 0 to 1")
+        whole_number(f"{SECTION}.n_trials", settings["n_trials"], 1)
+        whole_number(f"{SECTION}.n_jobs", settings["n_jobs"], 1)
+        number(f"{SECTION}.max_failure_rate", settings["max_failure_rate"], 0, 1)
         settings |= {"search_space": None, "custom_search_space": None}
         super().__init__(sampler=sampler, **settings)
         self.seed = sampler.get("seed")
         check_keys(f"{SECTION}.sampler", {"seed": self.seed}, {"seed": int | None})
+        if self.seed is not None:
+            whole_number(f"{SECTION}.sampler.seed", self.seed, 0, 2**32 - 1)
         optuna.logging.set_verbosity(logging.WARNING)
 
     def sweep(self, arguments: list[str]) -> None:

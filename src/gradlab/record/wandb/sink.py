@@ -29,7 +29,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradlab.errors import at_least
+from gradlab.errors import number
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.keys import Keys
 from gradlab.record.wandb.charts import Charts
@@ -57,7 +57,7 @@ class WandbSink:
       chart: ``ENTITY/NAME`` of the custom chart that shows ``vanishing``; None for a plain table.
 
     Raises:
-      BadInput: ``finish_timeout`` is too short.
+      BadInput: ``finish_timeout`` is out of its range.
     """
 
     part = "wandb"
@@ -77,7 +77,7 @@ class WandbSink:
         code: bool = True,
         chart: str | None = None,
     ):
-        at_least("record.wandb.finish_timeout", finish_timeout, 1.0)
+        number("record.wandb.finish_timeout", finish_timeout, 1, 1e6)
         labels = {
             "project": project,
             "group": group,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray
 
+from gradlab.compare.progress import Progress
 from gradlab.compare.runs import Entry
 from gradlab.errors import BadInput
 from gradlab.record.figures.common import measured, spread
@@ -33,6 +34,7 @@ SERIES = {
     "lyapunov_exponent": "λ₁ (nats per step)",
 }
 """Figures of each layer over training that are compared, in words."""
+_EMPTY = xarray.Dataset()
 
 
 class Curve(NamedTuple):
@@ -69,11 +71,13 @@ class Recorded:
       entry: the run.
       run: None if it has no arrays that can be read.
       damage: what of it cannot be read, and why; empty if all can.
+      unread: whether its arrays were left alone, since there are many runs; ``run`` is None then.
     """
 
     entry: Entry
     run: Run | None
     damage: str = ""
+    unread: bool = False
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -152,16 +156,33 @@ class Recorded:
 
     @cached_property
     def _curves(self) -> xarray.Dataset:
-        return self.run.curves if self.run is not None else xarray.Dataset()
+        return self.run.curves if self.run is not None else _EMPTY
 
     @cached_property
     def _scalars(self) -> xarray.Dataset:
-        return self.run.scalars if self.run is not None else xarray.Dataset()
+        return self.run.scalars if self.run is not None else _EMPTY
 
 
-def recorded(runs: Sequence[Entry]) -> list[Recorded]:
-    """The arrays of runs. What cannot be read of one is in its ``damage``; the others are whole."""
-    return [_recorded(entry) for entry in runs]
+def recorded(
+    runs: Sequence[Entry],
+    chosen: Container[int] | None = None,
+    progress: Progress | None = None,
+) -> list[Recorded]:
+    """The arrays of runs. What cannot be read of one is in its ``damage``; the others are whole.
+
+    Args:
+      runs: all of them.
+      chosen: positions of those whose arrays are read; None for all.
+      progress: is told how far it is.
+    """
+    wanted = [index for index in range(len(runs)) if chosen is None or index in chosen]
+    watched = progress.over(wanted, "reading arrays", len(wanted)) if progress else wanted
+    read = {index: _recorded(runs[index]) for index in watched}
+    return [read.get(index) or _unread(entry) for index, entry in enumerate(runs)]
+
+
+def _unread(entry: Entry) -> Recorded:
+    return Recorded(entry, None, "" if entry.info else entry.reason, unread=bool(entry.info))
 
 
 def _recorded(entry: Entry) -> Recorded:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.compare.jobs import folders, natural, number_of
+from gradlab.compare.progress import Progress
 from gradlab.errors import BadInput
 from gradlab.record.directory import INFO
 from gradlab.record.keys import flat
@@ -122,11 +123,11 @@ class Entry:
         return _whole(self.facts.get("parameters"))
 
 
-def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
+def runs_in(*paths: str | os.PathLike[str], progress: Progress | None = None) -> list[Entry]:
     """The runs in folders of sweeps, and those given themselves, each folder's by job number.
 
     A run that is reached in two ways comes once. Names are paths in the folder that was asked for;
-    with several folders, after the name of that folder.
+    with several folders, after the name of that folder. ``progress`` is told how far it is.
 
     Raises:
       BadInput: if one of ``paths`` is no folder. A run that cannot be read is an entry that says
@@ -138,7 +139,9 @@ def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
             hint = "a folder under multirun/ or outputs/"
             raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
         prefix = f"{path.resolve().name}/" if len(paths) > 1 else ""
-        for one in sorted((_entry(folder, path) for folder in folders(path)), key=_order):
+        there = folders(path)
+        watched = progress.over(there, "looking for runs") if progress else there
+        for one in sorted((_entry(folder, path) for folder in watched), key=_order):
             name = one.name if one.path == path else prefix + one.name
             entries.setdefault(one.path.resolve(), replace(one, name=name))
     return list(entries.values())

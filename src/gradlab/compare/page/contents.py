@@ -93,6 +93,7 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
         "command": entry.command,
         "verdict": [str(line) for line in entry.info.get("verdict") or ()],
         "layers": list(run.layers),
+        "unread": run.unread,
     }
 
 
@@ -111,7 +112,13 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
             f"The runs are of different lengths (T = {some}): curves are aligned by lag, the "
             "distance from the end of the sequence."
         )
-    if unreadable := [run.entry.name for run in runs if run.run is None]:
+    if unread := sum(run.unread for run in runs):
+        words.append(
+            f"Curves, maps and what changes in training are shown of {len(runs) - unread:,} of the "
+            f"{len(runs):,} runs, spread over their settings. Everything else (the words above, "
+            "phase diagram, models matched by size, the table) is of the summaries of all."
+        )
+    if unreadable := [run.entry.name for run in runs if run.run is None and not run.unread]:
         words.append(
             f"{_of(unreadable)} cannot be read or never began, see the table for the reason; "
             "the others are shown."

@@ -126,7 +126,7 @@ def test_a_run_that_has_not_finished_is_told_when_its_arrays_are_not_read(tmp_pa
     )
 
 
-@pytest.mark.parametrize("hidden", [1, 300])
+@pytest.mark.parametrize("hidden", [1, 301])
 def test_hundreds_of_settings_take_a_moment(hidden):
     rng = random.Random(0)
     models = ("rnn", "lstm", "gru")

@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--port", type=int, default=0, help="with --serve: the port (default: a free one)"
     )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="with --serve: a further name by which it may be asked for, as behind a proxy",
+    )
     return parser
 
 
@@ -74,7 +80,8 @@ def _command(given: argparse.Namespace) -> int:
     if given.serve:
         from gradlab.compare.serve import serve
 
-        return serve(folders, given.host, given.port) or code
+        names = given.allow_host or ()
+        return serve(folders, given.host, given.port, names, given.arrays) or code
     return code
 
 

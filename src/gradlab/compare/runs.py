@@ -21,6 +21,8 @@ from gradlab.record.reader import glance
 
 NEVER_BEGAN, UNREADABLE = "never began", "unreadable"
 """Statuses of a job's folder, beside those of a run, where there is no run to be read."""
+LASTING = ("finished", "diverged", "interrupted", "crashed")
+"""Statuses that do not change unless ``run.json`` does."""
 SEED = "seed"
 IRRELEVANT = ("record", "hydra", "trainer.resume", "trainer.checkpoint_seconds")
 """Keys, and all below them, that change nothing in the numbers of a run."""
@@ -123,11 +125,17 @@ class Entry:
         return _whole(self.facts.get("parameters"))
 
 
-def runs_in(*paths: str | os.PathLike[str], progress: Progress | None = None) -> list[Entry]:
+def runs_in(
+    *paths: str | os.PathLike[str],
+    progress: Progress | None = None,
+    known: dict[Path, tuple[Any, Entry]] | None = None,
+) -> list[Entry]:
     """The runs in folders of sweeps, and those given themselves, each folder's by job number.
 
     A run that is reached in two ways comes once. Names are paths in the folder that was asked for;
     with several folders, after the name of that folder. ``progress`` is told how far it is.
+    A run that has ended and is in ``known`` with the same ``run.json`` is not read again; what is
+    read is put there.
 
     Raises:
       BadInput: if one of ``paths`` is no folder. A run that cannot be read is an entry that says
@@ -138,12 +146,16 @@ def runs_in(*paths: str | os.PathLike[str], progress: Progress | None = None) ->
         if not path.is_dir():
             hint = "a folder under multirun/ or outputs/"
             raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
-        prefix = f"{path.resolve().name}/" if len(paths) > 1 else ""
+        several = len(paths) > 1
+        prefix = f"{path.resolve().name}/" if several else ""
         there = folders(path)
         watched = progress.over(there, "looking for runs") if progress else there
-        for one in sorted((_entry(folder, path) for folder in watched), key=_order):
+        found = (_known(folder, path, known) for folder in watched)
+        for one in sorted(found, key=_order):
             name = one.name if one.path == path else prefix + one.name
-            entries.setdefault(one.path.resolve(), replace(one, name=name))
+            # Links are not followed, so one folder has no run twice.
+            place = one.path.resolve() if several else one.path
+            entries.setdefault(place, one if name == one.name else replace(one, name=name))
     return list(entries.values())
 
 
@@ -282,6 +294,25 @@ class _View:
 def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:
     """By the job's number, then by name, with numbers in it as numbers."""
     return math.inf if entry.number is None else entry.number, natural(str(entry.path))
+
+
+def _known(folder: Path, root: Path, known: dict[Path, tuple[Any, Entry]] | None) -> Entry:
+    """The entry of a folder, read only if it may have changed."""
+    if known is None:
+        return _entry(folder, root)
+    stamp = _stamp(folder / INFO), root
+    if folder not in known or known[folder][0] != stamp or known[folder][1].status not in LASTING:
+        known[folder] = stamp, _entry(folder, root)
+    return known[folder][1]
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Changes whenever a file does."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _entry(folder: Path, root: Path) -> Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable
 
 
@@ -36,18 +37,20 @@ class CannotRecord(Exception):
     Args:
       folder: the run directory.
       reason: what the system said, e.g. ``"No space left on device"``.
+      lost: whether the folder is no longer there, so that nothing in it can be resumed.
     """
 
-    def __init__(self, folder: str, reason: str):
-        self.folder, self.reason = folder, reason
-        super().__init__(
-            f"cannot record to {folder}: {reason}\n"
+    def __init__(self, folder: str, reason: str, *, lost: bool = False):
+        self.folder, self.reason, self.lost = folder, reason, lost
+        kept = (
             "  what was recorded before can be read; when it can be written to, resume it by\n"
             f"  trainer.resume={folder}"
         )
+        said = [f"cannot record to {folder}: {reason}", *([] if lost else [kept])]
+        super().__init__("\n".join(said))
 
     def __reduce__(self):
-        return type(self), (self.folder, self.reason)
+        return functools.partial(type(self), lost=self.lost), (self.folder, self.reason)
 
 
 class LostPeer(Exception):

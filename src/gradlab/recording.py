@@ -63,9 +63,8 @@ class Recording:
         self.steps = build_steps(experiment)
         self.key = key_of(experiment)
         self.earlier = open_run(folder) if resume else None
-        if self.earlier is not None and self.earlier.damage:
-            allowed = f"a run that is whole; {self.earlier.damage[0]}"
-            raise BadInput("trainer.resume", str(folder), allowed)
+        if self.earlier is not None:
+            check_whole(self.earlier)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.directory, self.last = RunDirectory(folder), _LastRow()
         self.is_open = False
@@ -172,6 +171,26 @@ class _LastRow:
 
     def close(self, outcome: Outcome) -> None:
         """Nothing to end."""
+
+
+def check_whole(run: Run) -> None:
+    """Refuse to resume a run of which a part is lost.
+
+    Raises:
+      BadInput: with what is lost, and what can still be read.
+    """
+    if not run.damage:
+        return
+    more = f", and {len(run.damage) - 1} more" if len(run.damage) > 1 else ""
+    try:
+        rows = run.scalars.sizes["step"]
+        left = f"rows 0 to {rows - 1} of it can be read" if rows else "none of its rows can be read"
+    except BadInput:
+        left = "none of its rows can be read"
+    hint = f"a new run; {left}, and its run.json"
+    raise BadInput(
+        "trainer.resume", str(run.path), f"a run that is whole; {run.damage[0]}{more}", hint
+    )
 
 
 def key_of(experiment: Experiment) -> jax.Array:

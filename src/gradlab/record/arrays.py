@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class _Growing:
     """One array of the group; the chunk that is being filled stays in memory.
 
     A chunk holds its rows little-endian and compressed, with the fill value where nothing was
-    recorded; one in which nothing was recorded is missing from the file.
+    recorded.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class _Growing:
         self.metadata = _metadata(self.folder)
         self.shard: Shard | None = None
         self.chunk, slot = divmod(rows, self.length)
-        self.changed = self.pending = False
+        self.stored = self.changed = False
         if rows:
             self._resume(slot)
 
@@ -183,6 +184,8 @@ class _Growing:
         if chunk > self.chunk:
             self._complete()
             self.chunk = chunk
+        # A chunk is stored before any of its rows can be seen, also if nothing is measured.
+        self.changed |= value is not None or not self.stored
         if value is None:
             return
         if np.shape(value) != self.block.shape[1:]:
@@ -190,18 +193,18 @@ class _Growing:
             raise ValueError(f"{self.name}: got shape {np.shape(value)}, described as {shape}")
         with np.errstate(over="ignore"):
             self.block[slot] = value
-        self.changed = self.pending = True
 
-    def write(self, *, complete: bool = False) -> None:
+    def write(self) -> None:
         """Write the chunk that is being filled, if it changed."""
-        if not (self.changed or (complete and self.pending)):
+        if not self.changed:
             return
         number, place = divmod(self.chunk, self.chunks)
         path = self._path(number)
         if self.shard is None or self.shard.path != path:
+            os.stat(self.folder / "zarr.json")  # a folder that was removed is not made again
             self.shard = Shard(path, self.chunks, self.room)
-        self.shard.write(place, self.codec.encode(self.block), complete=complete)
-        self.changed = False
+        self.shard.write(place, self.codec.encode(self.block))
+        self.stored, self.changed = True, False
 
     def sized(self, rows: int) -> dict[str, Any]:
         """The array's metadata with its length along ``step``."""
@@ -219,11 +222,11 @@ class _Growing:
 
     def _complete(self) -> None:
         """Write the chunk for the last time and begin an empty one."""
-        self.write(complete=True)
-        if self.shard is not None and (self.chunk + 1) % self.chunks == 0:
-            self.shard.pack()
+        self.write()
+        if self.shard is not None:
+            self.shard.settle()
         self.block.fill(self.fill)
-        self.changed = self.pending = False
+        self.stored = self.changed = False
 
     def _resume(self, slot: int) -> None:
         """Take up the chunk that was being filled, up to ``slot``; what lies beyond is dropped."""
@@ -232,15 +235,15 @@ class _Growing:
         while self._path(later).exists():
             self._path(later).unlink()
             later += 1
-        if not self._path(number).exists():
-            return
         self.shard = Shard(self._path(number), self.chunks, self.room)
         content = self.shard.read(place) if slot else None
-        self.shard.forget_from(place + 1 if content else place)
+        self.shard.forget_from(place + 1 if slot else place)
         if content:
             recorded = np.frombuffer(self.codec.decode(content), self.block.dtype)
             self.block[:slot] = recorded.reshape(self.block.shape)[:slot]
-            self.changed = self.pending = True
+        elif slot:  # nothing was measured, and its rows can be seen
+            self.shard.rewrite(place, self.codec.encode(self.block))
+        self.stored = self.changed = bool(slot)
 
 
 def consolidated(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ docs/run_directory.md describes the format.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
 import json
@@ -119,6 +120,7 @@ class RunDirectory:
           CannotRecord: as for :meth:`log`.
         """
         try:
+            self._check_there()
             self._arrays.commit()
         except OSError as error:
             raise self._cannot(error) from error
@@ -132,6 +134,7 @@ class RunDirectory:
         """
         failure = None
         try:
+            self._check_there()
             self._arrays.close()
         except OSError as error:
             failure = self._cannot(error)
@@ -148,13 +151,19 @@ class RunDirectory:
             "verdict": outcome.verdict,
         }
         try:
-            self._write_info()
+            if failure is None or not failure.lost:
+                self._write_info()
         except OSError:
             self._last_words(failure)
         finally:
             self._lock.release()
         if failure is not None:
             raise failure
+
+    def _check_there(self) -> None:
+        """Refuse to write into a folder that is another one by now, or none."""
+        if self._lock.is_lost():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _last_words(self, failure: CannotRecord | None) -> None:
         """Write ``run.json`` on a full disk: that is what the lock's reserve is for."""
@@ -178,6 +187,9 @@ class RunDirectory:
         replace(self.path / INFO, text.encode())
 
     def _cannot(self, error: OSError) -> CannotRecord:
+        if self._lock.is_lost():
+            reason = "the folder was removed, moved or replaced while the run was going"
+            return CannotRecord(str(self.path), reason, lost=True)
         return CannotRecord(str(self.path), error.strerror or str(error))
 
 

@@ -47,6 +47,16 @@ class Lock:
         writer = f"process {os.getpid()} on {socket.gethostname()}"
         self.file.write(writer.encode().ljust(RESERVE))
 
+    def is_lost(self) -> bool:
+        """Whether the folder whose lock was taken is there no longer, or is another one by now."""
+        if self.file is None:
+            return False
+        try:
+            there = os.stat(self.folder / LOCK)
+        except OSError:
+            return True
+        return not os.path.samestat(os.fstat(self.file.fileno()), there)
+
     def free_reserve(self) -> None:
         """Give the disk some room for the last words."""
         if self.file is not None:

@@ -19,12 +19,14 @@ from gradlab.record.arrays import consolidated
 from gradlab.record.base import Row, Status
 from gradlab.record.directory import ARRAYS, FORMAT, INFO
 from gradlab.record.lock import is_written
-from gradlab.record.shard import cut_chunks
+from gradlab.record.shard import broken_chunks, is_whole
 
 BLOCK = 256
 """Rows that :func:`recorded_rows` reads at once."""
+COORDINATE = 2**26
+"""Most bytes of the values of a coordinate."""
 _CODECS = {"bytes", "zstd", "vlen-utf8", "sharding_indexed"}
-_NO_STEPS = f"{ARRAYS}/step/c/0 is cut: rows from 0 on"
+_NO_STEPS = f"{ARRAYS}/step/c/0 is damaged: rows from 0 on"
 """Damage by which no row can be placed."""
 _TYPES = {"float32", "float64", "int64", "string"}
 
@@ -177,38 +179,46 @@ def recorded_rows(run: Run) -> Iterator[Row]:
 
 
 def _damage(folder: Path) -> tuple[list[str], int | None]:
-    """Which files of the arrays are cut, and how many rows are whole (None: all)."""
+    """Which files of the arrays are damaged, and how many rows are whole (None: all)."""
     metadata = consolidated(folder)
     rows = whole = metadata["step"]["shape"][0]
     damage = []
     for name, array in metadata.items():
         if array["codecs"][0]["name"] != "sharding_indexed":
-            if not folder.joinpath(name, "c", "0").exists() and array["shape"] != [0]:
-                damage.append(f"{folder.name}/{name}/c/0 is missing")
+            if array["shape"] != [0] and (lost := _lost(folder / name / "c" / "0")):
+                damage.append(f"{folder.name}/{name}/c/0 {lost}")
             continue
-        for file, row in _cut(folder / name, array, rows):
+        for file, row in _broken(folder / name, array, rows):
             whole = min(whole, row)
             shown = file.relative_to(folder.parent)
-            damage.append(f"{shown} is cut: rows from {row} on, of {rows}, are lost")
+            damage.append(f"{shown} is damaged: rows from {row} on, of {rows}, are lost")
     return damage, None if whole == rows else whole
 
 
-def _cut(folder: Path, array: Mapping[str, Any], rows: int) -> Iterator[tuple[Path, int]]:
-    """Files of a growing array that are cut, and the first row that each has lost.
+def _lost(file: Path) -> str:
+    """What has become of a coordinate's only chunk; empty if it is whole."""
+    if not file.exists():
+        return "is missing"
+    return "" if is_whole(file.read_bytes(), 0, COORDINATE) else "is damaged"
+
+
+def _broken(folder: Path, array: Mapping[str, Any], rows: int) -> Iterator[tuple[Path, int]]:
+    """Files of a growing array with a chunk that does not decode, and the first row lost by that.
 
     A file that is missing altogether is none of them, except for ``step``: it may be of a variable
     that was never measured.
     """
     long = array["chunk_grid"]["configuration"]["chunk_shape"][0]
-    short = array["codecs"][0]["configuration"]["chunk_shape"][0]
-    inner = ["0"] * (len(array["shape"]) - 1)
-    for shard in range(math.ceil(rows / long)):
-        file = folder.joinpath("c", str(shard), *inner)
-        chunk = min(cut_chunks(file, long // short), default=None)
+    short, *inner = array["codecs"][0]["configuration"]["chunk_shape"]
+    size = short * math.prod(array["shape"][1:]) * np.dtype(array["data_type"]).itemsize
+    for shard in range(math.ceil(rows / long) if size else 0):
+        file = folder.joinpath("c", str(shard), *["0"] * len(inner))
+        needed = math.ceil(min(rows - shard * long, long) / short)
+        broken = broken_chunks(file, long // short, needed, size)
         if folder.name == "step" and not file.exists():
-            chunk = 0
-        if chunk is not None and shard * long + chunk * short < rows:
-            yield file, shard * long + chunk * short
+            broken = [0]
+        if broken:
+            yield file, shard * long + broken[0] * short
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from gradlab.compare.jobs import folders, natural, number_of
 from gradlab.compare.progress import Progress
 from gradlab.errors import BadInput
 from gradlab.record.directory import INFO
+from gradlab.record.files import read_regular
 from gradlab.record.keys import flat
 from gradlab.record.reader import glance
 
@@ -210,7 +211,7 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
 
 
 class _View:
@@ -341,7 +342,7 @@ def _entry(folder: Path, root: Path) -> Entry:
 def _composed_overrides(folder: Path) -> tuple[str, ...]:
     """The overrides as Hydra wrote them, a yaml list of texts; none if they cannot be read."""
     try:
-        text = (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+        text = read_regular(folder / ".hydra" / "overrides.yaml").decode()
     except (OSError, ValueError):
         return ()
     lines = [line[2:].strip() for line in text.splitlines() if line.startswith("- ")]
@@ -358,7 +359,7 @@ def _read(text: str) -> Any:
     """A value of the command line: numbers, true, false and null as such, the rest as text."""
     try:
         return float(text) if re.fullmatch(r"\.\d+", text) else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         known = {"true": True, "false": False, "null": None}
         return known.get(text.lower(), text.strip("'"))
 

@@ -34,6 +34,8 @@ COORDINATE = 2**20
 """Most values of a coordinate."""
 _METADATA = 2**24
 _TYPES = {"float32": 4, "float64": 8, "int64": 8, "string": 16}
+_DECODED = {"scale_factor", "add_offset", "_FillValue", "missing_value", "dtype", "_Unsigned"}
+"""Attributes by which xarray makes other values of the recorded ones."""
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,199}")
 _KEYS = {"name": "default", "configuration": {"separator": "/"}}
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -57,7 +59,7 @@ def checked(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             _check(name, array)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{name!a}: its metadata lack {error}") from None
+            raise ValueError(f"{name!a}: metadata that gradlab does not write ({error})") from None
         except ValueError as error:
             raise ValueError(f"{name!a}: {error}") from None
     _check_together(arrays)
@@ -89,7 +91,11 @@ def _check(name: str, array: Mapping[str, Any]) -> None:
         raise ValueError("chunks that are not laid out as gradlab does")
     if not len(shape) == len(dims) == len(long) or not all(_whole(n) and n > 0 for n in long):
         raise ValueError(f"the shape {shape!a:.60} in chunks {long!a:.60}, over {dims!a:.60}")
-    attributes = array["attributes"]
+    fill, attributes = array["fill_value"], array["attributes"]
+    if not isinstance(fill, int | float) and fill not in ("NaN", ""):
+        raise ValueError(f"the fill value {fill!a:.60}")
+    if decoding := _DECODED & set(attributes):
+        raise ValueError(f"attributes that change its values: {', '.join(sorted(decoding))}")
     if not all(isinstance(attributes.get(key, ""), str) for key in ("name", "units", "long_name")):
         raise ValueError("a name or a unit that is no text")
     short = _shard(array, long) if array["codecs"][0]["name"] == "sharding_indexed" else long

@@ -108,13 +108,19 @@ class Run:
         try:
             # Without indexes at first: they would read all of ``step``, also what is cut.
             dataset = xarray.open_zarr(
-                folder, consolidated=True, zarr_format=3, chunks=None, create_default_indexes=False
+                folder,
+                consolidated=True,
+                zarr_format=3,
+                chunks=None,
+                create_default_indexes=False,
+                decode_times=False,
             ).isel(step=slice(self.whole_rows))
             for name in dataset.dims:
                 dataset = dataset.set_xindex(str(name))
             dataset = _with_lag(dataset, any(_LAG in part for part in self.damage))
-            if not _is_ascending(dataset["step"].values):
-                raise ValueError("training steps that are not in their order")
+            for name in {"step", "t"} & set(dataset.dims):
+                if not _is_ascending(dataset[name].values):
+                    raise ValueError(f"{name}: values that are not in their order")
         except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
             allowed = f"{readable} ({type(error).__name__}: {error})"
             raise BadInput("run", str(self.path), allowed) from None

@@ -1,7 +1,7 @@
 """What a run survives: kills, a full disk, a lost network; and what recording costs.
 
     python scripts/torture.py kill [--times 30] [--seed 0] [key=value ...]
-    python scripts/torture.py disk [--megabytes 2] [--folder A_FOLDER_ON_A_SMALL_DISK]
+    python scripts/torture.py disk [--sizes 20] [--seed 0] [--folder A_FOLDER_ON_A_SMALL_DISK]
     python scripts/torture.py network
     python scripts/torture.py volume
     python scripts/torture.py cost [--repeats 3] [key=value ...]
@@ -10,8 +10,8 @@ Each part prints what it saw and ends with an error if something was lost:
 
 kill     Kills a run (SIGKILL) at moments from its first second to its last, reads it, resumes it,
          and compares every recorded value and every final parameter with a run left alone.
-disk     Runs on a disk of a few megabytes until it is full (a tmpfs, which only root can mount,
-         or the folder given).
+disk     Runs on a disk with 1 to 4 MB left (a tmpfs, which only root can mount, or the folder
+         given), reads what it recorded, makes room, resumes, and compares with a run left alone.
 network  Trains online against a W&B server on this machine that is slow, goes away in mid-run, or
          is not there at all; then syncs what was recorded offline.
 volume   Writes 100,000 rows at T=200 and 2,000 at T=5000; reports size, files and time to open.
@@ -119,12 +119,7 @@ def kill(times: int, seed: int, overrides: Sequence[str]) -> None:
                 where = f"step {max(saved)}" if saved else "step 0"
             finish(process)
             found = everything(folder)
-            same = found.keys() == expected.keys() and all(
-                np.array_equal(found[name], expected[name], equal_nan=True)
-                if isinstance(expected[name], np.ndarray)
-                else found[name] == expected[name]
-                for name in expected
-            )
+            same = not differences(found, expected)
             print(f"| {after:.1f} s | {told} | {where} | {'yes' if same else 'NO'} |", flush=True)
             check(same, f"the run killed after {after:.1f} s ends otherwise")
             shutil.rmtree(folder)
@@ -178,6 +173,21 @@ def everything(folder: Path) -> dict[str, Any]:
     return found | {f"final {name}": array for name, array in flat(arrays)}
 
 
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Names of what two runs do not have in common."""
+    return [
+        name
+        for name in sorted(found.keys() | expected.keys())
+        if name not in found
+        or name not in expected
+        or not (
+            np.array_equal(found[name], expected[name], equal_nan=True)
+            if isinstance(expected[name], np.ndarray)
+            else found[name] == expected[name]
+        )
+    ]
+
+
 def flat(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
     """The arrays in nested dicts, by path."""
     if isinstance(tree, dict):
@@ -189,17 +199,23 @@ def flat(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
 
 # A full disk.
 
+DISK = 64
+"""Megabytes of the disk that is mounted; all but the room that is tried is filled beforehand."""
+ROOM = (1.0, 4.0)
+"""Megabytes that are left to a run, from and to."""
+
 
 @contextlib.contextmanager
-def small_disk(megabytes: float, folder: Path | None) -> Iterator[Path]:
-    """A folder with little room."""
+def small_disk(folder: Path | None) -> Iterator[Path]:
+    """A folder on a disk of its own."""
     if folder is not None:
         yield folder
         return
     with tempfile.TemporaryDirectory() as place:
-        size = f"size={int(megabytes * 1024)}k"
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", place],
+            capture_output=True,
+            text=True,
         )
         if mounted.returncode:
             sys.exit(f"cannot mount a small disk ({mounted.stderr.strip()}); give --folder")
@@ -209,33 +225,71 @@ def small_disk(megabytes: float, folder: Path | None) -> Iterator[Path]:
             subprocess.run(["umount", place], check=True)
 
 
-def disk(megabytes: float, folder: Path | None) -> None:
-    """Run until the disk is full, without W&B and with it."""
-    for mode in ("disabled", "offline"):
-        with small_disk(megabytes, folder) as place:
-            fill(place, mode)
+@contextlib.contextmanager
+def filled(place: Path, left: int) -> Iterator[None]:
+    """Within it so many bytes are left on the disk."""
+    ballast = place / "ballast"
+    with open(ballast, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(place).free - left)
+    try:
+        yield
+    finally:
+        ballast.unlink()
 
 
-def fill(place: Path, mode: str) -> None:
-    """Run until the disk is full."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        run_dir = place / "run"
-        process = start(
-            Path(elsewhere, "compiled"),
-            *SMALL,
-            *("trainer.steps=100000", f"hydra.run.dir={run_dir}", f"record.wandb.mode={mode}"),
-        )
+def disk(sizes: int, seed: int, folder: Path | None) -> None:
+    """Fill, read, make room, resume, compare; with W&B's files and without."""
+    chance = random.Random(seed)
+    arguments = [*SMALL, "trainer.log_every=1", "trainer.steps=1000"]
+    with tempfile.TemporaryDirectory() as elsewhere, small_disk(folder) as place:
+        for name in ("warm", "whole"):
+            finish(start(Path(elsewhere, name), *arguments, f"hydra.run.dir={name}"))
+        expected = everything(Path(elsewhere, "whole"))
+        print("| room | W&B | status | why | rows | whole | resumed, same |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        for number in range(sizes):
+            megabytes = ROOM[0] + (ROOM[1] - ROOM[0]) * (number + chance.random()) / sizes
+            mode = ("disabled", "offline")[number % 2]
+            line = [*arguments, f"record.wandb.mode={mode}"]
+            told = fill(Path(elsewhere, "run"), place, int(megabytes * 2**20), line, expected)
+            print(f"| {megabytes:.2f} MB | {mode} | {told} |", flush=True)
+
+
+def fill(
+    beside: Path, place: Path, room: int, arguments: Sequence[str], expected: dict[str, Any]
+) -> str:
+    """Run until the disk is full, make room and resume; what came of it, as cells of a table."""
+    folder = place / "run"
+    said = f"hydra.run.dir={folder}"
+    with filled(place, room):
+        process = start(beside, *arguments, said)
         _, err = process.communicate(timeout=1800)
-        print(f"W&B {mode}: exit code {process.returncode}, standard error:\n{err.strip()}\n")
-        check(process.returncode == 1, "the run should end by itself with exit code 1")
-        check(str(run_dir) in err or "run" in err, "the error names the folder")
-        check("No space left" in err and "Traceback" not in err, "the error says why, once")
-        run = gradlab.open_run(run_dir)
-        print(f"status {run.status}: {run.info['reason']}; {run.scalars.sizes['step']} rows")
-        check(run.status == "crashed" and not run.damage, "status and arrays")
-        check(bool(run.scalars["train/loss"].load().notnull().all()), "recorded rows")
-        check(bool(run.curves["adj_h_log10"].load().notnull().all()), "recorded curves")
-        shutil.rmtree(run_dir)
+        check("Traceback" not in err, f"a traceback: {err}")
+        if process.returncode:
+            check("No space left" in err and "run" in err, f"the reason and the folder: {err}")
+        told = read_back(folder, expected)
+    begun = (folder / "run.json").exists()
+    finish(start(beside, *([f"trainer.resume={folder}"] if begun else [*arguments, said])))
+    found = everything(folder)
+    check(not differences(found, expected), f"after room was made: {differences(found, expected)}")
+    shutil.rmtree(folder)
+    return f"{told} | yes"
+
+
+def read_back(folder: Path, expected: dict[str, Any]) -> str:
+    """Status, reason, rows and wholeness of what a full disk holds, as cells of a table."""
+    if not (folder / "run.json").exists():
+        return "none yet | – | 0 | –"
+    run = gradlab.open_run(folder)
+    check(run.status in ("crashed", "finished"), f"status {run.status}")
+    check(not run.damage, str(run.damage))
+    rows = run.scalars.sizes["step"]
+    for dataset in (run.scalars, run.curves):
+        for name, array in dataset.variables.items():
+            whole = expected[str(name)]
+            whole = whole[:rows] if "step" in array.dims else whole
+            check(np.array_equal(array.values, whole, equal_nan=True), f"{name} is another")
+    return f"{run.status} | {str(run.info['reason'])[:60]} | {rows} | yes"
 
 
 # The network.
@@ -481,7 +535,8 @@ def main() -> None:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("overrides", nargs="*")
     one = parts.add_parser("disk")
-    one.add_argument("--megabytes", type=float, default=2)
+    one.add_argument("--sizes", type=int, default=20)
+    one.add_argument("--seed", type=int, default=0)
     one.add_argument("--folder", type=Path)
     parts.add_parser("network")
     parts.add_parser("volume")
@@ -497,7 +552,7 @@ def main() -> None:
         case "kill":
             kill(given.times, given.seed, given.overrides)
         case "disk":
-            disk(given.megabytes, given.folder)
+            disk(given.sizes, given.seed, given.folder)
         case "network":
             network()
         case "volume":

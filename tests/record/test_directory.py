@@ -527,7 +527,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_recorded(tmp_path, monkeypa
         directory.close(Outcome("crashed", str(failure.value)))
     run = open_run(tmp_path)
     assert (run.status, run.damage) == ("crashed", ())
-    assert "No space left on device" in run.info["reason"]
+    assert run.info["reason"] == "cannot record: No space left on device"
     assert run.curves.sizes["step"] == 1
     monkeypatch.setattr(shard_module, "_write_at", write_at)
     go_on(tmp_path, description, rows[1:])

@@ -138,7 +138,9 @@ class RunDirectory:
             self._arrays.close()
         except OSError as error:
             failure = self._cannot(error)
-            outcome = Outcome("crashed", str(failure), outcome.summary, outcome.timings)
+            outcome = Outcome(
+                "crashed", f"cannot record: {failure.reason}", outcome.summary, outcome.timings
+            )
         timings = dict(outcome.timings)
         self._info |= {
             "status": outcome.status,

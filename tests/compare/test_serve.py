@@ -26,8 +26,8 @@ from tests.compare.recordings import make_measured_row, record_run, record_sweep
 
 
 @contextlib.contextmanager
-def serving(*folders, host="127.0.0.1"):
-    server = Server(Folders(folders), host, 0)
+def serving(*folders, host="127.0.0.1", names=()):
+    server = Server(Folders(folders), host, 0, names)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -172,6 +172,71 @@ def test_only_reading_and_only_by_the_name_of_this_machine(sweep):
         assert ask(server, "/news", method="POST")[0] == 501
         assert server.is_local
         assert server.url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_names_that_lead_here_by_a_trick_are_refused_wherever_it_listens(sweep, host):
+    own = socket.gethostname()
+    local = {"localhost": 200, "LOCALHOST.:8": 200, "127.0.0.1:80": 200, "[::1]:80": 200}
+    elsewhere = {own: 200, f"{own}.local:8080": 200, "192.0.2.1": 200, "[2001:db8::1]:5": 200}
+    refused = dict.fromkeys(["evil.example", "localhost.evil.example:80", "a b", "", "1.2.3"], 403)
+    asked = local | refused | {"lab.example:443": 200}
+    asked |= elsewhere if host == "0.0.0.0" else dict.fromkeys(elsewhere, 403)
+    with serving(sweep, host=host, names=["lab.example"]) as server:
+        assert {name: ask(server, "/news", Host=name)[0] for name in asked} == asked
+        assert "--allow-host NAME" in ask(server, "/", Host="evil.example")[1]
+
+
+def test_whoever_connects_and_asks_nothing_is_let_go_and_bars_nobody(sweep, monkeypatch):
+    monkeypatch.setattr(module, "ASKING", 0.3)
+    monkeypatch.setattr(module, "MOST_CONNECTIONS", 4)
+    with serving(sweep) as server:
+        address = server.server_address[:2]
+        before = threading.active_count()
+        idle = [socket.create_connection(address, timeout=10) for _ in range(12)]
+        time.sleep(0.1)
+        assert threading.active_count() <= before + 4
+        idle[0].sendall(b"GET / HT")  # a letter at a time
+        assert all(one.recv(1) == b"" for one in idle[4:])
+        assert all(one.recv(1) == b"" for one in idle[:4])
+        assert ask(server, "/news")[0] == 200
+        for one in idle:
+            one.close()
+        until = time.monotonic() + 10
+        while server._open and time.monotonic() < until:  # the last thread is about to end
+            time.sleep(0.01)
+        assert not server._open
+
+
+def test_what_takes_long_to_make_is_no_idle_connection(sweep, monkeypatch):
+    monkeypatch.setattr(module, "ASKING", 0.1)
+    news = Folders.news
+    monkeypatch.setattr(Folders, "news", lambda *given: (time.sleep(0.5), news(*given))[1])
+    with serving(sweep) as server:
+        assert ask(server, "/news")[0] == 200
+
+
+def test_of_many_runs_only_what_changed_is_read_and_the_list_is_sent_once(sweep, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(module, "SHARE", float("inf"))
+    folders = Folders([sweep])
+    first = folders.news([])
+    read = []
+    monkeypatch.setattr("gradlab.compare.runs.glance", lambda path: read.append(path.name))
+    again = folders.news([], first["listing"])
+    assert (read, again["runs"], again["stamp"]) == ([], None, first["stamp"])
+    monkeypatch.undo()
+    info = json.loads((sweep / "1" / "run.json").read_text())
+    (sweep / "1" / "run.json").write_text(json.dumps(info | {"status": "crashed"}))
+    folders._looked = -1e9
+    changed = folders.news([], first["listing"])
+    assert {run["id"]: run["status"] for run in changed["runs"]}["1"] == "crashed"
+    assert changed["stamp"] != first["stamp"]
+
+
+def test_of_many_that_are_asked_for_the_curves_of_some_are_shown(sweep):
+    data = Folders([sweep], most=2).data(["0", "1", "2", "3"])
+    assert [run["unread"] for run in data["runs"]].count(True) == 2
 
 
 def test_folders_outside_and_links_are_not_followed(tmp_path, sweep):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradlab.compare import MOST_ARRAYS
 from gradlab.errors import BadInput, visible, visible_lines
 from gradlab.record.output import protect
 
@@ -48,6 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--figures", metavar="FOLDER", help="write figures for a paper, and their numbers, there"
     )
+    parser.add_argument(
+        "--arrays",
+        type=_count,
+        default=MOST_ARRAYS,
+        metavar="N",
+        help="of more than N runs, show the curves of N that are spread over the settings; "
+        "all else is of all runs (default: %(default)s)",
+    )
     parser.add_argument("--wandb", action="store_true", help="make a W&B report and a workspace")
     parser.add_argument("--serve", action="store_true", help="show the page live while runs go")
     parser.add_argument(
@@ -55,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--port", type=int, default=0, help="with --serve: the port (default: a free one)"
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        help="with --serve: a further name by which it may be asked for, as behind a proxy",
     )
     return parser
 
@@ -67,30 +82,49 @@ def _command(given: argparse.Namespace) -> int:
     if given.serve:
         from gradlab.compare.serve import serve
 
-        return serve(folders, given.host, given.port) or code
+        names = given.allow_host or ()
+        return serve(folders, given.host, given.port, names, given.arrays) or code
     return code
 
 
 def _once(given: argparse.Namespace, folders: Sequence[Path]) -> int:
     """Everything that is made of the runs as they stand; gives the exit code."""
+    from gradlab.compare.progress import Progress
     from gradlab.compare.runs import runs_in
 
-    runs = runs_in(*folders)
+    progress = Progress()
+    runs = runs_in(*folders, progress=progress)
     if not runs:
         allowed = "folders with at least one run in them (a folder with run.json)"
         raise BadInput("DIR", " ".join(given.dirs), allowed, "a folder under outputs/ or multirun/")
+    from gradlab.compare.chosen import recorded_of_some
     from gradlab.compare.page import NAME, write
-    from gradlab.compare.recorded import recorded
 
     alone = len(folders) == 1
     out = Path(given.out) if given.out else (folders[0] if alone else Path()) / NAME
     if out.is_dir():
         raise BadInput("--out", str(out), "a file", str(out / NAME))
-    found = recorded(runs)
-    print(f"page: {visible(write(found, out))}")
+    if len(runs) > given.arrays:
+        write(recorded_of_some(runs, 0), out)
+        progress.say(f"first page, of the summaries alone: {visible(out)}")
+    found = recorded_of_some(runs, given.arrays, progress)
+    print(f"page: {visible(write(found, out))}{_of_some(found)}")
     if given.figures:
         _figures(found, Path(given.figures))
     return _report(found, out.parent) if given.wandb else 0
+
+
+def _of_some(runs: Sequence[Recorded]) -> str:
+    """Of how many runs the arrays were read, if not of all."""
+    unread = sum(run.unread for run in runs)
+    more = f"curves of {len(runs) - unread:,} of {len(runs):,} runs; --arrays {len(runs)} for all"
+    return f"  ({more})" if unread else ""
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{count} is no number of runs")
+    return count
 
 
 def _figures(runs: Sequence[Recorded], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -126,14 +127,15 @@ def called(model: str) -> str:
 
 def short(keys: Iterable[str]) -> dict[str, str]:
     """Dotted keys by what is enough of their ends to tell them apart."""
-    keys = list(keys)
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        unique = (end for end in ends if sum(f".{k}".endswith(f".{end}") for k in keys) == 1)
-        names[key] = next(unique, key)
-    return names
+    ends = {key: _ends(key) for key in keys}
+    counts = Counter(end for each in ends.values() for end in each)
+    return {key: next((end for end in each if counts[end] == 1), key) for key, each in ends.items()}
+
+
+def _ends(key: str) -> list[str]:
+    """The ends of a dotted key, from short to long: ``c``, ``b.c``, ``a.b.c``."""
+    parts = key.split(".")
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 
 def shown(value: Any) -> str:

@@ -129,7 +129,7 @@ def _answer(ranked: Sequence[Contender]) -> tuple[Sequence[Contender], str]:
         named = _listed(one.name for one in tied[:FEW])
         return ranked, f"Several gradients do not fall by e within the sequence: {named}."
     tied.sort(key=_mean_slope, reverse=True)
-    order = [*tied, *(one for one in ranked if one not in tied)]
+    order = [*tied, *(one for one in ranked if not (one.whole or one is ranked[0]))]
     return order, _by_slope(order, len(tied))
 
 
@@ -364,7 +364,8 @@ def _counts(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
         what = {0: f"{it} {are} left out", len(going): f"{its} last recorded rows are used"}
         words = what.get(used, f"the last recorded rows of {used} of them are used")
         yield f"{_have(len(going), len(runs))} not finished; {words}."
-    if blind := [one for one in field.contenders if one not in measured and one.runs]:
+    seen = {id(one) for one in measured}
+    if blind := [one for one in field.contenders if id(one) not in seen and one.runs]:
         names = _listed((one.group.label for one in blind), most=FEW)
         yield f"No memory horizon was recorded for {names}: {PROBE}."
 
@@ -379,7 +380,14 @@ def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -
         )
     if field.left_out:
         yield f"{_number(field.left_out, 'run')} at settings that not every model has are left out."
-    if gone := len(runs) - len(known):
+    used = {id(run) for run in known}
+    rest = [run for run in runs if id(run) not in used]
+    if unread := sum(run.unread for run in rest):
+        yield (
+            f"{_have(unread, len(runs))} no memory horizon in the summary, and the arrays were not "
+            "read."
+        )
+    if gone := len(rest) - unread:
         yield f"{_have(gone, len(runs))} no data that can be read."
 
 

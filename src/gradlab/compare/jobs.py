@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradlab.record.files import read_json, read_regular
 from gradlab.record.lock import is_written
 
 INFO = "run.json"  # as in record.directory, which takes a second to import
@@ -17,7 +17,7 @@ ENDED = (FINISHED, DIVERGED)
 """Of runs with one of these statuses nothing is left to do."""
 DEPTH = 8
 """Folders deep that jobs are looked for."""
-_NUMBER = re.compile(r"^  job:\n(?:(?:    .*)?\n)*?    num: (\d+)$", re.MULTILINE)
+_NUMBER = re.compile(r"^  job:\n(?:(?:    .*)?\n)*?    num: (\d{1,9})$", re.MULTILINE)
 
 
 class Standing(NamedTuple):
@@ -64,7 +64,7 @@ def number_of(folder: Path) -> int | None:
     the same, but ``hydra.sweep.subdir`` can make any number the name.
     """
     try:
-        text = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
+        text = read_regular(folder / ".hydra" / "hydra.yaml").decode()
     except (OSError, ValueError):
         text = ""
     if found := _NUMBER.search(text):
@@ -75,12 +75,12 @@ def number_of(folder: Path) -> int | None:
 def standing(folder: Path) -> Standing:
     """How the job in ``folder`` stands."""
     info = _info(folder)
-    status = info.get("status", "starting")
+    status = str(info.get("status", "starting"))
     if status == "running" and is_written(folder) is False:
         # It may have ended between the two looks.
         info = _info(folder)
-        status = info.get("status", "starting").replace("running", "killed")
-    return Standing(folder, number_of(folder), status, info.get("reason", ""))
+        status = str(info.get("status", "starting")).replace("running", "killed")
+    return Standing(folder, number_of(folder), status, str(info.get("reason") or ""))
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -91,7 +91,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 def _info(folder: Path) -> dict[str, Any]:
     try:
-        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        info = read_json(folder / INFO)
     except (OSError, ValueError):  # not there yet, or for a moment not to be read
         return {}
     return info if isinstance(info, dict) else {}

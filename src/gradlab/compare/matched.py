@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -136,37 +138,54 @@ def _by_hidden(cells: Sequence[_Cell]) -> tuple[Level, ...]:
 def _by_parameters(cells: Sequence[_Cell]) -> tuple[Level, ...]:
     levels = []
     for places in _places(cells):
-        rest = [cell for cell in places if cell.row.parameters > 0]
-        taken: list[list[_Cell]] = []
-        while len(best := _best(rest)) > 1:
-            taken.append(best)
-            rest = [cell for cell in rest if cell not in best]
-        for those in sorted(taken, key=_middle):
-            order = [cell for cell in places if cell in those]
+        place = {id(cell): index for index, cell in enumerate(places)}
+        for those in sorted(_closest(places), key=_middle):
+            order = sorted(those, key=lambda cell: place[id(cell)])
             label = f"about {_round(_middle(those)):,} parameters"
             levels.append(Level(_label(label, those[0]), tuple(cell.row for cell in order)))
     return tuple(levels)
 
 
-def _best(cells: Sequence[_Cell]) -> list[_Cell]:
-    """The cells within the tolerance of each other of most models, the closest of these; or none.
+def _closest(cells: Sequence[_Cell]) -> list[list[_Cell]]:
+    """Cells within the tolerance of each other, none of them twice.
 
-    Of rows of one name the one nearest to the middle stays.
+    First those of most models, and of these the closest; then likewise of the rest.
     """
-    found: list[_Cell] = []
-    rank = (1, 0.0)
-    for smallest in cells:
-        most = smallest.row.parameters * (1 + TOLERANCE)
-        window = [c for c in cells if smallest.row.parameters <= c.row.parameters <= most]
-        middle = _middle(window)
-        nearest: dict[str, _Cell] = {}
-        for cell in sorted(window, key=lambda c: abs(c.row.parameters - middle)):
-            nearest.setdefault(cell.row.model, cell)
-        those = list(nearest.values())
-        counts = [cell.row.parameters for cell in those]
-        if _models(those) > 1 and (new := (_models(those), min(counts) / max(counts))) > rank:
-            found, rank = those, new
-    return found
+    cells = sorted((c for c in cells if c.row.parameters > 0), key=lambda c: c.row.parameters)
+    counts = np.array([cell.row.parameters for cell in cells], float)
+    free = np.ones(len(cells), bool)
+    best: dict[int, tuple[tuple[int, float], list[int]]] = {}
+    stale = slice(None)
+    taken = []
+    while free.any():
+        for index in np.arange(len(cells))[stale][free[stale]]:
+            end = np.searchsorted(counts, counts[index] * (1 + TOLERANCE), "right")
+            best[index] = _best(cells, counts, index + np.flatnonzero(free[index:end]))
+        (models, _), those = max((best[k] for k in np.flatnonzero(free)), key=lambda one: one[0])
+        if models < 2:
+            break
+        taken.append([cells[k] for k in those])
+        free[those] = False
+        reach = counts[min(those)] / (1 + TOLERANCE) * (1 - 1e-9)  # of those that saw them
+        stale = slice(int(np.searchsorted(counts, reach)), max(those) + 1)
+    return taken
+
+
+def _best(
+    cells: Sequence[_Cell], counts: np.ndarray, window: np.ndarray
+) -> tuple[tuple[int, float], list[int]]:
+    """Of cells, by position, the one of each name that is nearest to their middle.
+
+    How many models these are and how close they lie comes first.
+    """
+    own = counts[window]
+    middle = np.exp(np.mean(np.log(own)))
+    nearest: dict[str, int] = {}
+    for k in window[np.argsort(np.abs(own - middle), kind="stable")].tolist():
+        nearest.setdefault(cells[k].row.model, k)
+    those = list(nearest.values())
+    closeness = counts[those].min() / counts[those].max()
+    return (_models([cells[k] for k in those]), float(closeness)), those
 
 
 def _places(cells: Sequence[_Cell]) -> list[list[_Cell]]:
@@ -221,11 +240,16 @@ def _foretold(cells: Sequence[_Cell]) -> str:
     told = []
     for model in dict.fromkeys(cell.base for cell in cells):
         if model != goal.base:
-            sizes = range(1, 8 * goal.row.hidden)
-            counts = {H: parameters_of(model, H, *fit, L) for H in sizes}
-            H = min(counts, key=lambda size: abs(counts[size] - goal.row.parameters))
-            told.append(f"model={model} model.hidden={H} ({counts[H]:,})")
+            counts = functools.partial(_count, model, fit, L)
+            above = bisect.bisect_left(range(8 * goal.row.hidden), goal.row.parameters, key=counts)
+            sizes = (max(above - 1, 1), max(above, 1))
+            H = min(sizes, key=lambda size: abs(counts(size) - goal.row.parameters))
+            told.append(f"model={model} model.hidden={H} ({counts(H):,})")
     return f"To match the {called(goal.base)}'s {goal.row.parameters:,}, run {' and '.join(told)}."
+
+
+def _count(model: str, widths: tuple[int, int], layers: int, hidden: int) -> int:
+    return parameters_of(model, hidden, *widths, layers)
 
 
 def parameters_of(model: str, hidden: int, features: int, outputs: int, layers: int = 1) -> int:

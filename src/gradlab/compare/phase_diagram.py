@@ -162,6 +162,9 @@ def diagram(runs: Sequence[Entry]) -> Diagram | None:
     if len(differ) != 2 or not all(is_number(v) for values in differ.values() for v in values):
         return None
     (x_key, x), (y_key, y) = differ.items()
+    cells = len(set(map(float, x))) * len(set(map(float, y)))
+    if FILLED * cells > len(runs):  # no array is made of the many cells of a random search
+        return None
     across, up, runs_of = _sums(x, y, [1] * len(runs))
     if min(runs_of.shape) < 2 or np.mean(runs_of > 0) < FILLED:
         return None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import xarray
 
+from gradlab.compare.progress import Progress
 from gradlab.compare.runs import Entry
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, first_line
 from gradlab.record.figures.common import measured, spread
 from gradlab.record.reader import Run, open_run
 
@@ -33,6 +34,8 @@ SERIES = {
     "lyapunov_exponent": "λ₁ (nats per step)",
 }
 """Figures of each layer over training that are compared, in words."""
+_EMPTY = xarray.Dataset()
+T = TypeVar("T")
 
 
 class Curve(NamedTuple):
@@ -69,11 +72,20 @@ class Recorded:
       entry: the run.
       run: None if it has no arrays that can be read.
       damage: what of it cannot be read, and why; empty if all can.
+      unread: whether its arrays were left alone, since there are many runs; ``run`` is None then.
+      lost: what could not be read when it was asked for, and why.
     """
 
     entry: Entry
     run: Run | None
     damage: str = ""
+    unread: bool = False
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def trouble(self) -> str:
+        """All that cannot be read, in words; empty if all can."""
+        return "; ".join(filter(None, [self.damage, *dict.fromkeys(self.lost)]))
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -100,6 +112,9 @@ class Recorded:
             it was measured.
           most_lags: if given, at most so many lags, evenly spread. Values are never averaged.
         """
+        return self._asked(name, lambda: self._curve(name, most_steps, most_lags))
+
+    def _curve(self, name: str, most_steps: int, most_lags: int) -> Curve | None:
         if name not in self._curves:
             return None
         found = self._curves[name].transpose("step", "layer", "t")
@@ -130,6 +145,9 @@ class Recorded:
 
     def series(self, name: str) -> Series | None:
         """A scalar, or a variable of :data:`SERIES`, or None if it was never measured."""
+        return self._asked(name, lambda: self._of_series(name))
+
+    def _of_series(self, name: str) -> Series | None:
         if name in self._scalars:
             values = self._scalars[name].values[:, None]
         elif name in self._curves:
@@ -150,18 +168,51 @@ class Recorded:
         known = [] if found is None else found.values[~np.isnan(found.values[:, 0]), 0]
         return float(known[-1]) if len(known) else math.nan
 
+    def _asked(self, name: str, read: Callable[[], T]) -> T | None:
+        """What is read, or None with a line in ``lost``: the other runs are to be seen."""
+        try:
+            return read()
+        except Exception as error:  # noqa: BLE001  (whatever a folder that was sent leads to)
+            self.lost.append(f"{name} cannot be read ({type(error).__name__}: {first_line(error)})")
+            return None
+
     @cached_property
     def _curves(self) -> xarray.Dataset:
-        return self.run.curves if self.run is not None else xarray.Dataset()
+        return self.run.curves if self.run is not None else _EMPTY
 
     @cached_property
     def _scalars(self) -> xarray.Dataset:
-        return self.run.scalars if self.run is not None else xarray.Dataset()
+        return self.run.scalars if self.run is not None else _EMPTY
 
 
-def recorded(runs: Sequence[Entry]) -> list[Recorded]:
-    """The arrays of runs. What cannot be read of one is in its ``damage``; the others are whole."""
-    return [_recorded(entry) for entry in runs]
+def recorded(
+    runs: Sequence[Entry],
+    chosen: Container[int] | None = None,
+    progress: Progress | None = None,
+) -> list[Recorded]:
+    """The arrays of runs. What cannot be read of one is in its ``damage``; the others are whole.
+
+    Args:
+      runs: all of them.
+      chosen: positions of those whose arrays are read; None for all.
+      progress: is told how far it is.
+    """
+    wanted = [index for index in range(len(runs)) if chosen is None or index in chosen]
+    watched = progress.over(wanted, "reading arrays", len(wanted)) if progress else wanted
+    read = {index: _recorded(runs[index]) for index in watched}
+    return [read.get(index) or _unread(entry) for index, entry in enumerate(runs)]
+
+
+def _check_dims(curves: xarray.Dataset) -> None:
+    """Refuse what bears the name of a curve and is none."""
+    for name in [*CURVES, *SERIES]:
+        wanted = {"step", "layer", "t"} if name in CURVES else {"step", "layer"}
+        if name in curves and set(curves[name].dims) - {"index"} != wanted:
+            raise BadInput(name, curves[name].dims, f"{name} over {', '.join(sorted(wanted))}")
+
+
+def _unread(entry: Entry) -> Recorded:
+    return Recorded(entry, None, "" if entry.info else entry.reason, unread=bool(entry.info))
 
 
 def _recorded(entry: Entry) -> Recorded:
@@ -171,8 +222,9 @@ def _recorded(entry: Entry) -> Recorded:
         run = open_run(entry.path)
         found = Recorded(entry, run, "; ".join(run.damage))
         _ = found.names  # opens the arrays
+        _check_dims(run.curves)
     except BadInput as error:
         return Recorded(entry, None, f"not {error.allowed}")
-    except OSError as error:
-        return Recorded(entry, None, str(error))
+    except Exception as error:  # noqa: BLE001  (one bad run never costs the page of the others)
+        return Recorded(entry, None, f"{type(error).__name__}: {first_line(error)}")
     return found

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.compare.jobs import folders, natural, number_of
+from gradlab.compare.progress import Progress
 from gradlab.errors import BadInput
 from gradlab.record.directory import INFO
+from gradlab.record.files import read_regular
 from gradlab.record.keys import flat
 from gradlab.record.reader import glance
 
 NEVER_BEGAN, UNREADABLE = "never began", "unreadable"
 """Statuses of a job's folder, beside those of a run, where there is no run to be read."""
+LASTING = ("finished", "diverged", "interrupted", "crashed")
+"""Statuses that do not change unless ``run.json`` does."""
 SEED = "seed"
 IRRELEVANT = ("record", "hydra", "trainer.resume", "trainer.checkpoint_seconds")
 """Keys, and all below them, that change nothing in the numbers of a run."""
@@ -122,11 +126,17 @@ class Entry:
         return _whole(self.facts.get("parameters"))
 
 
-def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
+def runs_in(
+    *paths: str | os.PathLike[str],
+    progress: Progress | None = None,
+    known: dict[Path, tuple[Any, Entry]] | None = None,
+) -> list[Entry]:
     """The runs in folders of sweeps, and those given themselves, each folder's by job number.
 
     A run that is reached in two ways comes once. Names are paths in the folder that was asked for;
-    with several folders, after the name of that folder.
+    with several folders, after the name of that folder. ``progress`` is told how far it is.
+    A run that has ended and is in ``known`` with the same ``run.json`` is not read again; what is
+    read is put there.
 
     Raises:
       BadInput: if one of ``paths`` is no folder. A run that cannot be read is an entry that says
@@ -137,10 +147,16 @@ def runs_in(*paths: str | os.PathLike[str]) -> list[Entry]:
         if not path.is_dir():
             hint = "a folder under multirun/ or outputs/"
             raise BadInput("runs", str(path), "the folder of a sweep, or a run directory", hint)
-        prefix = f"{path.resolve().name}/" if len(paths) > 1 else ""
-        for one in sorted((_entry(folder, path) for folder in folders(path)), key=_order):
+        several = len(paths) > 1
+        prefix = f"{path.resolve().name}/" if several else ""
+        there = folders(path)
+        watched = progress.over(there, "looking for runs") if progress else there
+        found = (_known(folder, path, known) for folder in watched)
+        for one in sorted(found, key=_order):
             name = one.name if one.path == path else prefix + one.name
-            entries.setdefault(one.path.resolve(), replace(one, name=name))
+            # Links are not followed, so one folder has no run twice.
+            place = one.path.resolve() if several else one.path
+            entries.setdefault(place, one if name == one.name else replace(one, name=name))
     return list(entries.values())
 
 
@@ -195,7 +211,7 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
 
 
 class _View:
@@ -281,6 +297,25 @@ def _order(entry: Entry) -> tuple[float, list[tuple[int, str]]]:
     return math.inf if entry.number is None else entry.number, natural(str(entry.path))
 
 
+def _known(folder: Path, root: Path, known: dict[Path, tuple[Any, Entry]] | None) -> Entry:
+    """The entry of a folder, read only if it may have changed."""
+    if known is None:
+        return _entry(folder, root)
+    stamp = _stamp(folder / INFO), root
+    if folder not in known or known[folder][0] != stamp or known[folder][1].status not in LASTING:
+        known[folder] = stamp, _entry(folder, root)
+    return known[folder][1]
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Changes whenever a file does."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 def _entry(folder: Path, root: Path) -> Entry:
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
     number, run = number_of(folder), None
@@ -307,7 +342,7 @@ def _entry(folder: Path, root: Path) -> Entry:
 def _composed_overrides(folder: Path) -> tuple[str, ...]:
     """The overrides as Hydra wrote them, a yaml list of texts; none if they cannot be read."""
     try:
-        text = (folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+        text = read_regular(folder / ".hydra" / "overrides.yaml").decode()
     except (OSError, ValueError):
         return ()
     lines = [line[2:].strip() for line in text.splitlines() if line.startswith("- ")]
@@ -324,7 +359,7 @@ def _read(text: str) -> Any:
     """A value of the command line: numbers, true, false and null as such, the rest as text."""
     try:
         return float(text) if re.fullmatch(r"\.\d+", text) else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         known = {"true": True, "false": False, "null": None}
         return known.get(text.lower(), text.strip("'"))
 

@@ -121,7 +121,7 @@ def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
     """Rows as a file of comma-separated values."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")  # names that are no UTF-8
 
 
 def with_interval(found: Estimate, n: int) -> str:

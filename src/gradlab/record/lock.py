@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.errors import BadInput
+from gradlab.record.files import NotRegular, open_regular
 
 LOCK = "writer.lock"
 RESERVE = 2**16
@@ -32,7 +33,8 @@ class Lock:
         Raises:
           BadInput: if another process, or another run of this one, holds it.
         """
-        self.file = open(self.folder / LOCK, "a+b", buffering=0)  # noqa: SIM115  (held)
+        # What a link leads to is not overwritten.
+        self.file = open_regular(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         for _ in range(20):  # a reader that looks whether somebody writes holds it for a moment
             if _try(self.file, exclusive=True) is not False:
                 break
@@ -72,8 +74,8 @@ class Lock:
 def is_written(folder: Path) -> bool | None:
     """Whether somebody holds the lock of a run directory; None where that cannot be known."""
     try:
-        file = open(folder / LOCK, "rb")  # noqa: SIM115
-    except FileNotFoundError:
+        file = open_regular(folder / LOCK)
+    except (FileNotFoundError, NotRegular):
         return False
     except OSError:
         return None

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import xarray
 
 from gradlab.errors import BadInput
-from gradlab.record.arrays import consolidated
-from gradlab.record.base import Row, Status
+from gradlab.record.base import Row
 from gradlab.record.directory import ARRAYS, FORMAT, INFO, left_of
+from gradlab.record.files import open_regular, read_json, read_regular
+from gradlab.record.info import wrong_keys
 from gradlab.record.lock import is_written
-from gradlab.record.shard import broken_chunks, is_whole
+from gradlab.record.metadata import checked, row_bytes
+from gradlab.record.shard import MISSING, broken_chunks, decoded, decoded_size, is_whole, read_index
 
 BLOCK = 256
 """Rows that :func:`recorded_rows` reads at once."""
 COORDINATE = 2**26
 """Most bytes of the values of a coordinate."""
-_CODECS = {"bytes", "zstd", "vlen-utf8", "sharding_indexed"}
+_LAG = f"{ARRAYS}/lag/"
 _NO_STEPS = f"{ARRAYS}/step/c/0 is damaged: rows from 0 on"
 """Damage by which no row can be placed."""
-_TYPES = {"float32", "float64", "int64", "string"}
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,29 @@ class Run:
     @cached_property
     def _arrays(self) -> xarray.Dataset:
         folder = self.path / ARRAYS
-        _check_arrays(self.path, folder)
         readable = f"a run with a readable {ARRAYS}"
-        if lost := [part for part in self.damage if part.startswith(_NO_STEPS)]:
+        try:
+            checked(folder)
+        except (OSError, ValueError) as error:
+            raise BadInput("run", str(self.path), f"{readable} ({error})") from None
+        if lost := [part for part in self.damage if _is_needed(part)]:
             raise BadInput("run", str(self.path), f"{readable} ({lost[0]})")
         try:
             # Without indexes at first: they would read all of ``step``, also what is cut.
             dataset = xarray.open_zarr(
-                folder, consolidated=True, zarr_format=3, chunks=None, create_default_indexes=False
+                folder,
+                consolidated=True,
+                zarr_format=3,
+                chunks=None,
+                create_default_indexes=False,
+                decode_times=False,
             ).isel(step=slice(self.whole_rows))
             for name in dataset.dims:
                 dataset = dataset.set_xindex(str(name))
-            dataset = _with_lag(dataset)
+            dataset = _with_lag(dataset, any(_LAG in part for part in self.damage))
+            for name in {"step", "t"} & set(dataset.dims):
+                if not _is_ascending(dataset[name].values):
+                    raise ValueError(f"{name}: values that are not in their order")
         except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
             allowed = f"{readable} ({type(error).__name__}: {error})"
             raise BadInput("run", str(self.path), allowed) from None
@@ -132,11 +143,12 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     run = glance(path)
     damage, whole = [], None
-    if run.info["format"] > 1:
+    if run.info["format"] > 1 or (run.path / ARRAYS).exists():
+        look = _damage if run.info["format"] > 1 else _damage_of_format_1
         try:
-            damage, whole = _damage(run.path / ARRAYS)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            damage = [f"{ARRAYS} cannot be read ({type(error).__name__})"]
+            damage, whole = look(run.path / ARRAYS)
+        except (OSError, ValueError) as error:
+            damage = [f"{ARRAYS} cannot be read ({error})"]
     return Run(run.path, run.info, "truncated" if damage else run.status, tuple(damage), whole)
 
 
@@ -152,15 +164,13 @@ def glance(path: str | os.PathLike[str]) -> Run:
     path = Path(path)
     info = _read_info(path)
     version = info.get("format")
-    if not isinstance(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BadInput("run", str(path), f"a folder whose {INFO} has a format number")
     if version > FORMAT:
         allowed = f"a run of format {FORMAT} or older; this one is of format {version}"
         raise BadInput("run", str(path), allowed, "a newer gradlab")
-    shape = {"config": dict, "summary": dict, "status": str}
-    wrong = [key for key, kind in shape.items() if not isinstance(info.get(key), kind)]
-    if wrong or info["status"] not in get_args(Status):
-        allowed = f"a folder whose {INFO} is complete; at fault: {', '.join(wrong or ['status'])}"
+    if wrong := wrong_keys(info):
+        allowed = f"a folder whose {INFO} is complete; at fault: {', '.join(wrong)}"
         raise BadInput("run", str(path), allowed)
     status = info["status"]
     if status == "running" and is_written(path) is False:
@@ -186,12 +196,12 @@ def recorded_rows(run: Run) -> Iterator[Row]:
 
 def _damage(folder: Path) -> tuple[list[str], int | None]:
     """Which files of the arrays are damaged, and how many rows are whole (None: all)."""
-    metadata = consolidated(folder)
+    metadata = checked(folder)
     rows = whole = metadata["step"]["shape"][0]
     damage = []
     for name, array in metadata.items():
         if array["codecs"][0]["name"] != "sharding_indexed":
-            if array["shape"] != [0] and (lost := _lost(folder / name / "c" / "0")):
+            if array["shape"] != [0] and (lost := _lost(folder / name / "c" / "0", array)):
                 damage.append(f"{folder.name}/{name}/c/0 {lost}")
             continue
         for file, row in _broken(folder / name, array, rows):
@@ -201,11 +211,33 @@ def _damage(folder: Path) -> tuple[list[str], int | None]:
     return damage, None if whole == rows else whole
 
 
-def _lost(file: Path) -> str:
+def _damage_of_format_1(folder: Path) -> tuple[list[str], None]:
+    """Files of chunks that say they hold more than a chunk."""
+    damage = []
+    for name, array in checked(folder).items():
+        most = max(math.prod(array["chunk_grid"]["configuration"]["chunk_shape"]) * 8, COORDINATE)
+        for file in sorted(folder.joinpath(name, "c").rglob("*")):
+            if file.is_file():
+                with open_regular(file) as content:
+                    size = decoded_size(content.read(18))
+                if size is None or size > most:
+                    damage.append(f"{file.relative_to(folder.parent)} is damaged")
+    return damage, None
+
+
+def _lost(file: Path, array: Mapping[str, Any]) -> str:
     """What has become of a coordinate's only chunk; empty if it is whole."""
     if not file.exists():
         return "is missing"
-    return "" if is_whole(file.read_bytes(), 0, COORDINATE) else "is damaged"
+    content = read_regular(file, COORDINATE)
+    if not is_whole(content, 0, COORDINATE):
+        return "is damaged"
+    values = decoded(content)
+    if array["data_type"] == "string":  # their number comes first
+        whole = int.from_bytes(values[:4], "little") == array["shape"][0]
+    else:
+        whole = len(values) == row_bytes(array) * array["shape"][0]
+    return "" if whole else "is damaged"
 
 
 def _broken(folder: Path, array: Mapping[str, Any], rows: int) -> Iterator[tuple[Path, int]]:
@@ -216,21 +248,28 @@ def _broken(folder: Path, array: Mapping[str, Any], rows: int) -> Iterator[tuple
     """
     long = array["chunk_grid"]["configuration"]["chunk_shape"][0]
     short, *inner = array["codecs"][0]["configuration"]["chunk_shape"]
-    size = short * math.prod(array["shape"][1:]) * np.dtype(array["data_type"]).itemsize
+    size = short * row_bytes(array)
     for shard in range(math.ceil(rows / long) if size else 0):
         file = folder.joinpath("c", str(shard), *["0"] * len(inner))
         needed = math.ceil(min(rows - shard * long, long) / short)
         broken = broken_chunks(file, long // short, needed, size)
-        if folder.name == "step" and not file.exists():
-            broken = [0]
+        if folder.name == "step":
+            broken = sorted({*broken, *_missing(file, long // short, needed)})
         if broken:
             yield file, shard * long + broken[0] * short
+
+
+def _missing(file: Path, chunks: int, needed: int) -> list[int]:
+    """Which of the first ``needed`` chunks are not in a file: each row has a step."""
+    if not file.exists():
+        return [0]
+    return np.flatnonzero(read_index(file, chunks)[:needed, 0] == MISSING).tolist()
 
 
 def _read_info(path: Path) -> dict[str, Any]:
     hint = "the folder under outputs/ or multirun/ that a run printed at its end"
     try:
-        info = json.loads((path / INFO).read_text(encoding="utf-8"))
+        info = read_json(path / INFO)
     except (FileNotFoundError, NotADirectoryError):
         allowed = f"a run directory (a folder with {INFO} in it)"
         raise BadInput("run", str(path), allowed, hint) from None
@@ -241,34 +280,22 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _with_lag(dataset: xarray.Dataset) -> xarray.Dataset:
+def _with_lag(dataset: xarray.Dataset, damaged: bool) -> xarray.Dataset:
     """The dataset with a readable ``lag``: where its file is damaged it is ``t`` from its end."""
     if "lag" not in dataset.coords:
         return dataset
-    try:
+    if not damaged:
         return dataset.assign_coords(lag=dataset["lag"].load())
-    except Exception:  # noqa: BLE001  (whatever a damaged file leads to)
-        lag = dataset["lag"].copy(data=dataset["t"].values[::-1])
-        return dataset.assign_coords(lag=lag)
+    lag = dataset["lag"].copy(data=dataset["t"].values[::-1])
+    return dataset.assign_coords(lag=lag)
 
 
-def _check_arrays(run: Path, folder: Path) -> None:
-    """Refuse arrays that a run directory never holds, such as zarr's pickled objects."""
-    try:
-        group = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
-        arrays = group["consolidated_metadata"]["metadata"].values()
-        codecs = {name for array in arrays for name in _codecs(array["codecs"])}
-        types = {str(array["data_type"]) for array in arrays}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        allowed = f"a run with a readable {ARRAYS} ({type(error).__name__}: {error})"
-        raise BadInput("run", str(run), allowed) from None
-    if foreign := sorted((codecs - _CODECS) | (types - _TYPES)):
-        raise BadInput("run", str(run), f"{ARRAYS} as gradlab writes it; it holds {foreign}")
+def _is_needed(damage: str) -> bool:
+    """Whether without this part no row can be placed, or no value along a dimension."""
+    return damage.startswith(_NO_STEPS) or (
+        " is damaged: rows from " not in damage and _LAG not in damage
+    )
 
 
-def _codecs(codecs: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Names of codecs, and of those inside a shard."""
-    for codec in codecs:
-        yield codec["name"]
-        settings = codec.get("configuration", {})
-        yield from _codecs([*settings.get("codecs", []), *settings.get("index_codecs", [])])
+def _is_ascending(steps: np.ndarray) -> bool:
+    return not len(steps) or bool(steps[0] >= 0 and (np.diff(steps) > 0).all())

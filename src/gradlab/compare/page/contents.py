@@ -51,6 +51,7 @@ def contents(
     """
     runs = [run.entry for run in found]
     limits = _limits(found)
+    packed = [arrays(run, limits) for run in found]
     answer = headline(found)
     differ = settings_that_differ(runs)
     settings = [
@@ -66,8 +67,8 @@ def contents(
         "curves": CURVES,
         "series": SERIES,
         "runs": [
-            {**one_run(run, own), **arrays(run, limits)}
-            for run, own in zip(found, settings, strict=True)
+            {**one_run(run, own), **its}
+            for run, own, its in zip(found, settings, packed, strict=True)
         ],
         "matched": [_matched(one) for one in matched(runs)],
         "phase": _phase(phase_diagram.diagram(runs)),
@@ -83,8 +84,8 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": entry.name,
         "path": str(entry.path),
-        "status": "truncated" if run.damage and run.run is not None else entry.status,
-        "reason": "; ".join(filter(None, [entry.reason, run.damage]))[:LONGEST_REASON],
+        "status": "truncated" if run.trouble and run.run is not None else entry.status,
+        "reason": "; ".join(filter(None, [entry.reason, run.trouble]))[:LONGEST_REASON],
         "settings": settings,
         **{k: _value(facts.get(k)) for k in ("model", "task", "T", "readout", "parameters")},
         **{k: _value(entry.info.get(k)) for k in ("steps_per_second", "probe_overhead")},
@@ -93,6 +94,7 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
         "command": entry.command,
         "verdict": [str(line) for line in entry.info.get("verdict") or ()],
         "layers": list(run.layers),
+        "unread": run.unread,
     }
 
 
@@ -111,12 +113,18 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
             f"The runs are of different lengths (T = {some}): curves are aligned by lag, the "
             "distance from the end of the sequence."
         )
-    if unreadable := [run.entry.name for run in runs if run.run is None]:
+    if unread := sum(run.unread for run in runs):
+        words.append(
+            f"Curves, maps and what changes in training are shown of {len(runs) - unread:,} of the "
+            f"{len(runs):,} runs, spread over their settings. Everything else (the words above, "
+            "phase diagram, models matched by size, the table) is of the summaries of all."
+        )
+    if unreadable := [run.entry.name for run in runs if run.run is None and not run.unread]:
         words.append(
             f"{_of(unreadable)} cannot be read or never began, see the table for the reason; "
             "the others are shown."
         )
-    if damaged := [run.entry.name for run in runs if run.run is not None and run.damage]:
+    if damaged := [run.entry.name for run in runs if run.run is not None and run.trouble]:
         words.append(f"{_of(damaged)} lost a part of the arrays; what is whole is shown.")
     if cut := _thinned(limits):
         words.append(

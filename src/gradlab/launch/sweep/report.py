@@ -63,18 +63,20 @@ def report(
 def _report(
     folder: Path, stream: TextIO, refused: Sequence[str], jobs: Sequence[Sequence[str]]
 ) -> None:
+    from gradlab.compare.chosen import recorded_of_some
     from gradlab.compare.page import NAME, write
-    from gradlab.compare.recorded import recorded
+    from gradlab.compare.progress import Progress
     from gradlab.compare.runs import runs_in
     from gradlab.record.terminal import console_for
 
-    runs = runs_in(folder)
+    progress = Progress()
+    runs = runs_in(folder, progress=progress)
     runs += _not_started(folder, runs, refused, jobs)
     failed = [run for run in runs if run.status != "finished"]
     console = console_for(stream, PLAIN_WIDTH)
     written = _files(runs, folder) if len(runs) > 1 else []
     if runs:
-        written.append(write(recorded(runs), folder / NAME))
+        written.append(write(recorded_of_some(runs, progress=progress), folder / NAME))
     if len(runs) > 1:
         _numbers(runs, console)
     if failed or refused:

@@ -62,8 +62,11 @@ const Controls = {
 
   drawLegend() {
     const keys = [];
-    const runs = State.runs;
-    const used = (key) => Looks.values(key).filter((value) => runs.some((run) => worded(Store.value(run, key)) === worded(value)));
+    const runs = State.drawn;
+    const used = (key) => {
+      const there = new Set(runs.map((run) => worded(Store.value(run, key))));
+      return Looks.values(key).filter((value) => there.has(worded(value)));
+    };
     const some = (values) => (values.length <= 16 ? values : [...new Set([0, 0.25, 0.5, 0.75, 1].map((share) => values[Math.round(share * (values.length - 1))]))]);
     if (State.colour) {
       keys.push(element("span", { className: "title" }, `${shortOf(State.colour)}:`));

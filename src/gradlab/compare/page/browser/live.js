@@ -2,9 +2,12 @@
 // A page that is served asks its server for news; a page from a file never asks anybody.
 
 const ASK_EVERY = 1000; // milliseconds
+const MOST_LISTED = 200;
+const LONGEST_ADDRESS = 60000; // characters; a server takes 65,536
 
 const Live = {
   stamp: "",
+  listing: "", // of the list of runs that is here already
 
   start() {
     if (document.body.dataset.live !== "true") return;
@@ -18,8 +21,9 @@ const Live = {
   /** Asks once, takes what is new, and asks again a second after the answer. */
   async ask() {
     try {
-      const news = await this.get("/news");
-      this.drawPicker(news.runs);
+      const news = await this.get("/news", this.listing);
+      if (news.runs) this.drawPicker(news.runs);
+      this.listing = news.listing;
       if (news.stamp !== this.stamp) {
         await this.take();
         this.at = new Date().toLocaleTimeString();
@@ -31,8 +35,10 @@ const Live = {
     setTimeout(() => this.ask(), ASK_EVERY);
   },
 
-  async get(path) {
-    const answer = await fetch(path + location.search, { cache: "no-store" });
+  async get(path, listing = "") {
+    const asked = new URLSearchParams(location.search);
+    if (listing) asked.set("listing", listing);
+    const answer = await fetch(`${path}?${asked}`, { cache: "no-store" });
     if (!answer.ok) throw new Error(await answer.text());
     return answer.json();
   },
@@ -53,32 +59,37 @@ const Live = {
 
   /** All runs of the folders that are served, newest first, to choose from. */
   drawPicker(runs) {
-    const text = JSON.stringify(runs);
-    if (text === this.listed) return;
-    this.listed = text;
     const place = document.getElementById("picker");
     place.hidden = false;
     const open = place.querySelector("details")?.open ?? false;
-    const boxes = new Map();
+    const picked = new Set(runs.filter((run) => run.chosen).map((run) => run.id));
+    const chosen = picked.size;
+    const words = new Map(runs.map((run) => [run.id, [run.id, run.words, run.status].filter(Boolean).join("  ·  ")]));
     const list = element("ul", {});
-    for (const run of runs) {
-      const box = element("input", { type: "checkbox", checked: run.chosen });
-      boxes.set(run.id, box);
-      const words = [run.id, run.words, run.status].filter(Boolean).join("  ·  ");
-      list.append(element("li", { "data-words": words.toLowerCase() }, element("label", {}, box, " ", words)));
-    }
     const search = element("input", { type: "search", placeholder: "find in the list" });
-    search.addEventListener("input", () => {
-      for (const item of list.children) item.hidden = !item.dataset.words.includes(search.value.toLowerCase());
-    });
+    const say = element("p", { className: "say" });
+    const found = () => runs.filter((run) => words.get(run.id).toLowerCase().includes(search.value.toLowerCase()));
+    const item = ({ id }) => {
+      const box = element("input", { type: "checkbox", checked: picked.has(id) });
+      box.addEventListener("change", () => (box.checked ? picked.add(id) : picked.delete(id)));
+      return element("li", {}, element("label", {}, box, " ", words.get(id)));
+    };
+    const drawList = () => {
+      const those = found();
+      fill(list, those.slice(0, MOST_LISTED).map(item));
+      fill(say, those.length > MOST_LISTED ? `the first ${MOST_LISTED} of ${those.length}; search for others` : "");
+    };
     const all = (on) => {
-      for (const item of list.children) if (!item.hidden) item.querySelector("input").checked = on;
+      for (const { id } of found()) on ? picked.add(id) : picked.delete(id);
+      drawList();
     };
     const show = () => {
-      const chosen = [...boxes].filter(([, box]) => box.checked).map(([id]) => id);
-      location.search = new URLSearchParams(chosen.map((id) => ["run", id])).toString();
+      const asked = new URLSearchParams([...picked].map((id) => ["run", id])).toString();
+      if (asked.length > LONGEST_ADDRESS) fill(say, `${picked.size} runs are too many for one address; choose fewer`);
+      else location.search = asked;
     };
-    const chosen = runs.filter((run) => run.chosen).length;
+    search.addEventListener("input", drawList);
+    drawList();
     const button = (words, action) => element("button", { type: "button", onclick: action }, words);
     fill(
       place,
@@ -88,6 +99,7 @@ const Live = {
         element("summary", {}, `${chosen} of ${runs.length} runs in these folders; choose others`),
         element("p", {}, search, " ", button("all", () => all(true)), " ", button("none", () => all(false)), " ", button("show the chosen", show), " ", button("newest", () => (location.search = ""))),
         list,
+        say,
       ),
     );
   },

@@ -20,11 +20,27 @@ function between(colours, share) {
 }
 
 const Looks = {
+  known: new Map(), // key: { runs, values, places }
+
   /** The values of a key in all runs, numbers by size, others as they come. */
   values(key) {
-    if (!key) return [];
+    return key ? this.of(key).values : [];
+  },
+
+  /** Values of a key, and the place of each among them by its words. */
+  of(key) {
+    const known = this.known.get(key);
+    if (known?.runs === Store.runs) return known;
     const found = [...new Map(Store.runs.map((run) => [worded(Store.value(run, key)), Store.value(run, key)])).values()];
-    return found.every((value) => typeof value === "number") ? found.sort((a, b) => a - b) : found;
+    const values = found.every((value) => typeof value === "number") ? found.sort((a, b) => a - b) : found;
+    const made = { runs: Store.runs, values, places: new Map(values.map((value, k) => [worded(value), k])) };
+    this.known.set(key, made);
+    return made;
+  },
+
+  /** The place of a value among those of a key; -1 if it is none of them. */
+  place(key, value) {
+    return key ? (this.of(key).places.get(worded(value)) ?? -1) : -1;
   },
 
   /** Whether there are too many values for colours of their own. */
@@ -35,7 +51,7 @@ const Looks = {
   colour(key, value) {
     const palette = COLOURS[this.theme];
     const values = this.values(key);
-    const index = values.findIndex((one) => worded(one) === worded(value));
+    const index = this.place(key, value);
     if (index < 0) return palette[0];
     if (!this.scaled(key)) return palette[index];
     const share = values.length > 1 ? index / (values.length - 1) : 0;
@@ -44,7 +60,7 @@ const Looks = {
   },
 
   dash(key, value) {
-    const index = this.values(key).findIndex((one) => worded(one) === worded(value));
+    const index = this.place(key, value);
     return DASHES[Math.max(index, 0) % DASHES.length];
   },
 

@@ -49,4 +49,9 @@ const State = {
     const wanted = filterOf(this.filter);
     return Store.runs.filter((run) => !this.hidden.has(run.path) && wanted(run));
   },
+
+  /** Those of them whose arrays are on the page. */
+  get drawn() {
+    return this.runs.filter((run) => !run.unread);
+  },
 };

@@ -18,7 +18,7 @@ const Store = {
       run.of = earlier.of;
       return;
     }
-    const found = await unpacked(run.arrays);
+    const found = run.arrays.parts.length ? await unpacked(run.arrays) : [];
     const place = ([name, { steps, lags, values }]) => {
       const [, layers, length] = found[values].shape;
       return [name, { steps: found[steps].values, lags: found[lags]?.values ?? null, values: found[values].values, layers, length: length ?? 1 }];

@@ -44,7 +44,7 @@ const curvesPanel = {
   linesOf() {
     const found = [];
     const several = this.names.length > 1;
-    for (const group of groupsOf(State.runs)) {
+    for (const group of groupsOf(State.drawn)) {
       for (const name of this.names) {
         if (!group.runs.some((run) => this.applies(run, name))) continue;
         const word = Store.data.curves[name];
@@ -145,7 +145,7 @@ const curvesPanel = {
 
   /** What is missing, and what comes from another step. */
   words() {
-    const runs = State.runs;
+    const runs = State.drawn;
     const found = [];
     for (const name of this.names) {
       const lacking = runs.filter((run) => hasRows(run) && !(name in run.curves));
@@ -193,8 +193,10 @@ function noteOf(line, points) {
 
 /** Which runs, for a sentence: by a setting where these are all that have some values of it, else by name. */
 function namesOf(runs) {
-  if (runs.length === Store.runs.length && runs.length > 1) return `any of the ${runs.length} runs`;
-  const others = Store.runs.filter((run) => !runs.includes(run));
+  const drawn = Store.runs.filter((run) => !run.unread);
+  if (runs.length === drawn.length && runs.length > 1) return `any of the ${runs.length} runs`;
+  const those = new Set(runs);
+  const others = drawn.filter((run) => !those.has(run));
   for (const key of runs.length > 1 ? ["model", State.colour, State.facet] : []) {
     const values = (some) => new Set(some.map((run) => worded(Store.value(run, key))));
     const [own, foreign] = [values(runs), values(others)];
@@ -218,6 +220,7 @@ function hasRows(run) {
 /** Why a panel is empty, and what to do. */
 function nothing(runs, what, probe) {
   if (!Store.runs.length) return "There are no runs.";
+  if (!runs.length && State.runs.length) return "The arrays of these runs are not on this page.";
   if (!runs.length) return "The filter leaves no run.";
   return `None of the runs shown here has recorded ${what}; ${probe} measures it.`;
 }

@@ -28,7 +28,7 @@ const heatmapsPanel = {
   update(moved) {
     if (moved) return this.mark();
     this.drawTools();
-    this.groups = groupsOf(State.runs).filter((group) => group.runs.some((run) => Store.of(run, State.heat)));
+    this.groups = groupsOf(State.drawn).filter((group) => group.runs.some((run) => Store.of(run, State.heat)));
     this.draw();
   },
 
@@ -68,7 +68,7 @@ const heatmapsPanel = {
     }
     const words = [];
     if (this.maps.length) words.push("Black: exactly zero. Grey: not measured. A click sets the training step.");
-    else words.push(nothing(State.runs, "this over lag", "probe=standard"));
+    else words.push(nothing(State.drawn, "this over lag", "probe=standard"));
     fill(
       this.say,
       this.maps.length ? colourBar(low, high, false, `log₁₀, ${Store.data.curves[State.heat]}`) : null,

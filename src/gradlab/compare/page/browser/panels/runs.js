@@ -16,10 +16,13 @@ function figureOf(run, name) {
   return key === undefined ? undefined : run.summary[key];
 }
 
+const MOST_ROWS = 200;
+
 const runsPanel = {
   id: "runs",
   title: "Runs",
   open: new Set(),
+  most: MOST_ROWS,
 
   build(place) {
     this.place = place;
@@ -52,7 +55,7 @@ const runsPanel = {
     const wanted = new Set(State.runs);
     const keep = filterOf(State.filter);
     const listed = this.sorted(Store.runs.filter((run) => keep(run)));
-    fill(this.count, `${wanted.size} of ${Store.runs.length} shown`);
+    fill(this.count, `${shown(wanted.size)} of ${shown(Store.runs.length)} shown`);
     const columns = this.columns();
     const numeric = (column) => listed.every((run) => ["number", "undefined"].includes(typeof (column.value(run) ?? undefined)));
     const numbers = new Set(columns.filter((column) => column.id !== "name" && numeric(column)).map(({ id }) => id));
@@ -61,8 +64,11 @@ const runsPanel = {
       const sort = State.sort === id ? `-${id}` : id;
       return element("th", { className: numbers.has(id) ? "number" : "" }, element("button", { type: "button", onclick: () => State.change({ sort }) }, title + arrow));
     });
-    const rows = listed.flatMap((run) => this.row(run, columns, numbers, wanted.has(run)));
-    fill(this.body, element("table", {}, element("thead", {}, element("tr", {}, element("th", {}), head)), element("tbody", {}, rows)));
+    const rows = listed.slice(0, this.most).flatMap((run) => this.row(run, columns, numbers, wanted.has(run)));
+    const left = listed.length - this.most;
+    const next = Math.min(left, 5 * MOST_ROWS);
+    const more = element("button", { type: "button", className: "rest", onclick: () => ((this.most += next), this.update(false)) }, `show ${shown(next)} more of ${shown(left)}`);
+    fill(this.body, element("table", {}, element("thead", {}, element("tr", {}, element("th", {}), head)), element("tbody", {}, rows)), left > 0 ? more : null);
     fill(this.commands, [...new Set(State.runs.map((run) => run.command).filter(Boolean))].join("\n"));
   },
 
@@ -73,7 +79,7 @@ const runsPanel = {
       else State.hidden.add(run.path);
       State.change({ hidden: State.hidden });
     });
-    const chip = element("span", {}, " ● ");
+    const chip = element("span", { title: run.unread ? "its curves are not on this page" : "" }, run.unread ? " ○ " : " ● ");
     chip.style.color = Looks.colour(State.colour, Store.value(run, State.colour));
     const toggle = element("button", { type: "button", title: "more", "aria-expanded": String(this.open.has(run.path)), onclick: () => this.toggle(run.path) }, this.open.has(run.path) ? "▾" : "▸");
     const cells = columns.map(({ id, value }) => {

@@ -23,8 +23,8 @@ function trainingPanel(id, title, choose) {
         for (const { chart } of this.plots.values()) chart.move(State.step);
         return;
       }
-      this.groups = groupsOf(State.runs);
-      const wanted = choose(State.runs);
+      this.groups = groupsOf(State.drawn);
+      const wanted = choose(State.drawn);
       for (const [name, { chart }] of this.plots) {
         if (!wanted.some((one) => one.name === name)) {
           chart.remove();
@@ -71,10 +71,10 @@ function trainingPanel(id, title, choose) {
     },
 
     words(wanted) {
-      if (!wanted.length) return nothing(State.runs, "any of these", id === "loss" ? "every run" : "probe=dynamics");
+      if (!wanted.length) return nothing(State.drawn, "any of these", id === "loss" ? "every run" : "probe=dynamics");
       const found = [];
       for (const { name, title } of wanted) {
-        const lacking = State.runs.filter((run) => hasRows(run) && !(name in run.series));
+        const lacking = State.drawn.filter((run) => hasRows(run) && !(name in run.series));
         if (lacking.length) found.push(`${title} was not measured by ${namesOf(lacking)}.`);
       }
       return found.join(" ");

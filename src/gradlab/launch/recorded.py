@@ -59,8 +59,8 @@ OF_A_SWEEP = {
     "hydra.sweeper.direction": rf"{_WAY}|\[{_WAY}(,{_WAY})*\]",
     "hydra.launcher.at_once": f"measure|{_NUMBER}",
     "hydra.launcher.partition": r"[\w.-]+",
-    "hydra.sweep.subdir": r"(\w|\$\{hydra:job)([\w=,+/-]|\.(?!\.)|\$\{([A-Za-z]\w*)(\.\w+)*\}"
-    r"|\$\{hydra:job\.(num|id|override_dirname)\})*",
+    "hydra.sweep.subdir": r"(?=\w|\$\{hydra:)([\w=,+/-]|\.(?!\.)|\$\{[A-Za-z]\w*(\.\w+)*\}"
+    r"|\$\{hydra:job\.(num|id|override_dirname)\})+",
 } | {
     f"{section}.{name}": _NUMBER
     for section, names in _NUMBERS_OF_HYDRA.items()
@@ -88,7 +88,7 @@ def check_settings(
     """
     known = _Known.of(arguments, folder)
     faults = {text: known.fault(typed, of_hydra or {}) for text, typed in settings.items()}
-    others = [text for text in settings if not text.startswith(_SUBDIR)]
+    others = [text for text in settings if not text.lstrip("+").startswith(_SUBDIR)]
     for text in settings.keys() - others:
         if "${" in text and any(".." in one for one in others):
             faults[text] = "may lead out of the sweep"

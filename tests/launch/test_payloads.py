@@ -237,6 +237,34 @@ def test_a_function_does_not_pass_for_a_class(command, where):
     assert f"{where}._target_: got 'optax.adam'\n  allowed: a subclass of " in done.err
 
 
+def test_what_makes_an_optimizer_is_asked_what_it_made(command):
+    done = command("optimizer=sgd", "optimizer.rule._target_=builtins.dict")
+    assert done.code == 2
+    assert "got 'dict'\n  allowed: a function that takes learning_rate and gives" in done.err
+
+
+def test_the_folder_of_a_job_stays_in_its_sweep(tmp_path):
+    def recorded(*said):
+        check_settings(dict(zip(said, said, strict=True)), tmp_path, [], OF_A_SWEEP)
+
+    for subdir in ("run${seed}", "${hydra:job.num}", "${hydra:job.override_dirname}", "a/b${seed}"):
+        recorded(f"hydra.sweep.subdir={subdir}", "seed=1,2")
+    recorded("hydra.sweep.subdir=run", "task.path=../x")
+    for subdir in ("/tmp", "../x", "a/../..", "${task.path}", "~/x", "${oc.env:HOME}", "..."):
+        with pytest.raises(BadInput, match=r"of Hydra itself|no setting"):
+            recorded(f"hydra.sweep.subdir={subdir}")
+    with pytest.raises(BadInput, match=r"may lead out of the sweep"):
+        recorded("hydra.sweep.subdir=x${task.path}", "task.path=/../../x")
+
+
+def test_a_path_confirms_no_code(tmp_path):
+    """Whoever sends a folder has named it, too."""
+    payload = Payload(lambda *_: ["model.cell._target_=os.system"])
+    sweep = make_sweep(tmp_path / "_target_=os.system", tmp_path / "mark", payload)
+    with pytest.raises(BadInput, match=r"names code"):
+        with_resumed([f"trainer.resume='{sweep}'"])
+
+
 def test_yaml_of_a_sweep_is_data(sent, tmp_path):
     """Tags that make objects are none to the reader."""
     text = yaml.safe_dump({"hydra": {}}) + "x: !!python/object/apply:os.system ['touch mark']\n"

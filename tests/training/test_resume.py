@@ -346,6 +346,35 @@ def test_where_none_can_be_read_it_is_said(kept):
     assert refusal.value.given == str(checkpoints.folder.parent)
 
 
+@pytest.mark.parametrize("key", ["since", "best", "next_validation", "seconds"])
+def test_one_that_holds_nonsense_gives_way_to_the_one_before(kept, key):
+    steps, checkpoints = kept
+    file = checkpoints.folder / "9" / "rest" / "metadata"
+    whole = json.loads(file.read_text())
+    for nonsense in ("x", [[1, "x"]], {"x": 1}, [0.5, 2, 3]):
+        file.write_text(json.dumps(whole | {key: nonsense}))
+        found = checkpoints.restore(steps, jax.random.key(3))
+        assert int(found.state.step) == 6
+    checkpoints.close()
+
+
+def test_one_that_lies_where_another_belongs_gives_way(kept):
+    steps, checkpoints = kept
+    (checkpoints.folder / "9").rename(checkpoints.folder / "99")
+    found = checkpoints.restore(steps, jax.random.key(3))
+    checkpoints.close()
+    assert int(found.state.step) == 6
+
+
+@pytest.mark.parametrize("text", ["3", "[]", "[" * 100_000, '{"item_handlers": 1e308}'])
+def test_what_orbax_does_not_expect_is_said(kept, text):
+    steps, checkpoints = kept
+    (checkpoints.folder / "9" / "_CHECKPOINT_METADATA").write_text(text)
+    with pytest.raises(BadInput, match="a checkpoint that can be read"):
+        checkpoints.restore(steps, jax.random.key(3))
+    checkpoints.close()
+
+
 def test_one_of_another_model_is_refused(kept):
     _, checkpoints = kept
     other = build_steps(experiment(hidden=6))

@@ -37,6 +37,7 @@ MOST, LONGEST = 1_000, 100_000
 _SHOWN = 5
 _SUBMITIT = ".submitit"
 """Where submitit keeps links by full paths, which lead nowhere in a sweep that was moved."""
+_SUBDIR = "hydra.sweep.subdir="
 _TARGET = "_target_"
 _TARGETS = re.compile(r"""_target_['"]?\s*[:=]\s*['"]?([\w.]+)""")
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
@@ -58,7 +59,7 @@ OF_A_SWEEP = {
     "hydra.sweeper.direction": rf"{_WAY}|\[{_WAY}(,{_WAY})*\]",
     "hydra.launcher.at_once": f"measure|{_NUMBER}",
     "hydra.launcher.partition": r"[\w.-]+",
-    "hydra.sweep.subdir": r"(?![./])([\w=,+/-]|\.(?!\.)|\$\{([A-Za-z]\w*)(\.\w+)*\}"
+    "hydra.sweep.subdir": r"(?=\w|\$\{hydra:)([\w=,+/-]|\.(?!\.)|\$\{[A-Za-z]\w*(\.\w+)*\}"
     r"|\$\{hydra:job\.(num|id|override_dirname)\})+",
 } | {
     f"{section}.{name}": _NUMBER
@@ -87,6 +88,10 @@ def check_settings(
     """
     known = _Known.of(arguments, folder)
     faults = {text: known.fault(typed, of_hydra or {}) for text, typed in settings.items()}
+    others = [text for text in settings if not text.lstrip("+").startswith(_SUBDIR)]
+    for text in settings.keys() - others:
+        if "${" in text and any(".." in one for one in others):
+            faults[text] = "may lead out of the sweep"
     wrong = [f"{shown(text)} ({fault})" for text, fault in faults.items() if fault]
     if wrong:
         more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
@@ -102,8 +107,8 @@ def as_texts(recorded: Any, folder: Path) -> list[str]:
     Raises:
       BadInput: if it is anything else, or too long for a command line.
     """
-    texts = recorded if isinstance(recorded, list) else [None]
-    if not all(isinstance(one, str) for one in texts):
+    texts = [one for one in recorded if isinstance(one, str)] if isinstance(recorded, list) else []
+    if texts != recorded:
         allowed = "a folder that recorded its overrides, as a list of texts"
         raise BadInput(KEY, str(folder), allowed)
     if len(texts) > MOST or sum(map(len, texts)) > LONGEST:
@@ -170,7 +175,8 @@ class _Known:
     @classmethod
     def of(cls, arguments: Sequence[str], foreign: Path) -> _Known:
         known = cls(config_folders(arguments), foreign.resolve())
-        known.targets.update(_TARGETS.findall("\n".join(arguments)))
+        spoken = (one for one in arguments if not one.startswith(("hydra.", KEY)))  # no paths
+        known.targets.update(_TARGETS.findall("\n".join(spoken)))
         for folder in known.folders:
             for path in known._yaml_files(folder):
                 known.targets.update(_TARGETS.findall(path.read_text("utf-8", "replace")))

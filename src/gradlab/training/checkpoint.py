@@ -219,8 +219,9 @@ class Checkpoints:
         best = None if rest["best"] is None else Best(0.0, 0, start.params, {})
         like = _packed(Position(start, best=best))[0]
         if rest["shapes"] != _shapes(like):
-            names = rest["shapes"].keys() | _shapes(like).keys()
-            odd = sorted(n for n in names if rest["shapes"].get(n) != _shapes(like).get(n))
+            expected = sorted(_shapes(like).items())
+            odd = [name for name, shape in expected if rest["shapes"].get(name) != shape]
+            odd = odd or ["arrays that this one has not"]
             allowed = f"a checkpoint of this model and optimizer; it differs in {', '.join(odd)}"
             raise BadInput("trainer.resume", str(self.folder.parent), allowed)
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

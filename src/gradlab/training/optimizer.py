@@ -110,7 +110,13 @@ class Optimizer:
     @property
     def update(self) -> optax.GradientTransformation:
         """From the clipped gradient to what is added to the parameters."""
-        return self.rule(learning_rate=self._rate())
+        made = self.rule(learning_rate=self._rate())
+        if not isinstance(made, optax.GradientTransformation):
+            allowed = (
+                "a function that takes learning_rate and gives an optax.GradientTransformation"
+            )
+            raise BadInput("optimizer.rule._target_", type(made).__name__, allowed, "optax.adam")
+        return made
 
     def _rate(self) -> optax.Schedule:
         peak, final, steps = self.learning_rate, self.final_fraction, self.steps - self.warmup_steps

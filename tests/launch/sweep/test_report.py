@@ -79,6 +79,17 @@ def test_failures_are_named_with_their_reasons_and_the_way_on(tmp_path, told):
     assert "to resume the 4 unfinished:\n  python -m gradlab -m trainer.resume=s\n" in text
 
 
+def test_the_command_gives_a_config_folder_again(tmp_path, told):
+    for seed in (0, 1):
+        make_run(tmp_path / "s" / str(seed), [f"seed={seed}"], status="killed")
+    source = '{"provider": "command-line", "path": "/my conf"}'
+    recorded = (
+        f'{{"overrides": {{"task": [], "hydra": []}}, "runtime": {{"config_sources": [{source}]}}}}'
+    )
+    (tmp_path / "s" / "multirun.yaml").write_text(f'{{"hydra": {recorded}}}')
+    assert "python -m gradlab -m --config-dir '/my conf' trainer.resume=s\n" in told(tmp_path / "s")
+
+
 def test_jobs_that_the_sweep_did_not_come_to_are_named(tmp_path, told):
     make_run(tmp_path / "s" / "0", ["seed=0"], {"val/loss": 0.5})
     make_run(tmp_path / "s" / "2", ["seed=2"], status="crashed", reason="ValueError: no")

@@ -8,12 +8,13 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gradlab.compare.jobs import ENDED
-from gradlab.errors import first_line
-from gradlab.launch.resume import KEY, SWEEP, config_dir_of, quoted
+from gradlab.errors import BadInput, first_line
+from gradlab.launch.resume import KEY, config_dir_of, quoted
 from gradlab.launch.session import shown
 from gradlab.record.private import scrub
 
@@ -216,7 +217,9 @@ def _resuming(folder: Path) -> str:
     path = shown(folder)
     if not all(c.isalnum() or c in "/._-~:%+@" for c in path):  # Hydra's grammar wants quotes
         path = quoted(path)
-    given = config_dir_of(folder) if (folder / SWEEP).is_file() else ""
+    given = ""
+    with suppress(BadInput):  # of a sweep that another hand has spoiled
+        given = config_dir_of(folder)
     own = f"--config-dir {shlex.quote(given)} " if given else ""
     return f"python -m gradlab -m {own}{shlex.quote(f'{KEY}={path}')}"
 

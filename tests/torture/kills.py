@@ -27,6 +27,7 @@ SMALL = (
     *("experiment=adding", "model=lstm", "task.length=20", "model.hidden=16"),
     *("trainer.steps=600", "trainer.log_every=20", "trainer.checkpoint_seconds=0.5"),
     *("record.tensorboard=true", "record.wandb.mode=offline", "record.wandb.code=false"),
+    "record.wandb.finish_timeout=300",  # a machine that is busy with other things is no loss
 )
 TOGETHER = ("-m", "hydra/launcher=population", "seed=0,1")
 SHARES = {"solo": 0.25, "population": 0.2, "end": 0.3, "resume": 0.25}
@@ -129,7 +130,7 @@ class Trials:
                 not left_behind(folder), f"a process outlives {folder.name}: {left_behind(folder)}"
             )
             rows += [readable(one) for one in runs(folder, together)]
-        finish(self._begin(folder, together))
+        _, told = finish(self._begin(folder, together))
         found = [everything(one) for one in runs(folder, together)]
         odd = [
             name
@@ -141,7 +142,7 @@ class Trials:
         seconds = ", ".join(f"{after:.1f} s" for after in moments)
         seconds += " after its last row" if kind == "end" else ""
         print(f"| {kind} | {seconds} | {rows} | {odd or 'yes'} |", flush=True)
-        check(not odd, f"{folder.name}, killed after {seconds}, ends otherwise in {odd}")
+        check(not odd, f"{folder.name}, killed after {seconds}, ends otherwise in {odd}\n{told}")
         shutil.rmtree(folder)
         return kills
 

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gradlab.compare.jobs import ENDED
 from gradlab.errors import visible
 from gradlab.launch.build import build, plain
 from gradlab.launch.objective import Worth, lacking, objective_of
@@ -113,6 +114,7 @@ def perform(job: Job) -> Worth:
     )
     print(f"\nrun directory: {shown(job.folder)}")
     _show_made(job, wandb.how_to_see(), figures=figures)
+    _tell_left(job)
     obey(outcome)
     return worth(job, figures_of(outcome))
 
@@ -121,12 +123,22 @@ def _finish(job: Job) -> None:
     """Do what is left of a run that is not to be trained any more."""
     from gradlab.record.finish import FIGURES, finish, in_words
 
-    done, left, on_wandb = finish(job.folder, job.experiment.config["record"], again=True)
+    done, on_wandb = finish(job.folder, job.experiment.config["record"], again=True)
     _show_made(job, on_wandb, figures=FIGURES in done)
     if done:
         print(f"{in_words(done)} done")
-    if still := [part for part in job.left if part in left]:
-        print(f"{in_words(still)} still left to do", file=sys.stderr)
+    _tell_left(job)
+
+
+def _tell_left(job: Job) -> None:
+    """Say what could not be made of a run, for a reason that has been told."""
+    from gradlab.record.finish import in_words, parts_of
+    from gradlab.record.reader import glance
+
+    run, wanted = glance(job.folder), parts_of(job.experiment.config["record"])
+    if run.status in ENDED and (left := [part for part in run.left if part in wanted]):
+        again = f"trainer.resume={shown(job.folder)} tries again"
+        print(f"gradlab: {in_words(left)} left to do; {again}", file=sys.stderr)
 
 
 def _show_made(job: Job, on_wandb: str, *, figures: bool) -> None:

@@ -104,10 +104,9 @@ def complete(
 
 
 class Finished(NamedTuple):
-    """What :func:`finish` did: the parts that are done, those still left, how to see it on W&B."""
+    """What :func:`finish` did: the parts that it made, and how to see the run on W&B."""
 
     done: tuple[str, ...]
-    left: tuple[str, ...]
     on_wandb: str
 
 
@@ -142,8 +141,7 @@ def finish(folder: Path, record: Mapping[str, Any], *, again: bool = False) -> F
     finally:
         directory.release()
     left = open_run(folder).left
-    done = tuple(part for part in wanted if part not in left)
-    return Finished(done, left, wandb.how_to_see())
+    return Finished(tuple(part for part in wanted if part not in left), wandb.how_to_see())
 
 
 def told(run: Run, *, again: bool = False) -> tuple[Description, Outcome]:

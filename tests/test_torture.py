@@ -1,4 +1,4 @@
-"""The short half of ``python scripts/torture.py kill``."""
+"""The short halves of the parts of ``scripts/torture.py``."""
 
 from __future__ import annotations
 

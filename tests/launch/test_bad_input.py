@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from tests.small import QUIET, TINY
+
 OWN = {
     "conf/experiment/wrong_key.yaml": "# @package _global_\ntrainer:\n  stepz: 3\n",
     "conf/experiment/wrong_model_key.yaml": "# @package _global_\nmodel:\n  hiden: 3\n",
@@ -141,7 +143,11 @@ TYPED = {
     "seed=range(3)": ["seed: got 'range(3)'", "python -m gradlab -m seed=range(3)"],
     "--config-dir=nowhere": ["nowhere' not found"],
     "--config-name=nope": ["primary config 'nope'"],
-    "hydra.run.dir=/proc/nowhere/x": ["the run directory cannot be made", "/proc"],
+    "hydra.run.dir=/proc/nowhere/x": [
+        "the run directory cannot be made",
+        "/proc",
+        "try: hydra.run.dir=FOLDER",
+    ],
     "model=rnn probe=forget_product": ["probe: got 'forget_product'", "its gates: none", "try:"],
     "model=rnn probe=[adjoint,forget_product]": ["probe: got 'forget_product'", "SimpleRNN"],
     "model=rnn model.cell.activation_fn=tanhh": ["got 'tanhh'", "relu", "activation_fn=tanh\n"],
@@ -205,6 +211,28 @@ def test_text_that_cannot_be_read(refused, tmp_path, content, words):
 def test_the_environment_of_wandb_is_checked_too(refused, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "foo")
     assert "record.wandb.mode: got 'foo'" in refused()
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m"]])
+def test_a_disk_that_cannot_be_written_to_is_named(refused, tmp_path, arguments):
+    """Told by a file where a folder is due, which stops the superuser too."""
+    (tmp_path / "disk").write_text("")
+    key = "hydra.sweep.dir" if arguments else "hydra.run.dir"
+    message = refused(*arguments, f"{key}=disk/x")
+    assert f"Not a directory: {tmp_path}/disk/x\n" in message
+    assert f"try: {key}=FOLDER" in message
+
+
+@pytest.mark.parametrize("launcher", ["basic", "population"])
+def test_a_folder_that_cannot_be_made_amid_a_sweep(command, tmp_path, launcher):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "1").write_text("in the way")
+    small = [*TINY, *QUIET, "probe=none", "model=feedforward"]
+    line = ["-m", *small, "seed=1,2", "hydra.sweep.dir=s", f"hydra/launcher={launcher}"]
+    done = command(*line)
+    assert done.code == 1
+    assert done.err.startswith(f"gradlab: cannot record to s: File exists: {tmp_path}/s/1\n")
+    assert "trainer.resume=s\n" in done.err
 
 
 def test_folders_that_were_there_stay(command, tmp_path):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.core_plugins import basic_sweeper
 from hydra.core import utils
 from omegaconf import OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
@@ -14,12 +13,21 @@ from omegaconf._utils import get_omega_conf_dumper
 from gradlab.record.private import scrub
 
 
-def save(config: Any, path: Path) -> None:
-    """Write a configuration as ``OmegaConf.save`` does, scrubbed."""
-    content = scrub(OmegaConf.to_container(config, enum_to_str=True))
+def save(config: Any, f: Any, resolve: bool = False) -> None:
+    """Write a configuration as ``OmegaConf.save`` does, scrubbed.
+
+    Args:
+      config: of OmegaConf.
+      f: a path, or a file that is open.
+      resolve: whether to write what its references stand for.
+    """
+    content = scrub(OmegaConf.to_container(config, resolve=resolve, enum_to_str=True))
     dumper = get_omega_conf_dumper()
     text = yaml.dump(content, Dumper=dumper, allow_unicode=True, sort_keys=False)
-    path.write_text(text, encoding="utf-8")
+    if hasattr(f, "write"):
+        f.write(text)
+    else:
+        Path(f).write_text(text, encoding="utf-8")
 
 
 def keep_private() -> None:
@@ -28,18 +36,10 @@ def keep_private() -> None:
     It has no setting for that, and what is scrubbed afterwards is there in clear for a while, or
     for good after a kill.
     """
-    utils._save_config = _save_in
-    basic_sweeper.OmegaConf = _Saving  # pyright: ignore[reportPrivateImportUsage]
+    utils._save_config = _save_in  # .hydra/
+    OmegaConf.save = staticmethod(save)  # multirun.yaml
 
 
 def _save_in(cfg: Any, filename: str, output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     save(cfg, output_dir / filename)
-
-
-class _Saving(OmegaConf):
-    """For Hydra's sweeper, which saves ``multirun.yaml``."""
-
-    @staticmethod
-    def save(config: Any, f: Any, resolve: bool = False) -> None:
-        save(config, Path(f))

@@ -20,6 +20,7 @@ from gradlab.compare.statistics import LEVEL, Estimate, students_t
 from gradlab.compare.table import HEADINGS, heading, with_interval
 from gradlab.record.directory import plain
 from gradlab.record.figures.common import spread
+from gradlab.record.private import scrub_text
 
 LONGEST_REASON = 300
 """Characters of the reason for which a run ended."""
@@ -83,7 +84,7 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
     baseline = part(entry.info, "baseline")
     return {
         "name": entry.name,
-        "path": str(entry.path),
+        "path": scrub_text(str(entry.path)),
         "status": "truncated" if run.trouble and run.run is not None else entry.status,
         "reason": "; ".join(filter(None, [entry.reason, run.trouble]))[:LONGEST_REASON],
         "settings": settings,

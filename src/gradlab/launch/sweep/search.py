@@ -30,7 +30,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial, TrialState
 
-from gradlab.errors import BadInput, number, whole_number
+from gradlab.errors import BadInput, first_line, number, whole_number
 from gradlab.launch.build import build, plain
 from gradlab.launch.check import check_keys
 from gradlab.launch.resume import FREE, SWEEP
@@ -96,7 +96,11 @@ class OptunaSearch(OptunaSweeperImpl):
             raise BadInput("a key to search over", None, allowed)
         self.names = self._objectives()
         self.directions = self._ways()
-        self._try_first()
+        try:
+            self._try_first()
+        except (ArithmeticError, ValueError) as error:
+            allowed = f"ranges that can be searched; Optuna says: {first_line(error)}"
+            raise BadInput("the keys to search over", " ".join(arguments), allowed) from None
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(self.folder)
         try:

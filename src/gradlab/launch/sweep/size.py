@@ -63,7 +63,8 @@ def _size(override: Override) -> int:
     value = override.value()
     if not isinstance(value, RangeSweep):
         return sum(1 for _ in override.sweep_string_iterator())
-    start, stop, step = (float(end or 0) for end in (value.start, value.stop, value.step))
+    ends = (value.start, value.stop, value.step)
+    start, stop, step = (float(str(end or 0)) for end in ends)  # beyond all floats: inf
     if not all(map(math.isfinite, (start, stop, step))) or step == 0:
         raise BadInput(key, given, "range(START,STOP,STEP) of finite numbers, with a step")
     return max(0, math.ceil(min((stop - start) / step, 2 * MOST_JOBS)))

@@ -65,7 +65,7 @@ VALUES = (
         "x",
         "foo bar",
     ),
-    *("[]", "{}", "[1,1]", "[0.5,-1]", "{a: 1}", "{a:{b:[1]}}", "[[1]]", "[null]", "[nan]"),
+    *("[]", "{}", "[1,1]", "[0.5,-1]", "{a: 1}", "{a:{b:[1]}}", "[[1]]", "[null]", "[2147483647]"),
     *("é", "数", "🙂", "a=b", "a:b", "\\", "'", '"', "[", "]", "{", "}", "(", "${", "???"),
     *("x" * 3000, "0x10", "1_000", "1e", "1,2", "range(2)", "choice(1,2)", "interval(0,1)"),
     *("${foo}", "${seed}", "${model.hidden}", "${oc.env:HOME}", "${oc.env:NOT_THERE}", "${now:%Y}"),
@@ -89,11 +89,18 @@ RESUMES = (
     *("nowhere", "empty", "file", "auto", "", ".", "/", "/dev/null", "[]", "é", "x" * 3000, "3"),
     *("true", "'a b'", "broken", "empty/../broken", "{}", "~", "/proc/self"),
 )
+POPULATION = ("at_once", "workers", "max_members", "foo")
+"""Keys of a launcher of our own."""
 HYDRA = (
     *("hydra.run.dir=", "hydra.run.dir=a/b", "hydra.run.dir=file/x", "hydra.run.dir=null"),
     *("hydra.job.name=", "hydra.mode=foo", "hydra.mode=MULTIRUN", "hydra.verbose=foo"),
     *("hydra.sweep.dir=file", "hydra.job.chdir=x", "hydra.launcher=foo", "hydra/launcher=foo"),
-    *("hydra/launcher=population", "hydra.searchpath=[file://nowhere]", "hydra.searchpath=3"),
+    *(
+        "hydra/launcher=population",
+        "hydra.sweeper.max_batch_size=x",
+        "hydra.searchpath=[file://nowhere]",
+        "hydra.searchpath=3",
+    ),
     *("hydra.run.dir=" + "x" * 300, "hydra.output_subdir=null", "hydra.output_subdir=3"),
     *("hydra.job.env_set=3", "hydra=null", "~hydra", "hydra.sweeper.params=3", "hydra.job.num=x"),
     *("hydra.job.config.override_dirname.kv_sep=3", "hydra/help=foo", "hydra.job_logging=null"),
@@ -238,7 +245,11 @@ def _resume(chance: random.Random) -> list[str]:
 
 
 def _hydra(chance: random.Random) -> list[str]:
-    """Hydra's own section."""
+    """Hydra's own section, and that of a launcher."""
+    if chance.random() < 0.3:
+        key = f"hydra.launcher.{chance.choice(POPULATION)}"
+        given = f"{key}={chance.choice(VALUES)}"
+        return ["-m", "seed=1,2", "hydra/launcher=population", given]
     return [*chance.sample(HYDRA, 1), *chance.choice(([], ["-m"]))]
 
 
@@ -315,7 +326,7 @@ def whole(line: Sequence[str]) -> list[str]:
 # What became of a line.
 
 
-def ways(code: int, out: str, err: str, folder: Path, seconds: float = 0) -> str:
+def wrong_with(code: int, out: str, err: str, folder: Path, seconds: float = 0) -> str:
     """What is wrong with how a line ended; empty if nothing is.
 
     Args:
@@ -332,8 +343,7 @@ def ways(code: int, out: str, err: str, folder: Path, seconds: float = 0) -> str
         return _nonsense(folder)
     if code != 2:
         return f"exit code {code}"
-    records = [file for file in folder.rglob("run.json") if file.parent.name != "broken"]
-    if records and "of this sweep" not in err:
+    if _records(folder) and "of this sweep" not in err:
         return "refused, and a run recorded"
     messages = re.findall("^gradlab: (.*)$", err, re.MULTILINE)
     if not messages and re.match("usage: ", err):
@@ -341,7 +351,7 @@ def ways(code: int, out: str, err: str, folder: Path, seconds: float = 0) -> str
     if not messages:
         return "no message"
     if "composed" in messages[0]:
-        return "a dump instead of a message"
+        return "a dump, and no message"
     if len(messages) > 1 and "of this sweep" not in messages[-1]:
         return "several messages"
     if not re.search(r"\S.*: (got|no|not|\w)", messages[0]):
@@ -367,13 +377,15 @@ WITHIN: Mapping[str, tuple[float, float]] = {
 """Outside of these a recorded setting is nonsense, whatever came of it."""
 
 
+def _records(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("run.json") if file.parent.name != "broken"]
+
+
 def _nonsense(folder: Path) -> str:
     """What is wrong with the records of the runs below a folder; empty if nothing is."""
     from gradlab.record.keys import flat
 
-    for file in folder.rglob("run.json"):
-        if "broken" in file.parts:
-            continue
+    for file in _records(folder):
         info = json.loads(file.read_text())
         if info["status"] not in ("finished", "diverged"):
             return f"recorded as {info['status']}"
@@ -424,10 +436,7 @@ def one_line(line: Sequence[str], place: Path) -> dict[str, Any]:
     """Run a line in a process of its own; needs all imported beforehand and no device used."""
     folder = Path(tempfile.mkdtemp(dir=place))
     work = folder / "work"
-    for name in ("empty", "broken/checkpoints"):
-        (work / name).mkdir(parents=True)
-    (work / "file").write_text("some text")
-    (work / "broken" / "run.json").write_text("{")
+    furnish(work)
     began = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -444,12 +453,20 @@ def one_line(line: Sequence[str], place: Path) -> dict[str, Any]:
     code = os.waitstatus_to_exitcode(status)
     out, err = ((folder / name).read_text(errors="replace") for name in ("out", "err"))
     try:
-        wrong = ways(code, out, err, work, seconds)
+        wrong = wrong_with(code, out, err, work, seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     output = err[-3000:] or out[-500:]
     ended = {"code": code, "seconds": seconds, "wrong": wrong}
     return {"line": whole(line), **ended, "output": output}
+
+
+def furnish(folder: Path) -> None:
+    """Make what the lines speak of: folders that cannot be resumed, and a file."""
+    for name in ("empty", "broken/checkpoints"):
+        (folder / name).mkdir(parents=True)
+    (folder / "file").write_text("some text")
+    (folder / "broken" / "run.json").write_text("{")
 
 
 def _be(arguments: Sequence[str], folder: Path, work: Path) -> None:

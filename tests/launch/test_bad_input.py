@@ -21,6 +21,8 @@ OWN = {
     "conf/model/wrong_arguments.yaml": "cell:\n  _target_: my_cells.WrongArguments\n",
     "conf/model/a_function.yaml": "cell:\n  _target_: my_cells.a_function\n",
     "conf/model/not_there.yaml": "cell:\n  _target_: my_cells.NotThere\n",
+    "conf/model/loud.yaml": "cell:\n  _target_: my_cells.Loud\n",
+    "conf/model/names.yaml": "cell:\n  _target_: my_cells.OnlyByOtherNames\n",
     "conf/model/broken.yaml": "cell:\n  _target_: my_broken_file.Cell\n",
     "my_broken_file.py": "import a_package_that_is_not_there\n",
     "my_cells.py": """
@@ -40,6 +42,13 @@ class WrongArguments(WrongCarry):
     def __init__(self, n_in): ...
 
 def a_function(in_features, hidden_features, *, rngs): ...
+
+class Loud(WrongCarry):
+    def __init__(self, in_features, hidden_features, *, rngs):
+        raise RuntimeError("no such size")
+
+class OnlyByOtherNames(WrongCarry):
+    def __init__(self, *, n_in, n_out, rngs): ...
 """,
 }
 
@@ -134,6 +143,49 @@ TYPED = {
     "record.wandb.mode=foo": ["record.wandb.mode: got 'foo'", "offline | online | disabled"],
     "record.wandb.tags=foo": ["record.wandb.tags: got 'foo'", "a list of texts"],
     "record.figures=yess": ["record.figures: got 'yess'", "true or false"],
+    "optimizer.rule.b1=nan": ["optimizer.rule.b1: got nan", "a finite number"],
+    "optimizer.rule.b1=true": ["optimizer.rule.b1: got True", "a finite number"],
+    "optimizer.rule.b1=-1": ["optimizer.rule.b1: got -1", "a number from 0 and below 1"],
+    "optimizer.rule.b2=1e6": ["optimizer.rule.b2: got 1000000.0", "below 1"],
+    "optimizer.rule.b2={a:1}": ["optimizer.rule.b2: got {'a': 1}", "a finite number"],
+    "optimizer.rule.eps=-1": ["optimizer.rule.eps: got -1", "a number from 0 to 1"],
+    "+optimizer.rule.mu_dtype=foo": ["optimizer.rule.mu_dtype: got 'foo'", "float32 | bfloat16"],
+    "+optimizer.rule._args_=[1]": ["optimizer.rule._args_: got [1]", "by their names"],
+    "optimizer=sgd optimizer.rule._target_=optax.lbfgs": ["got 'lbfgs'", "making it ends with"],
+    "+model.cell.dtype=float99": ["model.cell.dtype: got 'float99'", "float16, or null"],
+    "+model.cell.param_dtype=float16": ["model.cell: got 'lstm'", "NotImplementedError"],
+    "model.cell.forget_bias=1e30": ["model.cell.forget_bias: got 1e+30", "to 1e+06"],
+    "+model.cell._args_=[1]": ["model.cell._args_: got [1]", "by their names"],
+    "+task._partial_=true": ["task._partial_: got True", "none of Hydra's own words"],
+    "task._target_=builtins.dict": ["got 'builtins.dict'", "a subclass of Task"],
+    "trainer.regularizer=[]": ["trainer.regularizer: got []", "flossing, omega"],
+    "trainer.regularizer=flossing trainer.flossing.interval=101": ["interval: got 101", "1 to 100"],
+    f"trainer.steps={2**63}": ["trainer.steps: got 9223372036854775808", "to 2147483647"],
+    f"trainer.steps={2**31 - 1}": ["trainer.steps: got", "the rows to be recorded"],
+    f"trainer.checkpoint_seconds={10**400}": ["trainer.checkpoint_seconds: got 1000", "…"],
+    "trainer.batch=1000000000": ["trainer.batch: got", "GB are for the states of one batch"],
+    "trainer.test_lengths=[1000000000]": ["trainer.test_lengths: got", "the examples held out"],
+    "task.length=1000000000": ["task.length: got 1000000000", "of memory that are free"],
+    "model.hidden=1000000": ["model.hidden: got 1000000", "4,000,013,000,001 parameters"],
+    "model.layers=10001": ["model.layers: got 10001", "from 1 to 10000"],
+    "probe=full task.length=9000000 trainer.batch=1": ["task.length: got", "the Jacobians that"],
+    "probe.per_decade=1e9": ["probe.per_decade: got 1000000000.0", "a whole number"],
+    "probe.measure.adjoint.quantiles=[1,1]": ["quantiles: got [1, 1]", "each once"],
+    "probe.measure.adjoint.quantiles=[]": ["quantiles: got []", "at least one"],
+    "probe.measure.gate_saturation.low=1e30": ["gate_saturation.low: got 1e+30", "from 0 to 1"],
+    "record.wandb.finish_timeout=1e30": ["record.wandb.finish_timeout: got 1e+30", "to 1e+06"],
+    "trainer.eval_batch=${..seed}": ["trainer.eval_batch: got 0", "at least 1"],
+    "~": ["command line: got", "Hydra says"],
+    "trainer.batch=" + "1" * 5000: ["trainer.batch: got", "something shorter"],
+    "~task=[]": ["task: got '[]'", "Hydra says"],
+    "hydra.mode=foo": ["hydra.mode: got 'foo'", "RUN, MULTIRUN"],
+    "record=[1,2]": ["record: got '[1,2]'", "default"],
+    "--resolve": ["command line: got '--resolve'", "--cfg or --help"],
+    "experiment=" + "x" * 400: ["experiment: got 'xxx", "(402 characters)"],
+    "-m seed=range(1000000000)": ["seed: got 'range(1000000000)'", "100,000 jobs at most"],
+    "-m seed=range(0,1,nan)": ["seed: got 'range(0,1,nan)'", "finite numbers"],
+    "-m seed=interval(0,1)": ["seed: got 'interval(0,1)'", "hydra/sweeper=search"],
+    "-m seed=1 hydra.sweeper.max_batch_size=0": ["max_batch_size: got 0", "at least 1, or null"],
     "blah": ["command line: got 'blah'", "key=value", "try: blah=VALUE"],
     "=3": ["command line: got '=3'", "key=value"],
     "trainer.steps = 3": ["got 'trainer.steps = 3'", "try: trainer.steps=3"],
@@ -183,6 +235,8 @@ FILES = {
     "model=wrong_arguments": ["got 'WrongArguments'", "hidden_features, in_features, rngs"],
     "model=a_function": ["got 'my_cells.a_function'", "a subclass of RNNCellBase"],
     "model=not_there": ["got 'my_cells.NotThere'", "no NotThere in my_cells"],
+    "model=loud": ["model.cell: got 'loud'", "RuntimeError: no such size (my_cells.py, line"],
+    "model=names": ["got 'OnlyByOtherNames'", "hidden_features, in_features"],
     "model=broken": ["got 'my_broken_file.Cell'", "a_package_that_is_not_there"],
 }
 

@@ -74,6 +74,16 @@ class Defaults(nnx.RNNCellBase):
         self.sizes = n_in, n_out
 
 
+class ByName(nnx.RNNCellBase):
+    def __init__(self, *, hidden_features: int, in_features: int, rngs: nnx.Rngs):
+        self.sizes = in_features, hidden_features
+
+
+class Swapped(nnx.RNNCellBase):
+    def __init__(self, width: int, hidden_features: int, in_features: int, *, rngs: nnx.Rngs):
+        self.sizes = in_features, hidden_features, width
+
+
 class OtherNames(nnx.RNNCellBase):
     def __init__(self, n_in: int, n_out: int, width: int, *, rngs: nnx.Rngs):
         self.sizes = n_in, n_out, width
@@ -110,6 +120,11 @@ def test_right_arguments_pass(given):
         ({"tags": "a"}, "task.tags", "a list of texts"),
         ({"quantiles": [0.5, "a"]}, "task.quantiles", "a list of finite numbers"),
         ({"decay": "a"}, "task.decay", "a finite number"),
+        ({"decay": True}, "task.decay", "a finite number"),
+        ({"decay": [1]}, "task.decay", "a finite number"),
+        ({"decay": None}, "task.decay", "a finite number"),
+        ({"decay": 10**400}, "task.decay", "a finite number"),
+        ({"rate": 10**400}, "task.rate", "a finite number"),
         ({"sise": 3}, "task.sise", "try: task.size"),
         ({"rngs": 3}, "task.rngs", "the keys of build: decay, other, path"),
     ],
@@ -189,6 +204,8 @@ def test_wrong_arguments_of_the_other_parts_are_refused(target, given, key):
         (OnlyByPosition, {}),
         (Anything, {}),
         (Defaults, {}),
+        (ByName, {}),
+        (Swapped, {"width": 3}),
     ],
 )
 def test_right_arguments_of_a_cell_pass(target, given):

@@ -115,9 +115,10 @@ def _blamed(error: Exception, text: str, arguments: Sequence[str]) -> BadInput |
         if found := pattern.search(text):
             return BadInput(flag, found[1], f"what Hydra takes there; it says: {reason}")
     long = next((a for a in arguments if len(a) > 255), "")
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and long:
+    too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    if long and (too_long or "for integer string conversion" in text):
         key, _, given = long.rpartition("=")
-        return BadInput(key or "command line", given, "a name that a file can have, shorter")
+        return BadInput(key or "command line", given, "something shorter")
     key = next((found[1] for pattern in AT_FAULT if (found := pattern.search(text))), "")
     if not key and not isinstance(error, OSError):
         for group in groups_of(arguments):
@@ -125,7 +126,10 @@ def _blamed(error: Exception, text: str, arguments: Sequence[str]) -> BadInput |
                 known = ", ".join(options_of(group, arguments))
                 return BadInput(group, _given(arguments, group), known)
     if not key:
-        return None
+        if "\n" in text.strip() or isinstance(error, OSError):
+            return None  # a file at fault, which is named
+        key, given = "command line", " ".join(arguments)
+        return BadInput(key, given, f"what can be composed; Hydra says: {reason}")
     given = _given(arguments, key) or next((a for a in arguments if key in a), "")
     return BadInput(key, given, f"what can be composed; Hydra says: {reason}")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.compare.jobs import ENDED
@@ -86,14 +86,12 @@ def prepare(cfg: DictConfig, folder: Path, name: str = "") -> Job:
     return Job(name, folder, experiment, parts, earlier is not None, ended, left)
 
 
-def _said(overrides: ListConfig) -> list[str]:
+def _said(overrides: Any) -> list[str]:
     """What was said on the command line, with what ``${...}`` stands for if that can be told."""
-    said: list[str] = []
-    for number in range(len(overrides)):
-        try:
-            said.append(overrides[number])
-        except OmegaConfBaseException:  # relative to a place where it does not stand here
-            said.append(OmegaConf.to_container(overrides)[number])
+    said: Any = OmegaConf.to_container(overrides)
+    for number in range(len(said)):
+        with suppress(OmegaConfBaseException):  # relative to a place where it does not stand here
+            said[number] = overrides[number]
     return said
 
 

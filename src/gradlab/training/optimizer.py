@@ -13,15 +13,16 @@ import optax
 from gradlab.errors import MOST, BadInput, cannot_be, number, whole_number
 
 Decay = Literal["constant", "cosine", "linear", "exponential"]
-Ends = Literal["[]", "[)"]
-_SHARE, _SMALL = (0, 1, "[)"), (0, 1, "[]")
-RANGES: dict[str, tuple[float, float, Ends]] = {
+Range = tuple[float, float, Literal["[]", "[)"]]
+_SHARE: Range = (0, 1, "[)")
+_SMALL: Range = (0, 1, "[]")
+RANGES: dict[str, Range] = {
     **dict.fromkeys(("b1", "b2", "b3", "decay", "decay_rate", "momentum", "rho"), _SHARE),
     **dict.fromkeys(("beta", "eps", "eps_root", "trust_coefficient"), _SMALL),
     "seed": (0, MOST, "[]"),
 }
 """What the numbers of optax's rules can be, by the name of the argument; optax checks none."""
-OTHERS: tuple[float, float, Ends] = (0, 1e6, "[]")
+OTHERS: Range = (0, 1e6, "[]")
 """Of those that are not named: thresholds, weights and scales."""
 _NUMBERS = ("learning_rate", "final_fraction", "clip_norm", "clip_value")
 

@@ -24,7 +24,15 @@ from jax.sharding import PartitionSpec as P
 from gradlab.errors import BadInput
 from gradlab.training import lift
 from gradlab.training.memory import free, gigabytes
-from gradlab.training.program import HeldOut, Measured, compiled, held_out, scores, test_at
+from gradlab.training.program import (
+    HeldOut,
+    Measured,
+    compiled,
+    held_out,
+    say_cost,
+    scores,
+    test_at,
+)
 from gradlab.training.step import Report, State, Steps
 
 PARTS = ("optimizer", "task", "regularizer", "probes")
@@ -169,6 +177,7 @@ class Population:
         Raises:
           BadInput: if not even one member at once fits into memory.
         """
+        say_cost(self.steps)
         began = time.perf_counter()
         if self._try:
             self.at_once = min(self._try, key=self._seconds_of_steps)

@@ -19,6 +19,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 
+from gradlab.errors import whole_number
 from gradlab.launch.session import tell
 from gradlab.launch.sweep.elsewhere import Ended
 from gradlab.launch.sweep.notes import Note, leave_note
@@ -33,8 +34,15 @@ class Queue(submitit_launcher.BaseSubmititLauncher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """See Hydra."""
+        """See Hydra.
+
+        Raises:
+          BadInput: for options that cannot be.
+        """
         assert self.config is not None
+        for key in ("cpus_per_task", "timeout_min", "array_parallelism"):
+            if (value := self.params.get(key)) is not None:
+                whole_number(f"hydra.launcher.{key}", value, 1)
         self.sweep = Path(str(self.config.hydra.sweep.dir)).absolute()
         self.sweep.mkdir(parents=True, exist_ok=True)
         calls = [

@@ -101,7 +101,11 @@ class OptunaSearch(OptunaSweeperImpl):
             raise BadInput("a key to search over", None, allowed)
         self.names = self._objectives()
         self.directions = self._ways()
-        self._try_first()
+        try:
+            self._try_first()
+        except (ArithmeticError, ValueError) as error:
+            allowed = f"ranges that can be searched; Optuna says: {first_line(error)}"
+            raise BadInput("the keys to search over", " ".join(arguments), allowed) from None
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(self.folder)
         try:

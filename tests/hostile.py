@@ -469,13 +469,25 @@ def make(place: Path, kinds: Mapping[str, Kind], good: int = 2) -> dict[str, Pat
     return paths
 
 
-def read(run: Path) -> str | None:
-    """What is wrong with how a folder is read: all of it, or one refusal."""
+def read(run: Path) -> None:
+    """All of a folder."""
+    found = open_run(run)
+    _ = found.summary, found.config, repr(found)
+    found.scalars.load()
+    found.curves.load()
+
+
+def resumed(run: Path) -> None:
+    """What is made of a command that resumes it, before anything is composed or built."""
+    from gradlab.launch.resume import with_resumed
+
+    with_resumed([f"trainer.resume={run}"])
+
+
+def refused(action: Callable[[Path], None], run: Path) -> str | None:
+    """What is wrong with how a folder is taken: as it is, or with one refusal."""
     try:
-        found = open_run(run)
-        _ = found.summary, found.config, repr(found)
-        found.scalars.load()
-        found.curves.load()
+        action(run)
     except BadInput as error:
         if len(str(error)) > 2000:
             return f"a refusal of {len(str(error))} characters"
@@ -568,16 +580,17 @@ def _hung(*_: Any) -> None:
 
 
 def read_all(paths: Mapping[str, Path]) -> list[str]:
-    """What is wrong with how each is read; to be called in a process of its own."""
+    """What is wrong with how each is read and resumed; to be called in a process of its own."""
     wrong = []
-    for name, path in paths.items():
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        try:
-            if found := read(path):
-                wrong.append(f"{name}: {found}")
-        except Hung:
-            wrong.append(f"{name}: no answer within {SECONDS} s")
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    for action in (read, resumed):
+        for name, path in paths.items():
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            try:
+                if found := refused(action, path):
+                    wrong.append(f"{name}: {action.__name__}: {found}")
+            except Hung:
+                wrong.append(f"{name}: {action.__name__}: no answer within {SECONDS} s")
+            signal.setitimer(signal.ITIMER_REAL, 0)
     return wrong
 
 

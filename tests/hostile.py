@@ -404,6 +404,22 @@ KINDS: dict[str, Kind] = {
     "timesteps that are one": coordinate("t", encoded(np.zeros(32, np.int64))),
 }
 """What is done to a good run, by name."""
+_BOMB = "a0: &a0 [1, 1]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+SWEEPS: dict[str, Kind] = {
+    "multirun.yaml is a pipe": fifo("multirun.yaml"),
+    "multirun.yaml is a device": link("multirun.yaml", "/dev/zero"),
+    "multirun.yaml is a folder": folder("multirun.yaml"),
+    "multirun.yaml is a terabyte": huge("multirun.yaml"),
+    "multirun.yaml is deep": text("[" * 100_000, "multirun.yaml"),
+    "multirun.yaml is binary": text(b"\xff\x00", "multirun.yaml"),
+    "multirun.yaml grows": text(_BOMB, "multirun.yaml"),
+    "multirun.yaml makes objects": text(
+        "hydra: !!python/object/new:os.system [false]", "multirun.yaml"
+    ),
+}
+"""What makes a run's folder that of a sweep, for one who resumes it."""
 
 
 def mutations(seed: int, count: int) -> dict[str, Kind]:
@@ -605,7 +621,7 @@ def findings(place: Path, kinds: Mapping[str, Kind]) -> list[str]:
 def run(seed: int, count: int = 200) -> list[str]:
     """Every kind by itself, and ``count`` changes by chance: what went wrong, one line each."""
     wrong = []
-    kinds = KINDS | mutations(seed, count)
+    kinds = KINDS | SWEEPS | mutations(seed, count)
     for name, kind in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
             try:

@@ -1,6 +1,6 @@
 """What a run survives: kills, a full disk, a lost network; and what recording costs.
 
-    python scripts/torture.py kill [--times 30] [--seed 0] [key=value ...]
+    python scripts/torture.py kill [--times 100] [--seed 0] [key=value ...]
     python scripts/torture.py disk [--sizes 20] [--seed 0] [--folder A_FOLDER_ON_A_SMALL_DISK]
     python scripts/torture.py network
     python scripts/torture.py volume
@@ -8,8 +8,10 @@
 
 Each part prints what it saw and ends with an error if something was lost:
 
-kill     Kills a run (SIGKILL) at moments from its first second to its last, reads it, resumes it,
-         and compares every recorded value and every final parameter with a run left alone.
+kill     Kills (SIGKILL) runs, sweeps trained together, both of them in the time after their last
+         row, and runs that are being resumed, at moments from the first second to the last; reads
+         and resumes them, and compares every recorded value, every final parameter, all figures
+         and what W&B and TensorBoard keep with what was left alone. No process may stay behind.
 disk     Runs on a disk with 1 to 4 MB left (a tmpfs, which only root can mount, or the folder
          given), reads what it recorded, makes room, resumes, and compares with a run left alone.
 network  Trains online against a W&B server on this machine that is slow, goes away in mid-run, or
@@ -23,282 +25,39 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import os
 import platform
-import random
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what the parts share with the tests is there
+
 import numpy as np
+from tests.torture.disks import disk
+from tests.torture.kills import kill
+from tests.torture.runs import check, finish, start
 
 import gradlab
-from gradlab.record.directory import ARRAYS
 
-TESTS = Path(__file__).parents[1] / "tests"
-SMALL = (
-    *("experiment=adding", "model=lstm", "task.length=40", "model.hidden=32"),
-    *("trainer.steps=1500", "trainer.log_every=10", "trainer.checkpoint_seconds=1"),
-    *("record.figures=false", "record.wandb.mode=disabled"),
-)
 ONLINE = (
     *("experiment=adding", "model=lstm", "task.length=40", "model.hidden=32"),
     *("trainer.steps=600", "record.figures=false", "record.wandb.mode=online"),
 )
-FLUSH = 2.0
-"""Seconds between two flushes of a run directory."""
-
-
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
-    """A run in ``folder``; its compilations are kept beside it for the next one."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "gradlab", *arguments],
-        cwd=folder.parent,
-        env=os.environ | cache | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[str, str]:
-    """Wait for a run that must succeed; what it printed."""
-    out, err = process.communicate(timeout=1800)
-    if process.returncode != 0:
-        sys.exit(f"a run ended with {process.returncode}:\n{out}\n{err}")
-    return out, err
-
-
-def check(holds: bool, what: str) -> None:
-    """End with an error unless it holds."""
-    if not holds:
-        sys.exit(f"LOST: {what}")
-
-
-# Kills.
-
-
-def kill(times: int, seed: int, overrides: Sequence[str]) -> None:
-    """Kill, read, resume, compare."""
-    chance = random.Random(seed)
-    with tempfile.TemporaryDirectory() as place:
-        whole = Path(place, "whole")
-        arguments = [*SMALL, *overrides]
-        finish(start(Path(place, "warm"), *arguments, "hydra.run.dir=warm"))
-        began = time.monotonic()
-        finish(start(whole, *arguments, "hydra.run.dir=whole"))
-        seconds = time.monotonic() - began
-        expected = everything(whole)
-        print(f"a run left alone: {seconds:.1f} s, {expected['rows']} rows", flush=True)
-        print("| killed after | rows | flushed before | resumed from | same |")
-        print("|---|---|---|---|---|")
-        for number in range(times):
-            folder = Path(place, str(number))
-            after = 1 + (seconds - 1) * (number + chance.random()) / times
-            told = killed(folder, arguments, after)
-            if not folder.joinpath("run.json").exists():
-                process = start(folder, *arguments, f"hydra.run.dir={number}")
-                where = "the start, nothing recorded yet"
-            else:
-                process = start(folder, f"trainer.resume={number}")
-                saved = [int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()]
-                where = f"step {max(saved)}" if saved else "step 0"
-            finish(process)
-            found = everything(folder)
-            same = not differences(found, expected)
-            print(f"| {after:.1f} s | {told} | {where} | {'yes' if same else 'NO'} |", flush=True)
-            check(same, f"the run killed after {after:.1f} s ends otherwise")
-            shutil.rmtree(folder)
-
-
-def killed(folder: Path, arguments: Sequence[str], after: float) -> str:
-    """Start a run, kill it and read it; how many rows it has, and how old its last flush was."""
-    process = start(folder, *arguments, f"hydra.run.dir={folder.name}")
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.communicate(timeout=after)
-    alive = process.poll() is None
-    process.kill()
-    now = time.time()
-    process.communicate()
-    if not folder.joinpath("run.json").exists():
-        return "none yet | –"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run = gradlab.open_run(folder)
-        # A process that has written its last word may live a little longer.
-        ended = not alive or run.info["status"] == "finished"
-        check(run.status == ("finished" if ended else "killed"), f"status {run.status}")
-        check(not run.damage, str(run.damage))
-        curves, scalars = run.curves.load(), run.scalars.load()
-    rows = scalars.sizes["step"]
-    if rows:
-        check(bool(scalars["train/loss"].notnull().all()), "a row without its loss")
-        check(bool(curves["adj_h_log10"].notnull().all()), "a row without its curve")
-    age = now - (folder / ARRAYS / "zarr.json").stat().st_mtime
-    if not ended and rows > 1:
-        check(age < FLUSH + 1.0, f"the last flush was {age:.1f} s before the kill")
-    return f"{rows} | {age:.1f} s"
-
-
-def everything(folder: Path) -> dict[str, Any]:
-    """What a run recorded and ended with, but for its times."""
-    import orbax.checkpoint as ocp
-
-    run = gradlab.open_run(folder)
-    found: dict[str, Any] = {"status": run.status, "verdict": run.info["verdict"]}
-    found["rows"] = run.scalars.sizes["step"]
-    for dataset in (run.scalars, run.curves):
-        found |= {str(name): array.values for name, array in dataset.variables.items()}
-    timed = ("steps_per_second", "probe_overhead")
-    found |= {f"summary {k}": v for k, v in run.summary.items() if k not in timed}
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        items = ocp.args.Composite(arrays=ocp.args.StandardRestore())
-        with warnings.catch_warnings():  # that it reads as it was written, on the same devices
-            warnings.simplefilter("ignore")
-            arrays = manager.restore(manager.latest_step(), args=items)["arrays"]
-    return found | {f"final {name}": array for name, array in flat(arrays)}
-
-
-def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names of what two runs do not have in common."""
-    return [
-        name
-        for name in sorted(found.keys() | expected.keys())
-        if name not in found
-        or name not in expected
-        or not (
-            np.array_equal(found[name], expected[name], equal_nan=True)
-            if isinstance(expected[name], np.ndarray)
-            else found[name] == expected[name]
-        )
-    ]
-
-
-def flat(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays in nested dicts, by path."""
-    if isinstance(tree, dict):
-        for name, inner in tree.items():
-            yield from flat(inner, f"{path}/{name}")
-    else:
-        yield path, np.asarray(tree)
-
-
-# A full disk.
-
-DISK = 64
-"""Megabytes of the disk that is mounted; all but the room that is tried is filled beforehand."""
-ROOM = (1.0, 4.0)
-"""Megabytes that are left to a run, from and to."""
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path | None) -> Iterator[Path]:
-    """A folder on a disk of its own."""
-    if folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as place:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", place],
-            capture_output=True,
-            text=True,
-        )
-        if mounted.returncode:
-            sys.exit(f"cannot mount a small disk ({mounted.stderr.strip()}); give --folder")
-        try:
-            yield Path(place)
-        finally:
-            subprocess.run(["umount", place], check=True)
-
-
-@contextlib.contextmanager
-def filled(place: Path, left: int) -> Iterator[None]:
-    """Within it so many bytes are left on the disk."""
-    ballast = place / "ballast"
-    with open(ballast, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(place).free - left)
-    try:
-        yield
-    finally:
-        ballast.unlink()
-
-
-def disk(sizes: int, seed: int, folder: Path | None) -> None:
-    """Fill, read, make room, resume, compare; with W&B's files and without."""
-    chance = random.Random(seed)
-    arguments = [*SMALL, "trainer.log_every=1", "trainer.steps=1000"]
-    with tempfile.TemporaryDirectory() as elsewhere, small_disk(folder) as place:
-        for name in ("warm", "whole"):
-            finish(start(Path(elsewhere, name), *arguments, f"hydra.run.dir={name}"))
-        expected = everything(Path(elsewhere, "whole"))
-        print("| room | W&B | status | why | rows | whole | resumed, same |")
-        print("|---|---|---|---|---|---|---|", flush=True)
-        for number in range(sizes):
-            megabytes = ROOM[0] + (ROOM[1] - ROOM[0]) * (number + chance.random()) / sizes
-            mode = ("disabled", "offline")[number % 2]
-            line = [*arguments, f"record.wandb.mode={mode}"]
-            told = fill(Path(elsewhere, "run"), place, int(megabytes * 2**20), line, expected)
-            print(f"| {megabytes:.2f} MB | {mode} | {told} |", flush=True)
-
-
-def fill(
-    beside: Path, place: Path, room: int, arguments: Sequence[str], expected: dict[str, Any]
-) -> str:
-    """Run until the disk is full, make room and resume; what came of it, as cells of a table."""
-    folder = place / "run"
-    said = f"hydra.run.dir={folder}"
-    with filled(place, room):
-        process = start(beside, *arguments, said)
-        _, err = process.communicate(timeout=1800)
-        check("Traceback" not in err, f"a traceback: {err}")
-        if process.returncode:
-            check("No space left" in err and "run" in err, f"the reason and the folder: {err}")
-        told = read_back(folder, expected)
-    begun = (folder / "run.json").exists()
-    finish(start(beside, *([f"trainer.resume={folder}"] if begun else [*arguments, said])))
-    found = everything(folder)
-    check(not differences(found, expected), f"after room was made: {differences(found, expected)}")
-    shutil.rmtree(folder)
-    return f"{told} | yes"
-
-
-def read_back(folder: Path, expected: dict[str, Any]) -> str:
-    """Status, reason, rows and wholeness of what a full disk holds, as cells of a table."""
-    if not (folder / "run.json").exists():
-        return "none yet | – | 0 | –"
-    run = gradlab.open_run(folder)
-    check(run.status in ("crashed", "finished"), f"status {run.status}")
-    check(not run.damage, str(run.damage))
-    rows = run.scalars.sizes["step"]
-    for dataset in (run.scalars, run.curves):
-        for name, array in dataset.variables.items():
-            whole = expected[str(name)]
-            whole = whole[:rows] if "step" in array.dims else whole
-            check(np.array_equal(array.values, whole, equal_nan=True), f"{name} is another")
-    return f"{run.status} | {str(run.info['reason'])[:60]} | {rows} | yes"
-
 
 # The network.
 
 
 def network() -> None:
     """Online, offline, and everything between."""
-    sys.path.insert(0, str(TESTS))
-    from record.wandb_server import KEY, WandbServer
+    from tests.record.wandb_server import KEY, WandbServer
 
     with tempfile.TemporaryDirectory() as place, WandbServer() as server:
         home = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "HOME": place}
@@ -405,10 +164,10 @@ def metrics(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def volume() -> None:
     """Rows of random walks, which hardly compress."""
-    sys.path.insert(0, str(TESTS))
+    from tests.record.synthetic import describe, make_row
+
     from gradlab.record.base import Outcome
     from gradlab.record.directory import RunDirectory
-    from record.synthetic import describe, make_row
 
     print("| rows | T | on disk | files | ms a row | open | read one curve | read three rows |")
     print("|---|---|---|---|---|---|---|---|")
@@ -531,7 +290,7 @@ def main() -> None:
     )
     parts = parser.add_subparsers(dest="part", required=True)
     one = parts.add_parser("kill")
-    one.add_argument("--times", type=int, default=30)
+    one.add_argument("--times", type=int, default=100)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("overrides", nargs="*")
     one = parts.add_parser("disk")

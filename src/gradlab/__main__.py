@@ -30,21 +30,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.launch.conf_files import config_folder
-from gradlab.launch.explain import check_flags, explain
+from gradlab.launch.explain import check_flags, explain, why
 from gradlab.launch.extras import check_launcher
 from gradlab.launch.job import prepare, run_or_collect
 from gradlab.launch.multihost import join
 from gradlab.launch.objective import Worth
 from gradlab.launch.resume import from_agent, requeued, with_resumed
-from gradlab.launch.session import occupied, refuse, session
+from gradlab.launch.saved import keep_private
+from gradlab.launch.session import occupied, refuse, session, shown, tell
 from gradlab.launch.sweep import report as sweep_end
 from gradlab.launch.sweep.elsewhere import bring_home, tell_losses, watch
 from gradlab.launch.sweep.jobs import name_of_job
 from gradlab.launch.sweep.size import check_size
+from gradlab.record.output import protect
+
+keep_private()  # wherever a job runs: every process that runs one imports this module
 
 
 def main() -> None:
     """Run the command line. Bad input ends with one message and exit code 2."""
+    protect()
     session.renew()
     code = 1
     try:
@@ -76,12 +81,15 @@ def _command() -> None:
     except BadInput as error:
         refuse(str(error))
     except LostPeer as error:
-        print(f"gradlab: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("gradlab: interrupted", file=sys.stderr)
+        tell("interrupted")
         sys.exit(130)
     except Exception as error:
+        if session.began and (failure := _no_room(error)):
+            tell(failure)
+            sys.exit(1)
         # Once a job has begun it is a fault of the program, not of what it was given.
         if session.began or session.company.follows:
             raise
@@ -94,14 +102,22 @@ def _command() -> None:
         if session.watcher is not None:
             session.watcher.stop()
         session.leave_nothing(session.sweep, "multirun.yaml")
-        _scrub(session.sweep)
         sweep_end.report(session.sweep, refused=session.refused, jobs=session.jobs)
     if session.refused:
         count = len(session.refused)
         jobs = "1 job of this sweep was" if count == 1 else f"{count} jobs of this sweep were"
-        print(f"gradlab: {jobs} refused, see above", file=sys.stderr)
+        tell(f"{jobs} refused, see above")
     if session.refused or session.failed:
         sys.exit(1 if session.failed else 2)
+
+
+def _no_room(error: Exception) -> CannotRecord | None:
+    """Of an error that says that a sweep's folder cannot be written to; None of any other."""
+    sweep = session.sweep
+    if sweep is None or not isinstance(error, OSError) or not isinstance(error.filename, str):
+        return None
+    inside = Path(error.filename).absolute().is_relative_to(sweep)
+    return CannotRecord(shown(sweep), why(error)) if inside else None
 
 
 class Folders(Callback):
@@ -129,10 +145,9 @@ class Folders(Callback):
         watch(config, session.sweep)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Pass on what is known to the process that runs the job; keep what is private out."""
+        """Pass on what is known to the process that runs the job."""
         session.existed |= self.existed
         session.sweep = self.sweep
-        _scrub(Path(config.hydra.runtime.output_dir) / ".hydra")
 
     def _guard(self, config: DictConfig, key: str, sign: str) -> Path:
         HydraConfig.instance().set_config(config)
@@ -160,21 +175,13 @@ def _job(cfg: DictConfig, folder: Path) -> Worth:
     try:
         return run_or_collect(prepare(cfg, folder, name_of_job()))
     except (CannotRecord, LostPeer) as error:
-        print(f"gradlab: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(1)
     except BaseException as error:
         session.leave_nothing(folder, ".hydra")
         if isinstance(error, BadInput):
             return session.refuse_job(name_of_job(), error)
         raise
-
-
-def _scrub(folder: Path | None) -> None:
-    """Take the home folder's path and secrets out of what Hydra wrote."""
-    from gradlab.record.private import scrub_file
-
-    for path in folder.glob("*.yaml") if folder is not None else ():
-        scrub_file(path)
 
 
 if __name__ == "__main__":

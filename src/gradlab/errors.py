@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import numbers
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
 
 
 class BadInput(Exception):
@@ -20,10 +24,10 @@ class BadInput(Exception):
 
     def __init__(self, key: str, given: object, allowed: str, hint: str = ""):
         self.key, self.given, self.allowed, self.hint = key, given, allowed, hint
-        shown = "nothing (null)" if given is None else repr(given)
-        lines = [f"{key}: got {shown}", f"  allowed: {allowed}"]
+        shown = "nothing (null)" if given is None else _short(repr(given))
+        lines = [f"{visible(key)}: got {shown}", f"  allowed: {visible_lines(allowed)}"]
         if hint:
-            lines.append(f"  try: {hint}")
+            lines.append(f"  try: {visible_lines(hint)}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self):
@@ -42,11 +46,12 @@ class CannotRecord(Exception):
 
     def __init__(self, folder: str, reason: str, *, lost: bool = False):
         self.folder, self.reason, self.lost = folder, reason, lost
+        place = visible(folder)
         kept = (
             "  what was recorded before can be read; when it can be written to, resume it by\n"
-            f"  trainer.resume={folder}"
+            f"  trainer.resume={place}"
         )
-        said = [f"cannot record to {folder}: {reason}", *([] if lost else [kept])]
+        said = [f"cannot record to {place}: {visible(reason)}", *([] if lost else [kept])]
         super().__init__("\n".join(said))
 
     def __reduce__(self):
@@ -69,8 +74,32 @@ class LostPeer(Exception):
 
 
 def first_line(error: object) -> str:
-    """The first line of what an error says; empty if it says nothing."""
-    return (str(error).strip().splitlines() or [""])[0]
+    """The first line of what an error says, fit to be shown; empty if it says nothing."""
+    return visible((str(error).strip().splitlines() or [""])[0])
+
+
+def visible(text: object) -> str:
+    r"""``text`` as one line that does nothing to a terminal: ``\x1b`` for an escape, ``\n`` …"""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
+def visible_lines(text: object, indent: str = "    ") -> str:
+    """The same, with line breaks kept; the lines after the first begin with ``indent``."""
+    return f"\n{indent}".join(map(visible, str(text).split("\n")))
+
+
+def cannot_be(cause: BaseException) -> str:
+    """What to allow in place of something whose making ended with ``cause``."""
+    where = traceback.extract_tb(cause.__traceback__)
+    place = f" ({Path(where[-1].filename).name}, line {where[-1].lineno})" if where else ""
+    said = f"{type(cause).__name__}: {first_line(cause)[:300]}"
+    return f"arguments that it can have; with these, making it ends with {said}{place}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:200]}… ({len(text)} characters)"
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
@@ -78,7 +107,62 @@ def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
     return difflib.get_close_matches(word, sorted(known), n=n, cutoff=0.5)
 
 
-def at_least(key: str, value: int | float, minimum: int | float) -> None:
-    """Refuse ``value`` with :class:`BadInput` when it is below ``minimum``."""
-    if value < minimum:
-        raise BadInput(key, value, f"a number of at least {minimum}")
+MOST = 2**31 - 1
+"""The largest whole number that a device counts to."""
+
+
+def whole_number(
+    key: str, value: object, minimum: int, maximum: int = MOST, otherwise: str = ""
+) -> None:
+    """Refuse ``value`` with :class:`BadInput` unless it is an integer in [minimum, maximum].
+
+    Args:
+      key: as of :class:`BadInput`.
+      value: what was given; true and false are no numbers.
+      minimum, maximum: both allowed.
+      otherwise: what is allowed besides, in words, e.g. ``", or null for all"``.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if whole and minimum <= int(value) <= maximum:  # type: ignore[call-overload]
+        return
+    small = maximum == MOST and not (whole and int(value) > MOST)  # type: ignore[call-overload]
+    span = f"of at least {minimum}" if small else f"from {minimum} to {maximum}"
+    raise BadInput(key, value, f"a whole number {span}{otherwise}")
+
+
+def number(
+    key: str,
+    value: object,
+    low: float,
+    high: float,
+    ends: Literal["[]", "[)", "(]", "()"] = "[]",
+    otherwise: str = "",
+) -> None:
+    """Refuse ``value`` with :class:`BadInput` unless it is a number between ``low`` and ``high``.
+
+    Args:
+      key: as of :class:`BadInput`.
+      value: what was given; true and false are no numbers, and nan is in no range.
+      low, high: the ends of the range.
+      ends: which of them belong to it, as mathematicians write it: ``"[)"`` is the lower one only.
+      otherwise: what is allowed besides, in words, e.g. ``", or null for no clipping"``.
+    """
+    at = _float(value)
+    above = low <= at if ends[0] == "[" else low < at
+    below = at <= high if ends[1] == "]" else at < high
+    if above and below:
+        return
+    first = f"from {low:g}" if ends[0] == "[" else f"above {low:g}"
+    last = f" to {high:g}" if ends[1] == "]" else f" and below {high:g}"
+    what = "a positive number," if low > 0 else "a number"
+    raise BadInput(key, value, f"{what} {first}{last}{otherwise}")
+
+
+def _float(value: Any) -> float:
+    """As a float; nan for what is no number, or beyond all floats."""
+    if isinstance(value, bool | str | bytes):
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")

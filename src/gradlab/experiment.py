@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,13 +11,15 @@ from typing import Any
 import jax
 from flax import nnx
 
-from gradlab.errors import BadInput, at_least
+from gradlab.bptt.unroll import initial_carries
+from gradlab.errors import BadInput, cannot_be, whole_number
 from gradlab.model import MakeCell, SequenceModel
-from gradlab.probes.base import Probe
+from gradlab.probes.base import CloseProbe, Probe
 from gradlab.regularizers.base import Regularizer
-from gradlab.tasks.base import Task, at_length
+from gradlab.tasks.base import Generated, Task, at_length
 from gradlab.training.loop import Trainer
-from gradlab.training.mesh import mesh_of
+from gradlab.training.memory import Need, check_memory, fits
+from gradlab.training.mesh import DataMesh, mesh_of
 from gradlab.training.optimizer import Optimizer
 from gradlab.training.schedule import Schedule
 from gradlab.training.step import Steps
@@ -70,17 +74,9 @@ def build_steps(experiment: Experiment) -> Steps:
     """
     task, lengths = experiment.task, experiment.trainer.test_lengths
     test_tasks = {length: at_length(task, length, "trainer.test_lengths") for length in lengths}
-    model = SequenceModel(
-        experiment.make_cell,
-        features=task.features,
-        symbols=task.symbols,
-        hidden=experiment.hidden,
-        layers=experiment.layers,
-        outputs=task.outputs,
-        readout=task.readout,
-        bidirectional=experiment.bidirectional,
-        rngs=nnx.Rngs(experiment.seed),
-    )
+    mesh = mesh_of(experiment.trainer.mesh, experiment.trainer.batch)
+    _check_memory(experiment, mesh)
+    model = _model(experiment)
     steps = Steps(
         model,
         task,
@@ -89,12 +85,125 @@ def build_steps(experiment: Experiment) -> Steps:
         experiment.trainer.batch,
         examples=experiment.close_examples,
         regularizer=experiment.regularizer,
-        mesh=mesh_of(experiment.trainer.mesh, experiment.trainer.batch),
+        mesh=mesh,
         test_tasks=test_tasks,
         probes_by_preset=experiment.probes_by_preset,
     )
     _check_regularizer(steps, experiment.regularizer)
     return steps
+
+
+def _model(experiment: Experiment) -> SequenceModel:
+    """The model, untrained.
+
+    Raises:
+      BadInput: for a cell that cannot be made, with what it says itself.
+    """
+    task = experiment.task
+    try:
+        return SequenceModel(
+            experiment.make_cell,
+            features=task.features,
+            symbols=task.symbols,
+            hidden=experiment.hidden,
+            layers=experiment.layers,
+            outputs=task.outputs,
+            readout=task.readout,
+            bidirectional=experiment.bidirectional,
+            rngs=nnx.Rngs(experiment.seed),
+        )
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput("model.cell", experiment.model_name, cannot_be(error)) from error
+
+
+ROW = 100
+"""Bytes that a recorded row takes at least while its step is to come."""
+
+
+def _check_memory(experiment: Experiment, mesh: DataMesh) -> None:
+    """Refuse with :class:`BadInput` what cannot fit."""
+    device, hidden = jax.local_devices()[0], experiment.hidden
+    width = experiment.task.symbols or experiment.task.features
+    # More than any cell has; only where that is too much is it worth the time to look closely.
+    ample = 100 * experiment.layers * hidden * (hidden + width), 8 * hidden
+    if not fits(_needs(experiment, mesh, *ample), device):
+        check_memory(_needs(experiment, mesh, *_sizes(experiment)), device)
+
+
+def _needs(experiment: Experiment, mesh: DataMesh, parameters: int, state: int) -> list[Need]:
+    """The least that a run holds at one time, without what the compiler adds.
+
+    Args:
+      experiment: its parts.
+      mesh: of its devices.
+      parameters: how many the model has.
+      state: the size of the state of a layer.
+    """
+    task, trainer = experiment.task, experiment.trainer
+    length, width, hidden = task.length, task.symbols or task.features, experiment.hidden
+    directions = experiment.layers * (2 if experiment.bidirectional else 1)
+    step = width + directions * hidden
+    # On a host its devices share one memory; elsewhere each has its own.
+    parts = mesh.processes if jax.default_backend() == "cpu" else mesh.devices
+    needs = [
+        Need(
+            3 * 4 * parameters,
+            "model.layers" if experiment.layers > hidden else "model.hidden",
+            experiment.layers if experiment.layers > hidden else hidden,
+            f"{parameters:,} parameters, their gradient and their update",
+        ),
+        Need(
+            4 * length * trainer.batch * step // parts,
+            "trainer.batch" if trainer.batch > length else "task.length",
+            max(trainer.batch, length),
+            "the states of one batch",
+        ),
+        Need(
+            ROW * (trainer.log.most(trainer.steps) + experiment.close.most(trainer.steps)),
+            "trainer.steps",
+            trainer.steps,
+            "the rows to be recorded",
+        ),
+    ]
+    if isinstance(task, Generated):
+        longest, many = max(length, *trainer.test_lengths, 1), task.held_out_examples
+        key, given = "task.held_out_examples", many
+        if longest > many:
+            key = "task.length" if longest == length else "trainer.test_lengths"
+            given = longest
+        needs.append(Need(8 * longest * many * width, key, given, "the examples held out"))
+    close = [p.examples for p in experiment.probes.values() if isinstance(p, CloseProbe)]
+    examples = min(max(close, default=0), experiment.close_examples, trainer.batch)
+    key = "task.length" if length > hidden else "model.hidden"
+    jacobians = 4 * length * examples * state**2
+    needs.append(Need(jacobians, key, max(length, hidden), "the Jacobians that probes look at"))
+    return needs
+
+
+def _sizes(experiment: Experiment) -> tuple[int, int]:
+    """How many parameters, and the size of a layer's state, without making any of it.
+
+    All layers but the first are alike. ``(0, 0)`` for a cell that cannot be made without numbers.
+    """
+
+    def look(layers: int) -> tuple[int, int]:
+        def sizes() -> Any:
+            model = _model(dataclasses.replace(experiment, layers=layers))
+            carry = initial_carries(model.layers, (1, 1, model.width))[-1][0]
+            return nnx.state(model, nnx.Param), carry
+
+        params, carry = jax.eval_shape(sizes)
+        state = sum(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)), state
+
+    try:
+        one, state = look(1)
+        more = look(2)[0] - one if experiment.layers > 1 else 0
+    except Exception:  # noqa: BLE001  (if it is a fault, making it says so)
+        return 0, 0
+    return one + (experiment.layers - 1) * more, state
 
 
 def _check_regularizer(steps: Steps, regularizer: Regularizer | None) -> None:
@@ -110,10 +219,7 @@ def check_experiment(experiment: Experiment) -> None:
     Raises:
       BadInput: naming the key.
     """
-    for key in ("hidden", "layers"):
-        value = getattr(experiment, key)
-        if value < 1:
-            raise BadInput(f"model.{key}", value, "a whole number of at least 1")
-    at_least("probe.examples", experiment.close_examples, 1)
-    if not 0 <= experiment.seed < 2**32:
-        raise BadInput("seed", experiment.seed, f"a whole number from 0 to {2**32 - 1}")
+    whole_number("model.hidden", experiment.hidden, 1, 2**24)
+    whole_number("model.layers", experiment.layers, 1, 10_000)
+    whole_number("probe.examples", experiment.close_examples, 1)
+    whole_number("seed", experiment.seed, 0, 2**32 - 1)

@@ -5,7 +5,9 @@ Shapes: time-major ``(T, B, ...)``; ``I`` input width, ``H`` hidden width, ``O``
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,7 +38,8 @@ class SequenceModel(nnx.Module):
     """Stacked recurrent layers, then one linear readout.
 
     Args:
-      make_cell: ``make_cell(in_features, hidden_features, rngs=rngs)`` gives one cell.
+      make_cell: ``make_cell(in_features, hidden_features, rngs=rngs)`` gives one cell; the sizes
+        are given by name if it has arguments of these names.
       features: ``I`` of real-valued inputs; with ``symbols`` that many one-hot inputs instead.
       symbols: number of input symbols, or None.
       hidden: ``H`` of every layer.
@@ -67,9 +70,10 @@ class SequenceModel(nnx.Module):
         directions = 2 if bidirectional else 1
         width = symbols or features
         self.width = width
+        new = partial(_new_cell, make_cell, rngs)
         stack = []
         for _ in range(layers):
-            stack.append(nnx.List([make_cell(width, hidden, rngs=rngs) for _ in range(directions)]))
+            stack.append(nnx.List([new(width, hidden) for _ in range(directions)]))
             width = directions * hidden
         self.layers = nnx.List(stack)
         initial_carries(self.layers, (1, 1, self.width))  # refuses a cell with a wrong carry
@@ -104,6 +108,19 @@ class SequenceModel(nnx.Module):
     def cells(self) -> list[nnx.RNNCellBase]:
         """The cells, in the order of :meth:`layer_names`."""
         return [cell for layer in self.layers for cell in layer]
+
+
+def _new_cell(
+    make_cell: MakeCell, rngs: nnx.Rngs, in_features: int, hidden_features: int
+) -> nnx.RNNCellBase:
+    """One cell, told its sizes by name if it calls them so: their order is then its own."""
+    made = make_cell.func if isinstance(make_cell, partial) else make_cell
+    own = made.__init__ if inspect.isclass(made) else made
+    named = inspect.signature(own).parameters
+    sizes = {"in_features": in_features, "hidden_features": hidden_features}
+    if sizes.keys() <= named.keys():
+        return make_cell(**sizes, rngs=rngs)
+    return make_cell(in_features, hidden_features, rngs=rngs)
 
 
 def per_example_loss(

@@ -15,7 +15,7 @@ from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.experiment import Experiment, build_steps
 from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
-from gradlab.record.finish import draw_figures, replay
+from gradlab.record.finish import FIGURES, complete, replay
 from gradlab.record.reader import Run, open_run
 from gradlab.record.sinks import Guarded
 from gradlab.record.verdict import against_baseline, at_other_lengths, verdict
@@ -115,8 +115,13 @@ class Recording:
         self.directory.flush()  # so that no checkpoint is ahead of the rows
         self.checkpoints.save(position)
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Outcome, left: Sequence[str] = ()) -> None:
         """Complete the outcome with its verdict, and make everything measured safe.
+
+        Args:
+          outcome: of the run.
+          left: what :meth:`finish` is to make of it, or who takes over after :meth:`release`; the
+            folder stays locked until then.
 
         Raises:
           CannotRecord: if the directory or a checkpoint cannot be written.
@@ -127,22 +132,42 @@ class Recording:
             lengths = self.experiment.trainer.test_lengths
             outcome.verdict += at_other_lengths(outcome, self.description, lengths)
         try:
-            self.directory.close(outcome)
-        finally:
-            self.checkpoints.close()
+            self.checkpoints.close()  # first: a run that has finished is never without its last one
+        except BaseException as error:
+            reason = crashed(error).reason
+            self.directory.close(Outcome("crashed", reason, outcome.summary, outcome.timings))
+            raise
+        if outcome.status == "crashed":
+            left = [part for part in left if part != FIGURES]
+        self.directory.close(outcome, left)
 
-    def finish(self, outcome: Outcome, *, figures: bool) -> None:
-        """Draw the figures, then close the other sinks.
+    def parts(self, *, figures: bool) -> list[str]:
+        """What :meth:`finish` makes of the run."""
+        return [FIGURES] * figures + [sink.part for sink in self.others if sink.part]
+
+    def finish(self, outcome: Outcome) -> None:
+        """Draw the figures if they are left to do, then close the other sinks.
 
         Raises:
           CannotRecord: if no figure can be written.
         """
+        complete(self.directory, self.others, outcome)
+
+    def release(self) -> None:
+        """Let another process do what is left."""
+        self.directory.release()
+
+    def close_sinks(self, outcome: Outcome) -> None:
+        """Close the other sinks of a run whose figures another process has drawn, or could not.
+
+        Raises:
+          BadInput: if somebody else is writing to the folder.
+          CannotRecord: if it cannot be recorded.
+        """
         try:
-            if figures and outcome.status != "crashed":
-                draw_figures(self.folder)
+            self.directory.reopen()
         finally:
-            for sink in self.others:
-                sink.close(outcome)
+            complete(self.directory, self.others, outcome, draws=False)
 
     def _verdict(self) -> list[str]:
         if self.last.row is None:

@@ -105,12 +105,10 @@ def _train(
 
 def _end(recording: Recording, outcome: Outcome, *, figures: bool) -> None:
     """Close everything; the measurements are safe before anything is drawn from them."""
-    safe = False
     try:
-        recording.close(outcome)
-        safe = True
+        recording.close(outcome, recording.parts(figures=figures))
     finally:
-        recording.finish(outcome, figures=figures and safe)
+        recording.finish(outcome)
 
 
 class Crew(Protocol):

@@ -16,7 +16,8 @@ OWN = {
     ),
     "conf/experiment/wrong_yaml.yaml": "model:\n  hidden: [3\n",
     "conf/model/wrong_carry.yaml": "cell:\n  _target_: my_cells.WrongCarry\n",
-    "conf/model/wrong_arguments.yaml": "cell:\n  _target_: my_cells.wrong_arguments\n",
+    "conf/model/wrong_arguments.yaml": "cell:\n  _target_: my_cells.WrongArguments\n",
+    "conf/model/a_function.yaml": "cell:\n  _target_: my_cells.a_function\n",
     "conf/model/not_there.yaml": "cell:\n  _target_: my_cells.NotThere\n",
     "conf/model/broken.yaml": "cell:\n  _target_: my_broken_file.Cell\n",
     "my_broken_file.py": "import a_package_that_is_not_there\n",
@@ -33,7 +34,10 @@ class WrongCarry(nnx.RNNCellBase):
     def __call__(self, carry, x):
         return (carry, carry), carry
 
-def wrong_arguments(n_in, n_out): ...
+class WrongArguments(WrongCarry):
+    def __init__(self, n_in): ...
+
+def a_function(in_features, hidden_features, *, rngs): ...
 """,
 }
 
@@ -105,8 +109,8 @@ TYPED = {
     "trainer.omega.weigth=1": ["trainer.omega.weigth: got '1'", "try: trainer.omega.weight=1"],
     "trainer.omega.weight=x": ["trainer.omega.weight: got 'x'", "a finite number"],
     "model.hidden=1.5": ["model.hidden: got 1.5", "a whole number", "try: model.hidden=2"],
-    "model.hidden=0": ["model.hidden: got 0", "at least 1"],
-    "model.layers=-1": ["model.layers: got -1", "at least 1"],
+    "model.hidden=0": ["model.hidden: got 0", "from 1 to"],
+    "model.layers=-1": ["model.layers: got -1", "from 1 to"],
     "model.layers=null": ["model.layers: got nothing (null)", "a whole number"],
     "model.cell=null": ["model.cell: got nothing (null)", "a section"],
     "task.length=0": ["task.length: got 0", "at least 2"],
@@ -124,7 +128,7 @@ TYPED = {
     "optimizer.rule._target_=optax": ["optimizer.rule._target_: got 'optax'", "a module"],
     "task._target_=not_there.Task": ["got 'not_there.Task'", "No module named 'not_there'"],
     "task._target_=gradlab.cells.LSTM": ["got 'gradlab.cells.LSTM'", "a subclass of Task"],
-    "model.cell._target_=optax.adam": ["got 'adam'", "in_features"],
+    "model.cell._target_=optax.adam": ["got 'optax.adam'", "a subclass of RNNCellBase"],
     "record.wandb.mode=foo": ["record.wandb.mode: got 'foo'", "offline | online | disabled"],
     "record.wandb.tags=foo": ["record.wandb.tags: got 'foo'", "a list of texts"],
     "record.figures=yess": ["record.figures: got 'yess'", "true or false"],
@@ -170,7 +174,8 @@ FILES = {
     "experiment=wrong": ["experiment: got 'wrong'", "experiment=wrong_key"],
     "experiment=wrong_key modl.hidden=3": ["modl.hidden: got '3'", "try: model.hidden=3"],
     "model=wrong_carry": ["cell WrongCarry", "try: return (carry, y) from WrongCarry.__call__"],
-    "model=wrong_arguments": ["got 'wrong_arguments'", "hidden_features, in_features, rngs"],
+    "model=wrong_arguments": ["got 'WrongArguments'", "hidden_features, in_features, rngs"],
+    "model=a_function": ["got 'my_cells.a_function'", "a subclass of RNNCellBase"],
     "model=not_there": ["got 'my_cells.NotThere'", "no NotThere in my_cells"],
     "model=broken": ["got 'my_broken_file.Cell'", "a_package_that_is_not_there"],
 }

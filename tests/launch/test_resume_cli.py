@@ -104,7 +104,7 @@ def test_what_cannot_go_on_is_refused(command, ended):
         return done.err
 
     assert "model.hidden: got 5\n  allowed: 4, as in the run" in refused("model.hidden=5")
-    assert "as in the run that goes on" in refused("model=lstm")
+    assert "as in the run that is resumed" in refused("model=lstm")
     assert "seed: got 3" in refused("seed=3")
     assert "trainer.steps: got 2\n  allowed: 3" in refused("trainer.steps=2")
     assert "hydra.run.dir: got 'elsewhere'" in refused("hydra.run.dir=elsewhere")

@@ -339,10 +339,29 @@ def test_trouble_is_one_warning(tmp_path, monkeypatch, caplog):
         raise OSError("no space left on device\nand more")
 
     monkeypatch.setattr(wandb.Run, "log", fails)
-    record(tmp_path, described(), range(3))
+    sink = record(tmp_path, described(), range(3))
     (warning,) = warnings_in(caplog)
     expected = "W&B could not log, recording there stops: OSError: no space left on device"
     assert warning == expected
+    assert sink.how_to_see() == ""  # nothing is there that could be uploaded
+    assert not sink.complete
+
+
+def test_a_copy_without_a_row_is_not_to_be_uploaded(tmp_path, caplog):
+    sink = record(tmp_path, described(), [])
+    assert (sink.how_to_see(), warnings_in(caplog)) == ("", [])
+    assert sink.complete
+
+
+def test_where_its_folder_cannot_be_written_to_wandb_takes_no_other(tmp_path, monkeypatch, caplog):
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, *a: Path(path).name != "wandb" and access(path, *a)
+    )
+    sink = record(tmp_path, described(), range(3))
+    (warning,) = warnings_in(caplog)
+    assert warning.endswith(f"PermissionError: {tmp_path / 'wandb'} cannot be written to")
+    assert (sink.how_to_see(), sink.complete) == ("", False)
 
 
 def test_no_log_of_wandb_is_written_to_on_a_disk_that_may_be_full(tmp_path, monkeypatch):
@@ -364,7 +383,7 @@ def test_a_start_that_fails_is_one_warning(tmp_path, caplog):
     sink = record(tmp_path, described(), range(3))
     (warning,) = warnings_in(caplog)
     assert warning.startswith("W&B could not start, recording there stops: FileExistsError")
-    assert sink.how_to_see() == ""
+    assert (sink.how_to_see(), sink.complete) == ("", False)
 
 
 def test_the_end_does_not_wait_longer_than_it_may(tmp_path, monkeypatch, caplog):

@@ -11,7 +11,7 @@ import pytest
 from gradlab.training.interruption import SIGNALS, Interruption
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", [name for name in SIGNALS if name != "SIGHUP"])
 def test_the_first_is_noted_and_the_second_has_its_effect(name):
     number = getattr(signal, name)
     heard = []
@@ -29,6 +29,19 @@ def test_the_first_is_noted_and_the_second_has_its_effect(name):
         assert str(interruption) == ("" if name == "SIGINT" else f" ({name})")
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_is_gone_is_told_twice_or_under_nohup_not_at_all(nohup):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        with Interruption() as interruption:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert bool(interruption) is not nohup
+            assert str(interruption) == ("" if nohup else " (SIGHUP)")
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_are_as_before():

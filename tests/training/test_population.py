@@ -286,7 +286,7 @@ def test_a_number_that_decides_what_the_program_is_is_named():
 
 
 def test_members_that_need_more_memory_than_there_is_are_refused(monkeypatch):
-    monkeypatch.setattr(population_module, "_free", lambda _: 1000)
+    monkeypatch.setattr(population_module, "free", lambda _: 1000)
     with pytest.raises(BadInput, match=r"fit into the 1e-06 GB of memory") as refusal:
         prepared([experiment(), experiment(seed=1)])
     assert "hydra.sweeper.max_batch_size=1" in refusal.value.hint
@@ -299,7 +299,7 @@ def test_fewer_go_together_where_memory_is_short(monkeypatch):
     population = prepared(experiments, at_once=4)
     population.compile()
     monkeypatch.setattr(population, "_needs", lambda _: population.at_once)
-    monkeypatch.setattr(population_module, "_free", lambda _: 2)
+    monkeypatch.setattr(population_module, "free", lambda _: 2)
     population.compile()
     assert population.at_once == 2
 

@@ -106,7 +106,7 @@ def killed_at(monkeypatch):
     return kill_at
 
 
-def _gone(directory, _):
+def _gone(directory, *_):
     directory._lock.release()
 
 
@@ -257,6 +257,28 @@ def test_a_finished_run_can_be_made_longer(whole, tmp_path, monkeypatch):
     assert list(found.scalars["step"]) == [0, 5, 10, 13, 15, 20]
     assert found.scalars["train/loss"].notnull().all()
     assert found.summary["steps"] == 21
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_has_not_finished(
+    whole, tmp_path, monkeypatch
+):
+    """Else nothing would be left to do, and its final parameters were lost."""
+    close = Checkpoints.close
+
+    def fails(checkpoints):
+        close(checkpoints)
+        shutil.rmtree(checkpoints.folder / "14")
+        raise CannotRecord(str(tmp_path), "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "close", fails)
+        with pytest.raises(CannotRecord):
+            run(experiment(), tmp_path / "run", [], figures=False)
+    found = open_run(tmp_path / "run")
+    assert found.status == "crashed"
+    assert found.info["reason"] == "cannot record: No space left on device"
+    run(experiment(), tmp_path / "run", [], resume=True, figures=False)
+    assert_same(tmp_path / "run", whole)
 
 
 # Checkpoints.

@@ -12,7 +12,6 @@ Shapes: ``B`` examples (any leading axes), ``I`` input width, ``H`` hidden width
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 
-from gradlab.errors import BadInput, nearest
+from gradlab.errors import BadInput, nearest, number
 
 default_kernel_init = nnx.initializers.lecun_normal()
 default_recurrent_init = nnx.initializers.orthogonal()
@@ -48,14 +47,13 @@ def recurrent_init(init: RecurrentInit | Initializer, gain: float) -> Initialize
       gain: what its values are multiplied by; 1 changes no bit.
 
     Raises:
-      BadInput: for another name, or a gain that is no finite number.
+      BadInput: for another name, or a gain beyond ±1e6.
     """
     if isinstance(init, str) and init not in RECURRENT_INITS:
         key, close = "model.cell.recurrent_kernel_init", nearest(init, RECURRENT_INITS, 1)
         hint = ", ".join(f"{key}={name}" for name in close)
         raise BadInput(key, init, " | ".join(RECURRENT_INITS), hint)
-    if not math.isfinite(gain):
-        raise BadInput("model.cell.recurrent_gain", gain, "a finite number")
+    number("model.cell.recurrent_gain", gain, -1e6, 1e6)
     drawn = RECURRENT_INITS[init] if isinstance(init, str) else init
 
     def scaled(*args: Any, **kwargs: Any) -> jax.Array:

@@ -18,6 +18,7 @@ from gradlab.cells.base import (
     default_kernel_init,
     recurrent_init,
 )
+from gradlab.errors import number
 
 
 class LSTMGates(NamedTuple):
@@ -80,6 +81,7 @@ class LSTM(Cell):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        number("model.cell.forget_bias", forget_bias, -1e6, 1e6)
         dense = self._dense(in_features, hidden_features, dtype, param_dtype, rngs)
         self.gate_fn, self.activation_fn = gate_fn, activation_fn
         recurrent = recurrent_init(recurrent_kernel_init, recurrent_gain)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from gradlab.claims.finding import Finding
 from gradlab.claims.sweep import Sweep, read
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, visible
+from gradlab.record.output import protect
 
 
 def main(
@@ -31,13 +32,14 @@ def main(
         description=f"Does what experiment={experiment} states hold in these runs?"
     )
     parser.add_argument("dirs", nargs="+", metavar="DIR", help="the sweep's folder, or runs")
+    protect()
     given = parser.parse_args(arguments)
     try:
         findings = check(read(experiment, *given.dirs))
     except BadInput as error:
         print(f"{experiment}: {error}", file=sys.stderr)
         return 2
-    print(*in_words(findings), sep="\n")
+    print(*map(visible, in_words(findings)), sep="\n")
     return 0 if all(one.held for one in findings) else 1
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradlab.compare import MOST_ARRAYS
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, visible, visible_lines
+from gradlab.record.output import protect
 
 if TYPE_CHECKING:
     from gradlab.compare.recorded import Recorded
@@ -22,13 +23,14 @@ DIR is a run directory, the folder of a sweep, or a folder with any mix of them.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code. Bad input is one message and code 2."""
+    protect()
     try:
         return _command(_parser().parse_args(arguments))
     except BadInput as error:
-        print(f"gradlab.compare: {error}", file=sys.stderr)
+        _tell(error)
         return 2
     except OSError as error:
-        print(f"gradlab.compare: {error}", file=sys.stderr)
+        _tell(error)
         return 1
 
 
@@ -104,9 +106,9 @@ def _once(given: argparse.Namespace, folders: Sequence[Path]) -> int:
         raise BadInput("--out", str(out), "a file", str(out / NAME))
     if len(runs) > given.arrays:
         write(recorded_of_some(runs, 0), out)
-        progress.say(f"first page, of the summaries alone: {out}")
+        progress.say(f"first page, of the summaries alone: {visible(out)}")
     found = recorded_of_some(runs, given.arrays, progress)
-    print(f"page: {write(found, out)}{_of_some(found)}")
+    print(f"page: {visible(write(found, out))}{_of_some(found)}")
     if given.figures:
         _figures(found, Path(given.figures))
     return _report(found, out.parent) if given.wandb else 0
@@ -130,7 +132,7 @@ def _figures(runs: Sequence[Recorded], folder: Path) -> None:
 
     written = draw(runs, folder)
     figures = ", ".join(path.stem for path in written if path.suffix == ".csv")
-    print(f"figures: {folder} ({figures or 'none: nothing was recorded that they show'})")
+    print(f"figures: {visible(folder)} ({figures or 'none: nothing was recorded that they show'})")
 
 
 def _report(runs: Sequence[Recorded], folder: Path) -> int:
@@ -141,10 +143,14 @@ def _report(runs: Sequence[Recorded], folder: Path) -> int:
     try:
         published = publish(runs, headline(runs), folder)
     except NotSent as error:
-        print(f"gradlab.compare: {error}", file=sys.stderr)
+        _tell(error)
         return 1
-    print(*published.words, sep="\n")
+    print(*map(visible, published.words), sep="\n")
     return 0
+
+
+def _tell(error: Exception) -> None:
+    print(f"gradlab.compare: {visible_lines(error, indent='')}", file=sys.stderr)
 
 
 if __name__ == "__main__":

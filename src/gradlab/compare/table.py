@@ -18,6 +18,7 @@ from gradlab.compare.groups import by_settings, short, shown
 from gradlab.compare.jobs import FINISHED
 from gradlab.compare.runs import SEED, Entry, settings_that_differ
 from gradlab.compare.statistics import Estimate, estimate
+from gradlab.errors import visible
 from gradlab.record.shard import replace
 
 CSV = "sweep.csv"
@@ -149,7 +150,7 @@ def _table(settings: Sequence[Averages], figures: Sequence[str]) -> Table:
     names = short(settings[0].values if settings else ())
     for key, name in names.items():
         numeric = all(isinstance(one.values[key], int | float) for one in settings)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+        table.add_column(visible(name), justify="right" if numeric else "left", no_wrap=True)
     table.add_column("runs", justify="left", no_wrap=True)
     several = any(run.layers > 1 for one in settings for run in one.runs)
     for name in figures:
@@ -158,7 +159,7 @@ def _table(settings: Sequence[Averages], figures: Sequence[str]) -> Table:
         table.add_column(HEADINGS[name] + more, justify="right", no_wrap=True)
     for one in settings:
         cells = [with_interval(one.figures[name], one.finished) for name in figures]
-        others = [f"{count} {status}" for status, count in one.others.items()]
+        others = [f"{count} {visible(status)}" for status, count in one.others.items()]
         runs = ", ".join([str(one.finished), *others])
-        table.add_row(*(shown(one.values[key]) for key in names), runs, *cells)
+        table.add_row(*(visible(shown(one.values[key])) for key in names), runs, *cells)
     return table

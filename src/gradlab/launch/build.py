@@ -9,18 +9,21 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from gradlab.errors import BadInput, first_line, nearest
+from gradlab.errors import BadInput, cannot_be, first_line, nearest
 
 SECTIONS = ("model", "task", "optimizer", "trainer", "probe", "record")
 """What a configuration consists of, besides ``seed`` and ``objective``."""
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A composed configuration as nested plain dicts.
+    """A composed configuration as nested plain dicts, with all of its sections.
 
     Raises:
-      BadInput: for a value that is missing, or that refers to one that does not exist.
+      BadInput: for a value that is missing, or that refers to one that does not exist; for a
+        section that is missing, or that there is none of.
     """
+    from gradlab.launch.check import check_keys
+
     try:
         config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -32,7 +35,10 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         allowed = "a value; none is given yet" if missing else exists
         raise BadInput(str(error.full_key), raw, allowed, f"{error.full_key}=VALUE") from None
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    config = {str(key): value for key, value in config.items()}
+    own = {"seed": int, "objective": str | list[str]}
+    check_keys("", config, own | dict.fromkeys(SECTIONS, dict))
+    return config
 
 
 def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequence[str] = ()):
@@ -58,14 +64,13 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     from gradlab.training.optimizer import Optimizer
     from gradlab.training.schedule import Schedule
 
-    own = {"seed": int, "objective": str | list[str]}
-    check_keys("", config, own | dict.fromkeys(SECTIONS, dict))
     model, record = config["model"], config["record"]
     sizes = {"hidden": int, "layers": int, "bidirectional": bool}
     check_keys("model", model, sizes | {"cell": dict})
     switches = dict.fromkeys(("tensorboard", "figures", "terminal"), bool)
     check_keys("record", record, {"wandb": dict, **switches})
     check_arguments("record.wandb", WandbSink, record["wandb"], supplied={"directory"})
+    WandbSink(".", **record["wandb"])  # which refuses what it cannot have
     settings, regularizer = _regularizer(config["trainer"])
     settings.pop("resume", None)  # a matter of the command line
     check_arguments("trainer", Trainer, settings)
@@ -120,14 +125,14 @@ def _regularizer(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         if name != "regularizer" and isinstance(node, dict) and "_target_" in node
     }
     for name, node in known.items():  # a slip in one that is not chosen is a slip, too
-        _check_node(f"trainer.{name}", node)
+        _check_node(f"trainer.{name}", node, kinds=(Regularizer,))
     settings = {name: node for name, node in trainer.items() if name not in known}
     chosen = settings.pop("regularizer", None)
     if chosen is None:
         return settings, None
     if isinstance(chosen, dict):
         return settings, _make("trainer.regularizer", chosen, kinds=(Regularizer,))
-    if chosen not in known:
+    if not isinstance(chosen, str) or chosen not in known:
         close = [f"trainer.regularizer={name}" for name in nearest(str(chosen), known)]
         allowed = f"null, or one of {', '.join(sorted(known))}"
         raise BadInput("trainer.regularizer", chosen, allowed, ", ".join(close))
@@ -145,12 +150,21 @@ def _make(
     from hydra.utils import instantiate
 
     _check_node(key, node, supplied, kinds)
+    if words := [word for word in node if word.startswith("_") and word != "_target_"]:
+        allowed = "arguments by their names, and none of Hydra's own words but _target_"
+        raise BadInput(f"{key}.{words[0]}", node[words[0]], allowed)
     try:
-        return instantiate(node, _partial_=bool(supplied), _convert_="all")
+        made = instantiate(node, _partial_=bool(supplied), _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, BadInput):
-            raise error.__cause__ from None
-        raise
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, BadInput):
+            raise cause from None
+        raise BadInput(key, node["_target_"], cannot_be(cause)) from error
+    if kinds and not supplied and not isinstance(made, kinds):
+        raise BadInput(f"{key}._target_", node["_target_"], f"something that makes {_names(kinds)}")
+    return made
 
 
 def _check_node(
@@ -162,9 +176,8 @@ def _check_node(
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise BadInput(key, node, "a section with _target_: the dotted name of a class or function")
     target = _find(f"{key}._target_", node["_target_"])
-    if kinds and isinstance(target, type) and not issubclass(target, kinds):
-        names = " or ".join(one.__qualname__ for one in kinds)
-        raise BadInput(f"{key}._target_", node["_target_"], f"a subclass of {names}")
+    if kinds and not (isinstance(target, type) and issubclass(target, kinds)):
+        raise BadInput(f"{key}._target_", node["_target_"], f"a subclass of {_names(kinds)}")
     given = {name: value for name, value in node.items() if not name.startswith("_")}
     if not node.get("_args_"):
         partial = bool(node.get("_partial_"))
@@ -172,6 +185,10 @@ def _check_node(
     for name, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
             _check_node(f"{key}.{name}", value)
+
+
+def _names(kinds: tuple[type[Any], ...]) -> str:
+    return " or ".join(one.__qualname__ for one in kinds)
 
 
 def _find(key: str, name: str) -> Callable[..., Any]:

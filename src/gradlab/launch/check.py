@@ -27,6 +27,8 @@ _IN_WORDS = {
 }
 BY_POSITION = frozenset({"in_features", "hidden_features"})
 """The first arguments of a cell, which its class is free to call otherwise."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""What arguments named ``dtype``, or ``…_dtype``, can be: the types that networks compute in."""
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _LISTS = (tuple, list, collections.abc.Sequence)
 _UNIONS = (Union, types.UnionType)
@@ -83,7 +85,7 @@ def check_arguments(
         for name, p in parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
-    if supplied >= BY_POSITION and inspect.isclass(target):
+    if supplied >= BY_POSITION and not named.keys() >= BY_POSITION and inspect.isclass(target):
         first = [name for name, p in parameters.items() if p.kind in _POSITIONAL][:2]
         if len(first) == 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
             supplied = supplied - BY_POSITION | set(first)
@@ -103,8 +105,10 @@ def check_arguments(
             kind = _without_functions(hints[name])
             if Callable in _options(kind) or _is_plain(kind):
                 check_type(f"{prefix}.{name}", value, kind)
-            elif isinstance(value, str) and _is_number(kind):
-                raise BadInput(f"{prefix}.{name}", value, in_words(float))
+            elif _is_number(kind):
+                check_type(f"{prefix}.{name}", value, _plain_number(kind))
+        if name.endswith("dtype") and value is not None and value not in DTYPES:
+            raise BadInput(f"{prefix}.{name}", value, f"{' | '.join(DTYPES)}, or null")
 
 
 def check_type(key: str, value: Any, hint: Any) -> None:
@@ -112,7 +116,8 @@ def check_type(key: str, value: Any, hint: Any) -> None:
     if hint is dict and isinstance(value, Mapping):
         return
     try:
-        TypeAdapter(hint).validate_json(json.dumps(value, allow_nan=False), strict=True)
+        found = TypeAdapter(hint).validate_json(json.dumps(value, allow_nan=False), strict=True)
+        json.dumps(found, allow_nan=False)  # a whole number can be beyond all floats
     except (ValidationError, ValueError):
         raise BadInput(key, value, in_words(hint), _instead(key, value, hint)) from None
 
@@ -189,7 +194,13 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _is_number(hint: Any) -> bool:
     """Whether it is like ``jax.typing.ArrayLike``: numbers of several kinds, and no text."""
     options = _options(hint)
-    return float in options and str not in options and all(isinstance(o, type) for o in options)
+    types_alone = all(isinstance(option, type) for option in options)
+    return len(options) > 1 and float in options and str not in options and types_alone
+
+
+def _plain_number(hint: Any) -> Any:
+    """What of it a configuration can hold: true and false are none."""
+    return float | None if type(None) in _options(hint) else float
 
 
 def _is_plain(hint: Any) -> bool:

@@ -18,7 +18,7 @@ def config_folder() -> str:
 def config_folders(arguments: Sequence[str]) -> list[Path]:
     """The folders with yaml files: ours and the user's."""
     folders = [Path(config_folder())]
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, _, value = argument.partition("=")
         if flag in CONFIG_DIR:
             folders.append(Path(value or following).absolute())

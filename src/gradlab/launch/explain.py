@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,7 +15,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gradlab.errors import BadInput, nearest
+from gradlab.errors import BadInput, first_line, nearest
 from gradlab.launch.conf_files import config_folder, config_folders, groups_of, options_of
 from gradlab.launch.extras import missing_extra
 
@@ -23,6 +25,26 @@ WRONG_KEY = re.compile(r"Could not override '([^'@]+)[^']*'")
 PLUS = re.compile(r"Multiple values for (\w+)\.")
 SWEEP = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '([^'=]+)=")
 LOCATED = re.compile(r"In '([^']+)': ")
+FLAG_AT_FAULT = (
+    (re.compile(r"Additional config directory '(.*)' not found"), "--config-dir"),
+    (re.compile(r"primary config '(.*?)'"), "--config-name"),
+    (re.compile(r"Primary config (?:module|directory) '?(.*?)'? not found"), "--config-path"),
+    (re.compile(r"The (--resolve) flag can only"), "command line"),
+)
+"""What Hydra says of a flag, with its value -> the flag."""
+AT_FAULT = (
+    re.compile(r"Error merging override \+*([^=\s]+)="),
+    re.compile(r"Could not delete (?:from config\. )?(?:The value of )?'([^']+)'"),
+    re.compile(r"An item is already at '([^']+)'"),
+    re.compile(r"Override [+~]*([^@=\s]+)[@=]"),
+    re.compile(r"not supported: '[+~]*([^@=\s]+)[@=]"),
+    re.compile(r"key_or_group='([^']+)'"),
+    re.compile(r"^(hydra\.searchpath) must"),
+    re.compile(r"full_key: (\S+)"),
+)
+"""What Hydra says of a key."""
+DIRS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+"""Where a run directory comes from."""
 SHOW_ALL = "python -m gradlab --cfg job shows every key, python -m gradlab --help every option"
 
 
@@ -65,10 +87,53 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
                 return str(_bad_option(f"{group}/{given}", "", arguments))
         given = next((a for a in arguments if a.startswith("=")), " ".join(arguments))
         return str(_bad_syntax(given, "no key before the ="))
+    if refusal := _blamed(error, text, arguments):
+        return str(refusal)
     if isinstance(error, OSError):
-        return f"the run directory cannot be made\n  {text}"
+        key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(arguments) else "hydra.run.dir"
+        given = _given(arguments, key) or str(error.filename)
+        allowed = f"a folder that can be made; the run directory cannot be made: {why(error)}"
+        hint = f"{key}=FOLDER, where there is none yet and one can be made"
+        return str(BadInput(key, given, allowed, hint))
     lines = [line for line in text.splitlines() if line.strip()]
     return "\n  ".join(["the configuration cannot be composed", *lines[:12]])
+
+
+def why(error: OSError) -> str:
+    """What the system said, and of which path."""
+    if error.filename is None:
+        return error.strerror or str(error)
+    return f"{error.strerror}: {os.path.abspath(error.filename)}"
+
+
+def _blamed(error: Exception, text: str, arguments: Sequence[str]) -> BadInput | None:
+    """For an error of which Hydra says no more than the key, the flag, or not even that."""
+    reason = " ".join(text.split())[:400]
+    if isinstance(cause := error.__cause__, OmegaConfBaseException):
+        reason += f": {first_line(cause)}"
+    for pattern, flag in FLAG_AT_FAULT:
+        if found := pattern.search(text):
+            return BadInput(flag, found[1], f"what Hydra takes there; it says: {reason}")
+    long = next((a for a in arguments if len(a) > 255), "")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and long:
+        key, _, given = long.rpartition("=")
+        return BadInput(key or "command line", given, "a name that a file can have, shorter")
+    key = next((found[1] for pattern in AT_FAULT if (found := pattern.search(text))), "")
+    if not key and not isinstance(error, OSError):
+        for group in groups_of(arguments):
+            if _is_no_option(group, arguments):
+                known = ", ".join(options_of(group, arguments))
+                return BadInput(group, _given(arguments, group), known)
+    if not key:
+        return None
+    given = _given(arguments, key) or next((a for a in arguments if key in a), "")
+    return BadInput(key, given, f"what can be composed; Hydra says: {reason}")
+
+
+def _is_no_option(group: str, arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for something that is no option of a group."""
+    given = _given(arguments, group).strip("[]").split(",")
+    return given != [""] and not {*given} <= {*options_of(group, arguments)}
 
 
 def _bad_syntax(override: str, text: str) -> BadInput:

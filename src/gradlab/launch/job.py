@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from gradlab.errors import visible
 from gradlab.launch.build import build, plain
 from gradlab.launch.objective import Worth, lacking, objective_of
 from gradlab.launch.resume import earlier_run, has_ended, requeued
-from gradlab.launch.session import occupied, session, shown
+from gradlab.launch.session import occupied, session, shown, tell
 
 if TYPE_CHECKING:
     from gradlab.experiment import Experiment
@@ -34,7 +36,8 @@ class Job:
       experiment: the parts.
       parts: what it was built from, see :func:`gradlab.launch.build.build`.
       resume: whether the run in ``folder`` is resumed.
-      ended: of a run with nothing left to do, the summary that it recorded.
+      ended: of a run that is not to be trained any more, the summary that it recorded.
+      left: what of such a run is still to be made, and will be.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Job:
     parts: Mapping[str, Any]
     resume: bool
     ended: Mapping[str, Any] | None
+    left: Sequence[str] = ()
 
 
 def prepare(cfg: DictConfig, folder: Path, name: str = "") -> Job:
@@ -59,44 +63,78 @@ def prepare(cfg: DictConfig, folder: Path, name: str = "") -> Job:
     config, hydra_config = plain(cfg), HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN and config["record"]["wandb"]["group"] is None:
         config["record"]["wandb"]["group"] = Path(hydra_config.sweep.dir).name
-    overrides = list(hydra_config.overrides.task)
+    overrides = _said(hydra_config.overrides.task)
     session.company.check(config)
     choices = {str(group): option for group, option in hydra_config.runtime.choices.items()}
-    experiment = build(config, choices, overrides)
     again = requeued() or session.has_begun(folder)
+    # Before anything is built, which imports what the configuration names.
     earlier = earlier_run(config, folder, again=again)
     if earlier is None and (folder / "run.json").exists():
         raise occupied("hydra.sweep.dir", folder)
-    ended = None
+    experiment = build(config, choices, overrides)
+    ended, left = None, []
     if earlier is not None and has_ended(earlier, config):
-        print(f"{earlier.info['reason'] or earlier.status}: nothing left to do")
+        from gradlab.record.finish import in_words, parts_of
+
+        left = [part for part in earlier.left if part in parts_of(config["record"])]
+        what = f"{in_words(left)} left to do" if left else "nothing left to do"
+        print(f"{visible(earlier.info['reason'] or earlier.status)}: {what}")
         print(f"run directory: {shown(folder)}")
         ended = earlier.summary
     parts = {"config": config, "choices": choices, "overrides": overrides}
-    return Job(name, folder, experiment, parts, earlier is not None, ended)
+    return Job(name, folder, experiment, parts, earlier is not None, ended, left)
+
+
+def _said(overrides: ListConfig) -> list[str]:
+    """What was said on the command line, with what ``${...}`` stands for if that can be told."""
+    said: list[str] = []
+    for number in range(len(overrides)):
+        try:
+            said.append(overrides[number])
+        except OmegaConfBaseException:  # relative to a place where it does not stand here
+            said.append(OmegaConf.to_container(overrides)[number])
+    return said
 
 
 def perform(job: Job) -> Worth:
     """Run a job by itself, and show what came of it; gives what a sweeper is told."""
+    record = job.experiment.config["record"]
     if job.ended is not None:
+        if job.left:
+            _finish(job)
         return worth(job, job.ended)
     from gradlab.record.sinks import sinks_of
     from gradlab.run import run
 
-    record = job.experiment.config["record"]
     sinks, wandb = sinks_of(record, job.folder)
     figures, company = record["figures"], session.company.lead(**job.parts)
     outcome = run(
         job.experiment, job.folder, sinks, resume=job.resume, figures=figures, company=company
     )
     print(f"\nrun directory: {shown(job.folder)}")
+    _show_made(job, wandb.how_to_see(), figures=figures)
+    obey(outcome)
+    return worth(job, figures_of(outcome))
+
+
+def _finish(job: Job) -> None:
+    """Do what is left of a run that is not to be trained any more."""
+    from gradlab.record.finish import FIGURES, finish, in_words
+
+    done, left, on_wandb = finish(job.folder, job.experiment.config["record"], again=True)
+    _show_made(job, on_wandb, figures=FIGURES in done)
+    if done:
+        print(f"{in_words(done)} done")
+    if still := [part for part in job.left if part in left]:
+        print(f"{in_words(still)} still left to do", file=sys.stderr)
+
+
+def _show_made(job: Job, on_wandb: str, *, figures: bool) -> None:
     if figures:
         for picture in sorted((job.folder / "figures").glob("*.png")):
             print(f"  figure: {shown(picture)}")
-    if wandb.how_to_see():
-        print(f"W&B: {wandb.how_to_see()}")
-    obey(outcome)
-    return worth(job, figures_of(outcome))
+    if on_wandb:
+        print(f"W&B: {on_wandb}")
 
 
 def figures_of(outcome: Outcome) -> dict[str, Any]:
@@ -109,7 +147,7 @@ def worth(job: Job, figures: Mapping[str, Any]) -> Worth:
     wanted = job.experiment.config["objective"]
     message = lacking(wanted, figures)
     if message and figures["status"] == "finished":
-        print(f"gradlab: {message}", file=sys.stderr)
+        tell(message)
     return objective_of(wanted, figures)
 
 

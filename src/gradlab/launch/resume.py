@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
+import yaml
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, first_line
 from gradlab.launch.conf_files import CONFIG_DIR
+from gradlab.launch.recorded import KEY, OF_A_SWEEP, as_texts, check_settings, keep_out, shown
 
-KEY = "trainer.resume"
 FREE = (
     *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", "trainer.mesh"),
     *("trainer.test_lengths", KEY, "objective", "record"),
@@ -24,6 +24,8 @@ _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}
 SWEEP = "multirun.yaml"
 """What Hydra keeps of a sweep in its folder."""
+_LARGEST = 1_000_000
+_ID = re.compile(r"[0-9a-f]{8}")
 
 
 def with_resumed(arguments: Sequence[str]) -> list[str]:
@@ -33,8 +35,8 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     PATH is the folder of a sweep, it is launched again, as it was; its jobs are resumed or begin,
     and those that have finished end at once.
     ``trainer.resume=auto`` does so with the newest run in ``outputs/`` that the same overrides
-    left unfinished, unless ``hydra.run.dir`` says where to look, or it is a sweep; if there is
-    none, the run begins.
+    left unfinished or without figures, unless ``hydra.run.dir`` says where to look, or it is a
+    sweep; if there is none, the run begins.
 
     Raises:
       BadInput: if PATH is not a run, or is given for a sweep or together with a folder.
@@ -45,6 +47,8 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     sweep = bool(_MULTIRUN & set(arguments))
     placed = value_of(arguments, "hydra.run.dir")
     if asked == "auto":
+        for folder in filter(_holds_a_record, _placed(arguments)):
+            keep_out(folder)
         found = (
             None if sweep or placed is not None else _left_unfinished(Path("outputs"), arguments)
         )
@@ -52,11 +56,11 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     if (Path(asked).expanduser() / SWEEP).exists():
         return _resumed_sweep(arguments, Path(asked).expanduser())
     if sweep:
-        hint = f"{KEY}=auto hydra.sweep.dir=FOLDER, which goes on with each of its runs"
+        hint = f"{KEY}=auto hydra.sweep.dir=FOLDER, which resumes each of its runs"
         allowed = f"auto, in a sweep, or the folder of a sweep, which holds {SWEEP}"
         raise BadInput(KEY, asked, allowed, hint)
     if placed is not None:
-        allowed = f"nothing: the run goes on in its own folder, {asked}"
+        allowed = f"nothing: the run is resumed in its own folder, {asked}"
         raise BadInput("hydra.run.dir", placed, allowed)
     return _resumed(arguments, Path(asked).expanduser())
 
@@ -102,27 +106,22 @@ def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False)
     run = _open(folder)
     if run.status == "running":
         raise BadInput(KEY, str(folder), "a run that has ended; this one is still going")
-    if run.status == "diverged" and asked != "auto":
-        allowed = f"a run that can go on; this one {run.info['reason']}"
+    if run.status == "diverged" and asked != "auto" and not run.left:
+        allowed = f"a run that can be resumed; this one {run.info['reason']}"
         raise BadInput(KEY, str(folder), allowed, "a new run with other settings")
-    _check_same(run.config, scrub(config))
+    _check_same(run.config, scrub(config), folder)
     return run
 
 
 def has_ended(run: Any, config: Mapping[str, Any]) -> bool:
-    """Whether there is nothing left to do for a run."""
+    """Whether there is nothing left to train for a run."""
     more = config["trainer"]["steps"] > run.config["trainer"]["steps"]
     return run.status == "diverged" or (run.status == "finished" and not more)
 
 
 def _resumed(arguments: Sequence[str], folder: Path) -> list[str]:
     run = _open(folder)
-    said = set(map(_key, arguments))
-    earlier = [
-        _filled_in(one)
-        for one in run.info.get("overrides", [])
-        if _key(one) not in said and _key(one).partition(".")[0] != "hydra"
-    ]
+    earlier = _settings(run.info.get("overrides", []), folder, arguments, {KEY})
     kept = [argument for argument in arguments if _key(argument) != KEY]
     path = quoted(folder)
     place = [f"{KEY}={path}", f"hydra.run.dir={path}", "hydra.output_subdir=null"]
@@ -130,39 +129,66 @@ def _resumed(arguments: Sequence[str], folder: Path) -> list[str]:
 
 
 def _resumed_sweep(arguments: Sequence[str], folder: Path) -> list[str]:
-    said = set(map(_key, arguments))
-    if "hydra.sweep.dir" in said:
-        allowed = f"nothing: the sweep goes on in its own folder, {folder}"
-        raise BadInput("hydra.sweep.dir", value_of(arguments, "hydra.sweep.dir"), allowed)
+    if (placed := value_of(arguments, "hydra.sweep.dir")) is not None:
+        allowed = f"nothing: the sweep is resumed in its own folder, {folder}"
+        raise BadInput("hydra.sweep.dir", placed, allowed)
+    keep_out(folder)
     flags = [] if _MULTIRUN & set(arguments) else ["-m"]
-    overrides, config_dir = _recorded_sweep(folder)
-    if config_dir and not any(a.partition("=")[0] in CONFIG_DIR for a in arguments):
-        flags += ["--config-dir", config_dir]
+    recorded = _recorded_sweep(folder)
+    given = any(argument.partition("=")[0] in CONFIG_DIR for argument in arguments)
+    if (config_dir := config_dir_of(folder)) and not given:
+        allowed = "the folder with yaml files that the sweep began with, or another in its place"
+        raise BadInput("--config-dir", None, allowed, f"--config-dir {shlex.quote(config_dir)}")
     placed = {KEY, "hydra.sweep.dir", "hydra.run.dir", "hydra.mode"}
-    earlier = [one for one in overrides if _key(one) not in said | placed]
+    earlier = _settings(recorded["overrides"], folder, arguments, placed, OF_A_SWEEP)
     kept = [argument for argument in arguments if _key(argument) != KEY]
     return [*flags, *kept, *earlier, f"{KEY}=auto", f"hydra.sweep.dir={quoted(folder)}"]
 
 
-def _recorded_sweep(folder: Path) -> tuple[list[str], str]:
+def _settings(
+    recorded: Any,
+    folder: Path,
+    arguments: Sequence[str],
+    placed: Set[str],
+    of_hydra: Mapping[str, str] | None = None,
+) -> list[str]:
+    """What a folder recorded and ``arguments`` do not say again, as it was typed."""
+    said = placed | set(map(_key, arguments))
+    left = [one for one in as_texts(recorded, folder) if _key(one) not in said]
+    check_settings({one: _filled_in(one) for one in left}, folder, arguments, of_hydra)
+    return [_filled_in(one) for one in left]
+
+
+def config_dir_of(sweep: Path) -> str:
+    """The folder that was given by ``--config-dir`` when a sweep began; empty if none was.
+
+    Raises:
+      BadInput: if what the sweep recorded cannot be read.
+    """
+    return _filled_in(_recorded_sweep(sweep)["config_dir"])
+
+
+def _recorded_sweep(folder: Path) -> dict[str, Any]:
     """The overrides of a sweep, and the folder that was given by ``--config-dir`` or nothing."""
+    file = folder / SWEEP
     try:
-        recorded = OmegaConf.to_container(OmegaConf.load(folder / SWEEP))
-        assert isinstance(recorded, dict)
-        hydra: Any = recorded["hydra"]
-        overrides = [*hydra["overrides"]["task"], *hydra["overrides"]["hydra"]]
+        if not file.is_file() or file.stat().st_size > _LARGEST:
+            raise ValueError("no plain file of a megabyte at most")
+        hydra: Any = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
+        overrides = hydra["overrides"]["task"] + hydra["overrides"]["hydra"]
         sources = [
-            one["path"]
+            str(one["path"])
             for one in hydra["runtime"]["config_sources"]
             if one["provider"] == "command-line"
         ]
-    except (OSError, YAMLError, AssertionError, KeyError, TypeError) as error:
-        allowed = f"a folder whose {SWEEP} can be read ({type(error).__name__}: {error})"
-        raise BadInput(KEY, str(folder), allowed) from None
-    return [_filled_in(str(one)) for one in overrides], _filled_in("".join(sources[:1]))
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = shown(f"{type(error).__name__}: {first_line(error)}")
+        raise BadInput(KEY, str(folder), f"a folder whose {SWEEP} can be read ({reason})") from None
+    return {"overrides": overrides, "config_dir": "".join(sources[:1])}
 
 
 def _left_unfinished(root: Path, arguments: Sequence[str]) -> Path | None:
+    from gradlab.record.lock import is_written
     from gradlab.record.private import scrub
     from gradlab.record.reader import open_run
 
@@ -173,12 +199,25 @@ def _left_unfinished(root: Path, arguments: Sequence[str]) -> Path | None:
     for info in sorted(root.glob("*/*/run.json"), reverse=True):
         try:
             run = open_run(info.parent)
+            said = as_texts(run.info.get("overrides", []), info.parent)
         except BadInput:
             continue
         unfinished = run.status in ("killed", "interrupted", "crashed")
-        if unfinished and asked(run.info.get("overrides", [])) == wanted:
+        unfinished |= bool(run.left) and not is_written(info.parent)
+        if unfinished and asked(said) == wanted:
             return info.parent
     return None
+
+
+def _placed(arguments: Sequence[str]) -> Iterator[Path]:
+    """Where ``arguments`` say that a run or a sweep has its folder."""
+    for key in ("hydra.run.dir", "hydra.sweep.dir"):
+        if (folder := value_of(arguments, key)) is not None:
+            yield Path(folder)
+
+
+def _holds_a_record(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("run.json", SWEEP))
 
 
 def _open(folder: Path):
@@ -188,25 +227,39 @@ def _open(folder: Path):
         run = open_run(folder)
     except BadInput as error:
         raise BadInput(KEY, str(folder), error.allowed, error.hint) from None
+    keep_out(folder)
     if "id" not in run.info:
-        raise BadInput(KEY, str(folder), "a run of format 2 or newer; older ones cannot go on")
+        allowed = "a run of format 2 or newer; older ones cannot be resumed"
+        raise BadInput(KEY, str(folder), allowed)
+    if not _ID.fullmatch(str(run.info["id"])):
+        raise BadInput(KEY, str(folder), "a run whose id is eight of 0-9 and a-f")
     return run
 
 
-def _check_same(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a configuration that is not that of the run, but for what is free."""
+def _check_same(recorded: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a configuration that is not that of the run in ``folder``, but for what is free."""
     for key, before, now in _differences(recorded, given):
         if any(key == free or key.startswith(f"{free}.") for free in FREE):
             continue
-        allowed = f"{before!r}, as in the run that goes on"
+        allowed = f"{shown(before)}, as in the run that is resumed"
         raise BadInput(key, now, allowed, "a new run, or leave it out")
-    before, now = recorded["trainer"]["steps"], given["trainer"]["steps"]
+    before, now = _steps(recorded), given["trainer"]["steps"]
+    if type(before) is not int:
+        allowed = f"a run that recorded its trainer.steps; there it is {shown(before)}"
+        raise BadInput(KEY, str(folder), allowed)
+    if type(now) is not int:
+        return  # which is refused when the run is built
     if now < before:
-        raise BadInput("trainer.steps", now, f"{before}, as in the run that goes on, or more")
-    schedule = given["optimizer"]["schedule"]
+        raise BadInput("trainer.steps", now, f"{before}, as in the run that is resumed, or more")
+    schedule = given["optimizer"].get("schedule")
     if now != before and schedule != "constant":
-        allowed = f"{before}, as in the run that goes on: its {schedule} schedule ends there"
+        allowed = f"{before}, as in the run that is resumed: its {schedule} schedule ends there"
         raise BadInput("trainer.steps", now, allowed)
+
+
+def _steps(config: Mapping[str, Any]) -> Any:
+    trainer = config.get("trainer")
+    return trainer.get("steps") if isinstance(trainer, Mapping) else None
 
 
 def _differences(recorded: Any, given: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -239,7 +292,14 @@ def quoted(folder: Path | str) -> str:
     return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _filled_in(override: str) -> str:
-    """With the home folder's path and the environment's secrets, which run.json does not hold."""
-    override = re.sub(r"<(\w+)>", lambda name: os.environ.get(name[1], name[0]), override)
-    return re.sub(r"(?<![\w/.])~(?=/)", lambda _: str(Path.home()), override)
+def _filled_in(text: str) -> str:
+    """With the home folder's path and the environment's secrets, which no file of a run holds."""
+    from gradlab.record.private import is_secret
+
+    def secret(found: re.Match[str]) -> str:
+        return os.environ.get(found[1], found[0]) if is_secret(found[1]) else found[0]
+
+    text = re.sub(r"<(\w+)>", secret, text)
+    return re.sub(
+        r"(^|[=,[(])(['\"]?)~(?=/)", lambda found: f"{found[1]}{found[2]}{Path.home()}", text
+    )

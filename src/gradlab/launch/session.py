@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from gradlab.errors import BadInput, CannotRecord
+from gradlab.errors import BadInput, CannotRecord, visible_lines
 from gradlab.launch.multihost import Company
 
 
@@ -65,13 +65,13 @@ class Session:
             refuse(str(error))
         if os.getpid() != self.process:
             raise error  # to be brought to the process that is watched
-        print(f"gradlab: {name}: {error}", file=sys.stderr)
+        tell(f"{name}: {error}")
         self.refused.append(name)
         return float("nan")
 
-    def fail_job(self, name: str, error: CannotRecord) -> None:
-        """Say that a job of a sweep could not be recorded, and let its siblings go on."""
-        print(f"gradlab: {name}: {error}", file=sys.stderr)
+    def fail_job(self, name: str, error: BadInput | CannotRecord) -> None:
+        """Say that a job of a sweep could not be recorded; let its siblings go on."""
+        tell(f"{name}: {error}")
         self.failed.append(name)
 
     def leave_nothing(self, folder: Path | None, made: str) -> None:
@@ -96,8 +96,13 @@ session = Session()
 
 def refuse(message: str) -> NoReturn:
     """End the command with one message and exit code 2."""
-    print(f"gradlab: {message}", file=sys.stderr)
+    tell(message)
     sys.exit(2)
+
+
+def tell(message: object) -> None:
+    """Say something on standard error."""
+    print(f"gradlab: {visible_lines(message, indent='')}", file=sys.stderr)
 
 
 def occupied(key: str, folder: Path) -> BadInput:

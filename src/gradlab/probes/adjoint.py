@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from gradlab.errors import BadInput, number
 from gradlab.probes.base import Seen, Setting, StepProbe, mean_log10
 from gradlab.variable import Variable
 
@@ -36,10 +37,17 @@ class Adjoint(StepProbe):
     transport.
 
     Args:
-      quantiles: over examples, in [0, 1]; the nearest example is taken.
+      quantiles: over examples, in [0, 1], each once; the nearest example is taken.
     """
 
     quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+    def __post_init__(self):
+        key, given = "probe.measure.adjoint.quantiles", self.quantiles
+        for quantile in given:
+            number(key, quantile, 0, 1)
+        if not 0 < len(set(given)) == len(given):
+            raise BadInput(key, given, "a list of numbers from 0 to 1, each once, at least one")
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Three variables for each part of the state."""

@@ -111,7 +111,13 @@ class StepProbe(Probe):
 
 
 class CloseProbe(Probe):
-    """A measurement that needs the network itself, on a few examples."""
+    """A measurement that needs the network itself, on a few examples.
+
+    Attributes:
+      examples: how many of them it needs the Jacobians of; a field of those that do.
+    """
+
+    examples: int = 0
 
     @abc.abstractmethod
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from gradlab.bptt.closeup import Closeup
-from gradlab.errors import at_least
+from gradlab.errors import whole_number
 from gradlab.probes.base import CloseProbe, Setting, norm
 from gradlab.variable import Variable
 
@@ -54,7 +54,7 @@ class Curvature(CloseProbe):
     iterations: int = 4
 
     def __post_init__(self):
-        at_least("probe.measure.curvature.iterations", self.iterations, 1)
+        whole_number("probe.measure.curvature.iterations", self.iterations, 1, 1000)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Two numbers."""

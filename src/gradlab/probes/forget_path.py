@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import Paths, paths
-from gradlab.errors import at_least
+from gradlab.errors import whole_number
 from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10, over_layers
 from gradlab.variable import Variable
 
@@ -44,7 +44,7 @@ class ForgetPath(CloseProbe):
 
     def __post_init__(self):
         """Refuse what cannot be for any model."""
-        at_least("probe.measure.forget_path.examples", self.examples, 1)
+        whole_number("probe.measure.forget_path.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Three variables; of a cell with a retention gate only."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from gradlab.errors import number
 from gradlab.probes.base import Seen, Setting, StepProbe, Unsupported
 from gradlab.variable import Variable
 
@@ -34,6 +35,11 @@ class GateSaturation(StepProbe):
 
     low: float = 0.1
     high: float = 0.9
+
+    def __post_init__(self):
+        key = "probe.measure.gate_saturation"
+        number(f"{key}.low", self.low, 0, 1)
+        number(f"{key}.high", self.high, self.low, 1, otherwise=f", not below {key}.low")
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """One variable over layers and gates."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.errors import BadInput
+from gradlab.errors import number, whole_number
 from gradlab.probes.base import CloseProbe, Setting, Unsupported, over_layers
 from gradlab.variable import Variable
 
@@ -43,11 +42,9 @@ class GateStatistics(CloseProbe):
     bins: int = 40
 
     def __post_init__(self):
-        if not (math.isfinite(self.lowest) and self.lowest < 0):
-            key = "probe.measure.gate_statistics.lowest"
-            raise BadInput(key, self.lowest, "a finite number below 0, the log10 of an activation")
-        if self.bins < 1:
-            raise BadInput("probe.measure.gate_statistics.bins", self.bins, "an integer >= 1")
+        key = "probe.measure.gate_statistics"
+        number(f"{key}.lowest", self.lowest, -30, 0, "[)", ", the log10 of an activation")
+        whole_number(f"{key}.bins", self.bins, 1, 1000)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Two variables over layers."""

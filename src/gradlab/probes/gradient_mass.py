@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.errors import BadInput
+from gradlab.errors import number
 from gradlab.probes.base import Seen, Setting, StepProbe, state_log10
 from gradlab.variable import Variable
 
@@ -37,9 +37,7 @@ class GradientMass(StepProbe):
     share: float = 0.95
 
     def __post_init__(self):
-        if not 0 < self.share < 1:
-            key = "probe.measure.gradient_mass.share"
-            raise BadInput(key, self.share, "a number above 0 and below 1")
+        number("probe.measure.gradient_mass.share", self.share, 0, 1, "()")
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """One variable over layers."""

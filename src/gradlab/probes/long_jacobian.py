@@ -8,7 +8,7 @@ import jax
 
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import suffix_norms
-from gradlab.errors import at_least
+from gradlab.errors import whole_number
 from gradlab.probes.base import CloseProbe, Setting, mean_log10, over_layers
 from gradlab.variable import Variable
 
@@ -42,7 +42,7 @@ class LongJacobian(CloseProbe):
 
     def __post_init__(self):
         """Refuse what cannot be for any model."""
-        at_least("probe.measure.long_jacobian.examples", self.examples, 1)
+        whole_number("probe.measure.long_jacobian.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Two variables."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import growth_steps, qr_growth
-from gradlab.errors import BadInput, at_least
+from gradlab.errors import BadInput, whole_number
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
 from gradlab.variable import Variable
 
@@ -62,19 +62,18 @@ class Lyapunov(CloseProbe):
 
     def __post_init__(self):
         """Refuse what cannot be for any model."""
-        if self.exponents is not None and self.exponents < 1:
-            allowed = "a whole number of at least 1, or null for all"
-            raise BadInput(f"{KEY}.exponents", self.exponents, allowed)
-        if self.transient is not None and self.transient < 0:
-            allowed = "a whole number of at least 0, or null for a tenth of the sequence"
-            raise BadInput(f"{KEY}.transient", self.transient, allowed)
-        at_least(f"{KEY}.interval", self.interval, 1)
-        at_least(f"{KEY}.examples", self.examples, 1)
+        if self.exponents is not None:
+            whole_number(f"{KEY}.exponents", self.exponents, 1, otherwise=", or null for all")
+        if self.transient is not None:
+            tenth = ", or null for a tenth of the sequence"
+            whole_number(f"{KEY}.transient", self.transient, 0, otherwise=tenth)
+        whole_number(f"{KEY}.interval", self.interval, 1)
+        whole_number(f"{KEY}.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Four variables."""
         length = setting.length
-        if self._begin(length) >= length:
+        if self._begin(length) >= length or self.interval > length:
             allowed = f"a transient that leaves an interval of the {length} steps to average over"
             given, key = self.transient, f"{KEY}.transient"
             if given is None or given < length:

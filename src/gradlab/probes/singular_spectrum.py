@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import log10_singular_values
-from gradlab.errors import BadInput
+from gradlab.errors import whole_number
 from gradlab.probes.base import CloseProbe, Setting, mean_log10, over_layers
 from gradlab.variable import Variable
 
@@ -48,9 +48,7 @@ class SingularSpectrum(CloseProbe):
 
     def __post_init__(self):
         """Refuse what cannot be."""
-        if self.examples < 1:
-            key = "probe.measure.singular_spectrum.examples"
-            raise BadInput(key, self.examples, "a whole number of at least 1")
+        whole_number("probe.measure.singular_spectrum.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Three variables."""

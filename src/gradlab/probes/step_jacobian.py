@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import log10_largest
-from gradlab.errors import at_least
+from gradlab.errors import whole_number
 from gradlab.probes.base import CloseProbe, Setting, mean_log10
 from gradlab.variable import Variable
 
@@ -45,7 +45,7 @@ class StepJacobian(CloseProbe):
 
     def __post_init__(self):
         """Refuse what cannot be for any model."""
-        at_least("probe.measure.step_jacobian.examples", self.examples, 1)
+        whole_number("probe.measure.step_jacobian.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Two variables."""

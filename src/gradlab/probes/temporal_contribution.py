@@ -12,7 +12,7 @@ from jax import lax
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.scaling import LOG10_2, Scaled, Sums
-from gradlab.errors import BadInput, at_least
+from gradlab.errors import BadInput, whole_number
 from gradlab.probes.base import CloseProbe, Setting, norm
 from gradlab.variable import Variable
 
@@ -52,7 +52,7 @@ class TemporalContribution(CloseProbe):
 
     def __post_init__(self):
         if self.split is not None:
-            at_least("probe.measure.temporal_contribution.split", self.split, 1)
+            whole_number("probe.measure.temporal_contribution.split", self.split, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """A curve and a cosine for each parameter."""

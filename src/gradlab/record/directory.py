@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,13 @@ class RunDirectory:
             raise self._cannot(error) from error
         self._flushed = time.monotonic()
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, outcome: Outcome, left: Sequence[str] = ()) -> None:
         """Write the remaining rows, then the outcome into ``run.json``.
+
+        Args:
+          outcome: of the run.
+          left: what is still to be made of the run, see docs/run_directory.md. If there is any the
+            folder stays this process's own, for :meth:`done`, until :meth:`release`.
 
         Raises:
           CannotRecord: if rows could not be written; ``run.json`` then says so, if it still can.
@@ -137,10 +142,9 @@ class RunDirectory:
             self._check_there()
             self._arrays.close()
         except OSError as error:
-            failure = self._cannot(error)
-            outcome = Outcome(
-                "crashed", f"cannot record: {failure.reason}", outcome.summary, outcome.timings
-            )
+            failure, left = self._cannot(error), ()
+            reason = f"cannot record: {failure.reason}"
+            outcome = Outcome("crashed", reason, outcome.summary, outcome.timings)
         timings = dict(outcome.timings)
         self._info |= {
             "status": outcome.status,
@@ -151,29 +155,67 @@ class RunDirectory:
             "timings": timings,
             "summary": outcome.summary,
             "verdict": outcome.verdict,
+            "left": list(left),
         }
+        safe = False
+        try:
+            self._write_last_words(failure)
+            if failure is not None:
+                raise failure
+            safe = True
+        finally:
+            if not (safe and left):
+                self.release()
+
+    def reopen(self) -> None:
+        """Take the folder of a run that has ended, to do what is left of it.
+
+        Raises:
+          BadInput: if somebody else is doing that.
+          CannotRecord: if it cannot be read, or written to.
+        """
+        try:
+            self._lock.acquire()
+            self._info = json.loads((self.path / INFO).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self.release()
+            raise self._cannot(error) from error
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What is left to do of a run that has ended; nothing that this process may not do."""
+        return left_of(self._info) if self._lock.file is not None else ()
+
+    def done(self, part: str) -> None:
+        """Take ``part`` out of what is left.
+
+        Raises:
+          CannotRecord: if ``run.json`` cannot be written.
+        """
+        if part in self.left:
+            self._info["left"] = [other for other in self.left if other != part]
+            self._write_last_words()
+
+    def release(self) -> None:
+        """Let others write to the folder."""
+        self._lock.release()
+
+    def _write_last_words(self, failure: CannotRecord | None = None) -> None:
+        """Write ``run.json``, on a full disk into the lock's reserve, which is there for that."""
         try:
             if failure is None or not failure.lost:
                 self._write_info()
         except OSError:
-            self._last_words(failure)
-        finally:
-            self._lock.release()
-        if failure is not None:
-            raise failure
+            self._lock.free_reserve()
+            try:
+                self._write_info()
+            except OSError as error:
+                raise (failure or self._cannot(error)) from error
 
     def _check_there(self) -> None:
         """Refuse to write into a folder that is another one by now, or none."""
         if self._lock.is_lost():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-    def _last_words(self, failure: CannotRecord | None) -> None:
-        """Write ``run.json`` on a full disk: that is what the lock's reserve is for."""
-        self._lock.free_reserve()
-        try:
-            self._write_info()
-        except OSError as error:
-            raise (failure or self._cannot(error)) from error
 
     def _earlier(self) -> dict[str, Any]:
         """What ``run.json`` keeps of the processes before this one."""
@@ -188,11 +230,17 @@ class RunDirectory:
         text = json.dumps(info, indent=2, allow_nan=False, ensure_ascii=False)
         replace(self.path / INFO, text.encode())
 
-    def _cannot(self, error: OSError) -> CannotRecord:
+    def _cannot(self, error: OSError | ValueError) -> CannotRecord:
         if self._lock.is_lost():
             reason = "the folder was removed, moved or replaced while the run was going"
             return CannotRecord(str(self.path), reason, lost=True)
-        return CannotRecord(str(self.path), error.strerror or str(error))
+        return CannotRecord(str(self.path), getattr(error, "strerror", None) or str(error))
+
+
+def left_of(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is left to do of a run, by its ``run.json``; older ones do not say."""
+    left = info.get("left")
+    return tuple(one for one in left if isinstance(one, str)) if isinstance(left, list) else ()
 
 
 def plain(value: Any) -> Any:
@@ -226,6 +274,7 @@ def _first_info(description: Description) -> dict[str, Any]:
         "timings": {},
         "summary": {},
         "verdict": [],
+        "left": [],
         "devices": facts.pop("devices", []),
         "overrides": facts.pop("overrides", []),
         "facts": facts,

@@ -4,29 +4,65 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from gradlab.errors import CannotRecord
-from gradlab.record.base import Description, Outcome, Sink
-from gradlab.record.figures import draw
+import xarray
+
+from gradlab.errors import BadInput, CannotRecord, first_line
+from gradlab.record import figures
+from gradlab.record.base import Description, Outcome, Sink, Variable
+from gradlab.record.directory import RunDirectory
+from gradlab.record.output import protect
 from gradlab.record.reader import Run, open_run, recorded_rows
 from gradlab.record.sinks import Guarded, sinks_of
+from gradlab.record.wandb.sink import WandbSink
+
+FIGURES, TENSORBOARD = "figures", "tensorboard"
+_log = logging.getLogger(__name__)
+
+
+def parts_of(record: Mapping[str, Any]) -> list[str]:
+    """What is to be made of a run when it has ended, by the section ``record`` of its config.
+
+    Each is called as in ``left``, where ``run.json`` keeps what of it is not made yet.
+    """
+    wanted = {
+        FIGURES: record["figures"],
+        WandbSink.part: record["wandb"]["mode"] != "disabled",
+        TENSORBOARD: record["tensorboard"],
+    }
+    return [part for part, is_wanted in wanted.items() if is_wanted]
+
+
+def in_words(parts: Sequence[str]) -> str:
+    """``figures, W&B and TensorBoard``, of the parts of a run."""
+    names = {FIGURES: "figures", WandbSink.part: "W&B", TENSORBOARD: "TensorBoard"}
+    *others, last = [names.get(part, part) for part in parts]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def draw_figures(folder: Path) -> None:
-    """Draw ``figures/*.png`` of the run in ``folder``.
+    """Draw ``figures/*.png`` of the run in ``folder``; warn of one that cannot be drawn.
 
     Raises:
       CannotRecord: if they cannot be written.
     """
     recorded = open_run(folder)
-    try:
-        draw(recorded.curves, recorded.scalars, recorded.info, folder / "figures")
-    except OSError as error:
-        raise CannotRecord(str(folder), error.strerror or str(error)) from error
+    curves, scalars = recorded.curves, recorded.scalars
+    for name in figures.FIGURES:
+        try:
+            figures.draw_one(name, curves, scalars, recorded.info, folder / FIGURES)
+        except OSError as error:
+            raise CannotRecord(str(folder), error.strerror or str(error)) from error
+        except Exception as error:  # noqa: BLE001  (it would fail again; the others are worth it)
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            _log.warning("the figure %s of %s cannot be drawn (%s)", name, folder, reason)
 
 
 def replay(earlier: Run, sinks: Sequence[Sink]) -> None:
@@ -36,35 +72,115 @@ def replay(earlier: Run, sinks: Sequence[Sink]) -> None:
             sink.log(row)
 
 
-def finish(
-    folder: Path, description: Description, outcome: Outcome, record: Mapping[str, Any]
+def complete(
+    directory: RunDirectory, sinks: Sequence[Guarded], outcome: Outcome, *, draws: bool = True
 ) -> None:
-    """Draw the figures of a run that has ended, and show it whole to the sinks that it asks for.
+    """Do what is left of a run whose outcome is recorded: draw its figures, close the other sinks.
+
+    Each part that is done is taken out of what is left, so that the run can be killed at any
+    moment and resumed. In the end others may write to the directory.
+
+    Args:
+      directory: of the run, held by this process.
+      sinks: opened, and shown every row.
+      outcome: of the run.
+      draws: whether to draw the figures, if they are left to do.
+
+    Raises:
+      CannotRecord: if no figure can be written, or not what is done.
+    """
+    try:
+        if draws and FIGURES in directory.left:
+            draw_figures(directory.path)
+            directory.done(FIGURES)
+    finally:
+        try:
+            for sink in sinks:
+                sink.close(outcome)
+                if sink.complete and FIGURES not in directory.left:  # W&B shows them
+                    directory.done(sink.part)
+        finally:
+            directory.release()
+
+
+class Finished(NamedTuple):
+    """What :func:`finish` did: the parts that are done, those still left, how to see it on W&B."""
+
+    done: tuple[str, ...]
+    left: tuple[str, ...]
+    on_wandb: str
+
+
+def finish(folder: Path, record: Mapping[str, Any], *, again: bool = False) -> Finished:
+    """Do what is left of a run that has ended, as far as ``record`` asks for it.
+
+    Everything is made from the run directory alone; nothing is trained or compiled.
 
     Args:
       folder: the run directory, closed.
-      description: of the run.
-      outcome: of the run.
       record: the section ``record`` of its configuration.
+      again: whether another process may have begun with it.
 
     Raises:
+      BadInput: if another process is doing that, or the run is damaged.
       CannotRecord: if no figure can be written.
     """
-    if record["figures"] and outcome.status != "crashed":
-        draw_figures(folder)
-    sinks = [Guarded(sink) for sink in sinks_of(record, folder)[0]]
-    if not sinks:
-        return
-    for sink in sinks:
-        sink.open(description)
-    replay(open_run(folder), sinks)
-    for sink in sinks:
-        sink.close(outcome)
+    directory = RunDirectory(folder)
+    directory.reopen()
+    try:
+        run = open_run(folder)
+        if run.damage:
+            raise BadInput("trainer.resume", str(folder), f"a run that is whole; {run.damage[0]}")
+        wanted = [part for part in directory.left if part in parts_of(record)]
+        sinks, wandb = sinks_of({**record, "terminal": False}, folder)
+        guarded = [one for one in map(Guarded, sinks) if one.part in wanted]
+        description, outcome = told(run, again=again)
+        for sink in guarded:
+            sink.open(description)
+        replay(run, guarded)
+        complete(directory, guarded, outcome, draws=record["figures"])
+    finally:
+        directory.release()
+    left = open_run(folder).left
+    done = tuple(part for part in wanted if part not in left)
+    return Finished(done, left, wandb.how_to_see())
 
 
-def needs_finishing(record: Mapping[str, Any]) -> bool:
-    """Whether there is anything for :func:`finish` to do, by the section ``record``."""
-    return record["figures"] or record["tensorboard"] or record["wandb"]["mode"] != "disabled"
+def told(run: Run, *, again: bool = False) -> tuple[Description, Outcome]:
+    """What the sinks were told of a run, from its directory.
+
+    Args:
+      run: one that has ended.
+      again: whether they may have been told before.
+    """
+    info, datasets = run.info, (run.scalars, run.curves)
+    arrays = {str(name): array for one in datasets for name, array in one.items()}
+    coords = {
+        str(name): coord.values.tolist()
+        for name, coord in run.curves.coords.items()
+        if name not in ("step", "lag")
+    }
+    description = Description(
+        name=info["name"],
+        config=info["config"],
+        variables={name: _variable(array) for name, array in arrays.items()},
+        coords=coords,
+        baseline=info["baseline"],
+        facts=info["facts"] | {key: info[key] for key in ("devices", "overrides")},
+        id=info["id"],
+        resumed=again or bool(info["resumed"]),
+    )
+    head = {key: info[key] for key in ("steps_per_second", "probe_overhead")}
+    summary = {key: value for key, value in run.summary.items() if key in info["summary"]}
+    timings = {**head, **info["timings"]}
+    outcome = Outcome(info["status"], info["reason"], summary, timings, info["verdict"])
+    return description, outcome
+
+
+def _variable(array: xarray.DataArray) -> Variable:
+    attrs = dict(array.attrs)
+    dims = tuple(str(dim) for dim in array.dims if dim != "step")
+    return Variable(dims, attrs.pop("units"), attrs.pop("long_name"), attrs)
 
 
 class Finisher:
@@ -88,14 +204,14 @@ class Finisher:
         return self._pool
 
     def finish(
-        self, folder: Path, description: Description, outcome: Outcome, record: Mapping[str, Any]
-    ) -> Future[None]:
+        self, folder: Path, record: Mapping[str, Any], *, again: bool = False
+    ) -> Future[Finished]:
         """:func:`finish`, elsewhere and soon."""
-        if needs_finishing(record):
-            return self.begin().submit(finish, folder, description, outcome, record)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+        try:
+            return self.begin().submit(finish, folder, record, again=again)
+        except BrokenExecutor:  # a process was ended from outside; others for those to come
+            self._pool = None
+            return self.begin().submit(finish, folder, record, again=again)
 
     def __enter__(self) -> Self:
         return self
@@ -111,9 +227,24 @@ def _prepare() -> None:
 
     import matplotlib
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    threading.Thread(target=_end_with_parent, name="gradlab-parent", daemon=True).start()
+    for name in ("SIGINT", "SIGHUP"):  # they are for the process that trains
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
+    protect()
     logging.basicConfig(format="gradlab: %(message)s")
     matplotlib.use("agg")
     import matplotlib.figure
     import wandb  # noqa: F401
     import zarr  # noqa: F401
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: nobody would tell it any more.
+
+    At once, also in the midst of a figure: what is not done is still left in the run's record.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

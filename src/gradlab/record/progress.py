@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gradlab.errors import visible
 from gradlab.record.terminal import PLAIN_LINES, Screen, duration, figure
 
 STATES = {
@@ -70,7 +71,7 @@ class SweepProgress(Screen):
         super().__init__(stream)
         if len(names) != len(total_steps):
             raise ValueError(f"{len(names)} names, but {len(total_steps)} numbers of steps")
-        self.names, self.totals = list(names), [int(total) for total in total_steps]
+        self.names, self.totals = list(map(visible, names)), [int(total) for total in total_steps]
         self._lock = threading.RLock()
         self._states = ["waiting"] * len(self.names)
         self._steps = [0] * len(self.names)

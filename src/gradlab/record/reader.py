@@ -15,7 +15,7 @@ import xarray
 
 from gradlab.errors import BadInput
 from gradlab.record.base import Row
-from gradlab.record.directory import ARRAYS, FORMAT, INFO
+from gradlab.record.directory import ARRAYS, FORMAT, INFO, left_of
 from gradlab.record.files import open_regular, read_json, read_regular
 from gradlab.record.info import wrong_keys
 from gradlab.record.lock import is_written
@@ -71,6 +71,12 @@ class Run:
         }
         head = {key: self.info.get(key) for key in ("steps_per_second", "probe_overhead")}
         return {"status": self.status, **head, **figures}
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What is still to be made of a run that has ended, of ``figures``, ``wandb`` and
+        ``tensorboard``; resuming it makes them."""
+        return left_of(self.info)
 
     @property
     def scalars(self) -> xarray.Dataset:

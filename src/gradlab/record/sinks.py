@@ -25,7 +25,7 @@ def sinks_of(record: Mapping[str, Any], folder: Path) -> tuple[list[Sink], Wandb
       BadInput: for one whose package is not installed.
     """
     wandb = WandbSink(folder, **record["wandb"])
-    sinks: list[Sink] = [wandb]
+    sinks: list[Sink] = [] if record["wandb"]["mode"] == "disabled" else [wandb]
     if record["tensorboard"]:
         from gradlab.record.tensorboard_sink import TensorBoardSink
 
@@ -42,11 +42,21 @@ class Guarded:
 
     Args:
       sink: anything but the run directory, which alone must not fail.
+
+    Attributes:
+      part: what the sink makes of a run, as ``run.json`` names it when it is left to do; empty for
+        one that only shows it.
     """
 
     def __init__(self, sink: Sink):
         self.sink: Sink | None = sink
         self.name = type(sink).__name__
+        self.part: str = getattr(sink, "part", "")
+
+    @property
+    def complete(self) -> bool:
+        """After :meth:`close`: whether the sink has kept all that it was shown."""
+        return self.sink is not None and getattr(self.sink, "complete", True)
 
     def open(self, description: Description) -> None:
         """Open the sink."""

@@ -54,6 +54,8 @@ class TensorBoardSink:
       BadInput: tensorboardX is not installed.
     """
 
+    part = FOLDER
+
     def __init__(self, directory: str | os.PathLike[str]):
         try:
             import tensorboardX  # noqa: F401

@@ -14,7 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from gradlab.errors import visible
 from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, baseline_of
+from gradlab.record.output import Shown
 
 PLAIN_LINES = 10
 """About this many progress lines are printed where nothing can be kept up to date."""
@@ -31,7 +33,7 @@ class Screen:
     """
 
     def __init__(self, stream: TextIO | None = None):
-        self.console: Console = console_for(stream or cast(TextIO, sys.stdout))
+        self.console: Console = console_for(stream or sys.stdout)
         self.live: Live | None = None
 
     def _begin_live(self, drawn: Callable[[], RenderableType]) -> None:
@@ -51,7 +53,7 @@ class Screen:
         return True
 
     def _print(self, text: str, **style: Any) -> None:
-        self.console.print(Text(text, **style), soft_wrap=True)
+        print_line(self.console, text, **style)
 
 
 class Terminal(Screen):
@@ -102,7 +104,8 @@ class Terminal(Screen):
             self.console.print(figures)
         told = outcome.reason.startswith(outcome.status)  # as "diverged at step 3: ..."
         ending = outcome.reason if told else f"{outcome.status}: {outcome.reason}".rstrip(": ")
-        self._print(ending, style=_COLOURS.get(outcome.status, "yellow"))
+        for line in ending.split("\n"):
+            self._print(line, style=_COLOURS.get(outcome.status, "yellow"))
         for line in outcome.verdict:
             self._print(line)
 
@@ -131,11 +134,12 @@ class Terminal(Screen):
         return parts
 
 
-def console_for(stream: TextIO, width: int = 100) -> Console:
+def console_for(stream: TextIO | None, width: int = 100) -> Console:
     """Where to print: in colours on a terminal, else plain text in ``width`` columns."""
-    tty = stream.isatty()
+    safe = Shown(stream)
+    tty = safe.isatty()
     return Console(
-        file=stream,
+        file=cast(TextIO, safe),
         force_terminal=tty,
         no_color=None if tty else True,
         width=None if tty else width,
@@ -143,6 +147,11 @@ def console_for(stream: TextIO, width: int = 100) -> Console:
         markup=False,
         emoji=False,
     )
+
+
+def print_line(console: Console, text: str, **style: Any) -> None:
+    """Print one line, however long; control characters in it are shown, and do nothing."""
+    console.print(Text(visible(text), **style), soft_wrap=True)
 
 
 def _header(description: Description, baseline: Mapping[str, Any] | None) -> str:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, number, whole_number
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,16 @@ class Regularizer(abc.ABC):
         Raises:
           BadInput: naming ``trainer.<name>.<option>``.
         """
-        # Written so that nan is refused, too.
-        if not 0 <= self.weight < float("inf"):
-            raise self._bad("weight", "a finite number of at least 0")
-        if self.alone < 0:
-            raise self._bad("alone", "a number of steps, at least 0")
-        if self.until is not None and self.until < self.alone:
-            allowed = f"null (never), or at least trainer.{self.name}.alone = {self.alone}"
-            raise self._bad("until", allowed, "raise it, or lower alone")
-        if self.examples is not None and self.examples < 1:
-            raise self._bad("examples", "null (the whole batch), or at least 1")
-
-    def _bad(self, option: str, allowed: str, hint: str = "") -> BadInput:
-        return BadInput(f"trainer.{self.name}.{option}", getattr(self, option), allowed, hint)
+        key = f"trainer.{self.name}"
+        number(f"{key}.weight", self.weight, 0, 1e6)
+        whole_number(f"{key}.alone", self.alone, 0)
+        if self.until is not None:
+            whole_number(f"{key}.until", self.until, 0, otherwise=", or null (never)")
+            if self.until < self.alone:
+                allowed = f"null (never), or at least {key}.alone = {self.alone}"
+                raise BadInput(f"{key}.until", self.until, allowed, "raise it, or lower alone")
+        if self.examples is not None:
+            whole_number(f"{key}.examples", self.examples, 1, otherwise=", or null (the batch)")
 
     @abc.abstractmethod
     def penalty(self, closeup: Closeup) -> jax.Array:

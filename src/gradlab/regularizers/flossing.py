@@ -12,7 +12,7 @@ from jax import lax
 
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import random_orthonormal
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, number, whole_number
 from gradlab.regularizers.base import Regularizer
 
 
@@ -64,12 +64,9 @@ class Flossing(Regularizer):
     def check(self) -> None:
         """See the base."""
         super().check()
-        if self.exponents < 1:
-            raise self._bad("exponents", "a number of exponents, at least 1")
-        if not math.isfinite(self.target):
-            raise self._bad("target", "a finite number of nats per step")
-        if self.interval < 1:
-            raise self._bad("interval", "a number of steps, at least 1")
+        whole_number("trainer.flossing.exponents", self.exponents, 1)
+        number("trainer.flossing.target", self.target, -100, 100, otherwise=" of nats per step")
+        whole_number("trainer.flossing.interval", self.interval, 1)
 
     def penalty(self, closeup: Closeup) -> jax.Array:
         """See the class; ()."""
@@ -82,6 +79,8 @@ class Flossing(Regularizer):
     def check_model(self, closeup: Closeup) -> None:
         """Refuse a model that keeps fewer directions than are asked for; see the base."""
         super().check_model(closeup)
+        if self.interval > closeup.length:
+            whole_number("trainer.flossing.interval", self.interval, 1, closeup.length)
         if not any(self._exponents(layer)[1].any() for layer in closeup.layers):
             raise BadInput(
                 "trainer.flossing.exponents",

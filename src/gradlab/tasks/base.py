@@ -12,13 +12,13 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import numbers
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, number
+from gradlab.errors import whole_number as whole_number  # for tasks, which all need it
 
 Split = Literal["train", "val", "test"]
 
@@ -194,9 +194,7 @@ class Divided(Task):
     def check_fractions(self) -> None:
         """Refuse with :class:`BadInput` unless both are in (0, 1) and something is left over."""
         for key in ("val_fraction", "test_fraction"):
-            value: float = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
-                raise BadInput(f"task.{key}", value, "a number between 0 and 1, both excluded")
+            number(f"task.{key}", getattr(self, key), 0, 1, "()")
         if self.val_fraction + self.test_fraction >= 1:
             raise BadInput(
                 "task.test_fraction",
@@ -252,13 +250,3 @@ def below(bits: jax.Array, n: int | jax.Array) -> jax.Array:
 def draw(key: jax.Array, batch: int, n: int) -> jax.Array:
     """``batch`` random whole numbers 0 … n-1, int32."""
     return below(words(key, 1, batch)[0], n)
-
-
-def whole_number(key: str, value: object, minimum: int, maximum: int | None = None) -> None:
-    """Refuse ``value`` with :class:`BadInput` unless it is an integer in [minimum, maximum]."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        number = int(value)
-        if minimum <= number and (maximum is None or number <= maximum):
-            return
-    span = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-    raise BadInput(key, value, f"a whole number {span}")

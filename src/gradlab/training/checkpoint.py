@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,23 +123,35 @@ class Checkpoints:
             return None
         start = steps.start(key)
         wrong = []
-        for step in sorted(self._open().all_steps(), reverse=True):
+        for step in self._steps():
             try:
-                arrays, rest = self._read(step, start)
+                with _in_silence():
+                    position = _unpacked(*self._read(step, start), start)
+                if int(position.state.step) != step:
+                    raise ValueError(f"it is of step {int(position.state.step)}")
             except BadInput:
                 raise
             except Exception as error:  # noqa: BLE001  (whatever a damaged file leads to)
-                reason = f"{type(error).__name__}: {first_line(error)[:200]}"
-                wrong.append(f"checkpoint {step}: {reason}")
+                wrong.append(f"checkpoint {step}: {_in_words(error)}")
                 continue
             for problem in wrong:
                 _log.warning("resumed from step %d, for %s", step, problem)
-            return _unpacked(arrays, rest, start)
+            return position
         if wrong:
-            allowed = f"a run with a checkpoint that can be read ({wrong[0]})"
-            hint = "a new run; the curves of this one can be read all the same"
-            raise BadInput("trainer.resume", str(self.folder.parent), allowed, hint)
+            raise self._unreadable(wrong[0])
         return None
+
+    def _steps(self) -> list[int]:
+        """Of the checkpoints that there are, the newest first."""
+        try:
+            return sorted(self._open().all_steps(), reverse=True)
+        except Exception as error:  # noqa: BLE001  (orbax looks into some of them already)
+            raise self._unreadable(_in_words(error)) from None
+
+    def _unreadable(self, reason: str) -> BadInput:
+        allowed = f"a run with a checkpoint that can be read ({reason})"
+        hint = "a new run; the curves of this one can be read all the same"
+        return BadInput("trainer.resume", str(self.folder.parent), allowed, hint)
 
     def close(self) -> None:
         """Wait until everything is written.
@@ -213,6 +227,32 @@ class Checkpoints:
         return read(arrays=ocp.args.StandardRestore(like))["arrays"], rest
 
 
+@contextlib.contextmanager
+def _in_silence() -> Iterator[None]:
+    """Without what orbax prints when it cannot read an array, at once or a little later.
+
+    It reads all arrays together. When one fails, those under way find their event loop closed.
+    """
+    hook = sys.unraisablehook
+
+    def unraisable(found: Any) -> None:
+        code = getattr(found.object, "cr_code", None)
+        of_orbax = code is not None and "orbax" in code.co_filename
+        if not of_orbax and str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    sys.unraisablehook = unraisable
+    level = (log := logging.getLogger("asyncio")).level
+    log.setLevel(logging.CRITICAL)
+    yield
+    sys.unraisablehook = hook  # where nothing has failed, and nothing comes later
+    log.setLevel(level)
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)[:200]}"
+
+
 def to_bytes(position: Position) -> bytes:
     """A position for another process, see :func:`from_bytes`."""
     arrays, rest = _packed(position)
@@ -274,12 +314,13 @@ def _unpacked(arrays: dict[str, Any], rest: dict[str, Any], start: State) -> Pos
     best = None
     if rest["best"] is not None:
         loss, step, scores = rest["best"]
-        best = Best(loss, step, params("best"), scores)
+        scores = {str(name): float(score) for name, score in scores.items()}
+        best = Best(float(loss), int(step), params("best"), scores)
     since = []
     for count, *report in rest["since"]:
         values: list[Any] = [np.float32(value) for value in report]
         since.append((int(count), Report(*values)))
-    return Position(state, since, best, rest["next_validation"], rest["seconds"])
+    return Position(state, since, best, int(rest["next_validation"]), float(rest["seconds"]))
 
 
 def _shapes(arrays: dict[str, Any]) -> dict[str, str]:

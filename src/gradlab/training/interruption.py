@@ -6,12 +6,16 @@ import signal
 import threading
 from typing import Any, Self
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR2")
-"""Ctrl-C, the request to end, and what Slurm is told to send before it takes a job's node away."""
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR2", "SIGHUP")
+"""Ctrl-C, the request to end, what Slurm is told to send before it takes a job's node away, and
+what comes when the terminal is gone."""
 
 
 class Interruption:
     """Within it, the first of each signal is only noted; a second one does what it did before.
+
+    But for SIGHUP, which may come from the shell and from the system for the same terminal; under
+    ``nohup`` nobody hears it.
 
     An exception raised by the signal itself could be swallowed by a callback that it happens to
     interrupt. Outside the main thread, where Python hears no signals, nothing is changed.
@@ -28,7 +32,9 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
                 number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) is not None:
+                before = None if number is None else signal.getsignal(number)
+                unheard = name == "SIGHUP" and before is signal.SIG_IGN
+                if number is not None and before is not None and not unheard:
                     self.before[number] = signal.signal(number, self._asked)
         return self
 
@@ -46,4 +52,5 @@ class Interruption:
 
     def _asked(self, number: int, _: object) -> None:
         self.signal = self.signal or number
-        signal.signal(number, self.before[number])
+        if signal.Signals(number).name != "SIGHUP":
+            signal.signal(number, self.before[number])

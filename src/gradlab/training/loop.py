@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gradlab.errors import BadInput, CannotRecord, at_least
+from gradlab.errors import BadInput, CannotRecord, number, whole_number
 from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink
-from gradlab.tasks.base import whole_number
 from gradlab.training.checkpoint import Best, Position
 from gradlab.training.diagnosis import diagnose
 from gradlab.training.interruption import Interruption
@@ -40,7 +39,7 @@ class Trainer:
       test_lengths: further lengths of the sequences to test at, each once, in timesteps.
 
     Raises:
-      BadInput: if one of them is too small.
+      BadInput: if one of them is too small or too large.
     """
 
     steps: int
@@ -55,9 +54,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "eval_every", "eval_batch"):
-            at_least(f"trainer.{key}", getattr(self, key), 1)
+            whole_number(f"trainer.{key}", getattr(self, key), 1)
         if self.checkpoint_seconds is not None:
-            at_least("trainer.checkpoint_seconds", self.checkpoint_seconds, 0)
+            number("trainer.checkpoint_seconds", self.checkpoint_seconds, 0, 1e9)
         _ = self.log  # refuses what is no schedule
         lengths = tuple(self.test_lengths)  # so that trainers with the same ones are equal
         for length in lengths:

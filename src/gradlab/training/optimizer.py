@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import optax
 
-from gradlab.errors import BadInput
+from gradlab.errors import MOST, BadInput, cannot_be, number, whole_number
 
 Decay = Literal["constant", "cosine", "linear", "exponential"]
+Ends = Literal["[]", "[)"]
+_SHARE, _SMALL = (0, 1, "[)"), (0, 1, "[]")
+RANGES: dict[str, tuple[float, float, Ends]] = {
+    **dict.fromkeys(("b1", "b2", "b3", "decay", "decay_rate", "momentum", "rho"), _SHARE),
+    **dict.fromkeys(("beta", "eps", "eps_root", "trust_coefficient"), _SMALL),
+    "seed": (0, MOST, "[]"),
+}
+"""What the numbers of optax's rules can be, by the name of the argument; optax checks none."""
+OTHERS: tuple[float, float, Ends] = (0, 1e6, "[]")
+"""Of those that are not named: thresholds, weights and scales."""
 _NUMBERS = ("learning_rate", "final_fraction", "clip_norm", "clip_value")
 
 
@@ -33,7 +45,7 @@ class Optimizer:
 
     Raises:
       BadInput: for a learning rate or a clip threshold that is not positive, a warm-up that is not
-        shorter than the run, or both kinds of clipping.
+        shorter than the run, both kinds of clipping, or a rule whose arguments cannot be.
     """
 
     rule: Callable[..., optax.GradientTransformation]
@@ -48,23 +60,40 @@ class Optimizer:
     def __post_init__(self) -> None:
         for key in ("clip_norm", "clip_value"):
             value = getattr(self, key)
-            if value is not None and value <= 0:
-                allowed = "a positive number, or null for no clipping"
-                raise BadInput(f"optimizer.{key}", value, allowed)
-        if self.learning_rate <= 0:
-            raise BadInput("optimizer.learning_rate", self.learning_rate, "a positive number")
-        if not 0 <= self.final_fraction <= 1:
-            allowed = "a number from 0 to 1"
-            raise BadInput("optimizer.final_fraction", self.final_fraction, allowed)
-        if not 0 <= self.warmup_steps < self.steps:
-            allowed = f"0 to {self.steps - 1}, below trainer.steps"
-            raise BadInput("optimizer.warmup_steps", self.warmup_steps, allowed)
+            if value is not None:
+                none = ", or null for no clipping"
+                number(f"optimizer.{key}", value, 1e-30, 1e30, otherwise=none)
+        number("optimizer.learning_rate", self.learning_rate, 1e-30, 1e6)
+        number("optimizer.final_fraction", self.final_fraction, 0, 1)
+        most, below = self.steps - 1, ", below trainer.steps"
+        whole_number("optimizer.warmup_steps", self.warmup_steps, 0, most, below)
         if self.clip_norm is not None and self.clip_value is not None:
             allowed = "null when optimizer.clip_norm is set"
             raise BadInput("optimizer.clip_value", self.clip_value, allowed)
         for key in _NUMBERS:
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, float(getattr(self, key)))
+        self._check_rule()
+
+    def _check_rule(self) -> None:
+        """Refuse arguments that the rule cannot have: by the table, and by one step without data.
+
+        Raises:
+          BadInput: naming the argument, or the rule with what it says itself.
+        """
+        given = self.rule.keywords if isinstance(self.rule, functools.partial) else {}
+        if str(getattr(_bare(self.rule), "__module__", "")).startswith("optax."):
+            for name, value in given.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    number(f"optimizer.rule.{name}", value, *RANGES.get(name, OTHERS))
+        params = {"w": jax.ShapeDtypeStruct((2, 2), "float32")}
+        try:
+            update = self.update
+            with jax.numpy_dtype_promotion("standard"):  # as in a step
+                jax.eval_shape(lambda p: update.update(p, update.init(p), p), params)
+        except Exception as error:
+            name = getattr(_bare(self.rule), "__qualname__", str(self.rule))
+            raise BadInput("optimizer.rule", name, cannot_be(error)) from error
 
     @property
     def clips(self) -> bool:
@@ -98,3 +127,8 @@ class Optimizer:
             return rate
         rise = optax.linear_schedule(0.0, peak, self.warmup_steps)
         return optax.join_schedules([rise, rate], [self.warmup_steps])
+
+
+def _bare(rule: Any) -> Any:
+    """The function itself, of one whose arguments are partly given."""
+    return rule.func if isinstance(rule, functools.partial) else rule

@@ -9,10 +9,8 @@ accelerator all members of a device go through every operation together (``at_on
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -25,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from gradlab.errors import BadInput
 from gradlab.training import lift
+from gradlab.training.memory import free, gigabytes
 from gradlab.training.program import HeldOut, Measured, compiled, held_out, scores, test_at
 from gradlab.training.step import Report, State, Steps
 
@@ -176,7 +175,7 @@ class Population:
             self._lowered = self._lower()
         while True:
             programs = compiled(*self._lowered)
-            if (needed := self._needs(programs)) <= _free(self.devices[0]):
+            if (needed := self._needs(programs)) <= free(self.devices[0]):
                 break
             if self.at_once == 1:
                 raise self._too_large(needed)
@@ -384,16 +383,16 @@ class Population:
         """Before anything is laid out: the old states, the new ones, and the best parameters."""
         leaves = jax.tree.leaves(state._replace(key=None))
         own = sum(leaf.nbytes for leaf in leaves)
-        if (needed := 3 * self.rows * own) > _free(self.devices[0]):
+        if (needed := 3 * self.rows * own) > free(self.devices[0]):
             raise self._too_large(needed)
 
     def _too_large(self, needed: int) -> BadInput:
-        free = _free(self.devices[0])
-        fit = max(1, int(self.size * free / needed))
+        there = free(self.devices[0])
+        fit = max(1, int(self.size * there / needed))
         return BadInput(
             "hydra.launcher",
-            f"{self.size} members that need about {_gigabytes(needed)} together",
-            f"members that fit into the {_gigabytes(free)} of memory that are free",
+            f"{self.size} members that need about {gigabytes(needed)} together",
+            f"members that fit into the {gigabytes(there)} of memory that are free",
             f"hydra.sweeper.max_batch_size={fit}, or a smaller model.hidden or trainer.batch",
         )
 
@@ -472,25 +471,3 @@ def _bytes(program: Any) -> int:
         return 0
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     return sum(getattr(found, part) for part in parts)
-
-
-def _free(device: Any) -> int:
-    """Bytes of memory that are free, on an accelerator those of one device."""
-    if device.platform == "cpu":
-        return _free_on_host()
-    stats = device.memory_stats() or {}
-    return stats.get("bytes_limit", 2**63) - stats.get("bytes_in_use", 0)
-
-
-def _free_on_host() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:  # not on Linux
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"

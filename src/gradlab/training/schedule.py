@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradlab.errors import BadInput, at_least
+from gradlab.errors import BadInput, whole_number
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Schedule:
       key: configuration key of ``every`` for messages; that of ``per_decade`` stands beside it.
 
     Raises:
-      BadInput: if one of them is below 1, or neither is given.
+      BadInput: if one of them is below 1, ``per_decade`` above 1000, or neither is given.
     """
 
     every: int | None
@@ -32,9 +32,15 @@ class Schedule:
         other = self.key.removesuffix("every") + "per_decade"
         if self.every is None and self.per_decade is None:
             raise BadInput(self.key, None, f"a whole number of at least 1, unless {other} is given")
-        for key, value in ((self.key, self.every), (other, self.per_decade)):
-            if value is not None:
-                at_least(key, value, 1)
+        if self.every is not None:
+            whole_number(self.key, self.every, 1)
+        if self.per_decade is not None:
+            whole_number(other, self.per_decade, 1, 1000)
+
+    def most(self, total: int) -> int:
+        """At most how many :meth:`steps` there are, without making them."""
+        evenly = 0 if self.every is None else -(-total // self.every)
+        return evenly + (self.per_decade or 0) * len(str(total)) + 1
 
     def steps(self, total: int) -> set[int]:
         """The steps below ``total`` at which it is due, the last step always among them."""

@@ -262,13 +262,16 @@ def test_a_sweep_goes_on_by_its_folder_alone(command, tmp_path, monkeypatch):
     shutil.rmtree(sweep / "run2")
     before = (sweep / "run0" / "run.json").read_bytes()
     done = command("trainer.resume=a sweep")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith(f"try: --config-dir {tmp_path / 'conf'}\n")
+    done = command(*own, "trainer.resume=a sweep")
     assert done.code == 0, done.err
     assert done.out.count("nothing left to do") == 1
     runs = [open_run(sweep / f"run{n}") for n in range(3)]
     assert [run.status for run in runs] == ["finished"] * 3
     assert [len(run.info["resumed"]) for run in runs] == [0, 1, 0]
     assert (sweep / "run0" / "run.json").read_bytes() == before
-    done = command("-m", "trainer.resume=a sweep")  # and once more, by what that has recorded
+    done = command("-m", *own, "trainer.resume=a sweep")  # and once more, by what that has recorded
     assert done.out.count("nothing left to do") == 3, done.err
 
 

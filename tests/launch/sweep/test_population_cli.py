@@ -81,7 +81,7 @@ def test_what_cannot_be_is_refused_before_anything_begins(command, tmp_path, arg
 
 
 def test_members_too_large_for_memory_are_refused_with_the_estimate(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("gradlab.training.population._free", lambda _: 1000)
+    monkeypatch.setattr("gradlab.training.population.free", lambda _: 1000)
     done = command(*TOGETHER, *SMALL, "seed=0,1")
     assert done.code == 2
     assert "2 members that need about" in done.err

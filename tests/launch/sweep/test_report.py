@@ -76,7 +76,7 @@ def test_failures_are_named_with_their_reasons_and_the_way_on(tmp_path, told):
     ]
     assert failures[5].startswith("  job 5 (seed=5): never began: it has no run.json")
     assert text.count("python -m gradlab") == 1
-    assert "to go on with the 4 unfinished:\n  python -m gradlab -m trainer.resume=s\n" in text
+    assert "to resume the 4 unfinished:\n  python -m gradlab -m trainer.resume=s\n" in text
 
 
 def test_jobs_that_the_sweep_did_not_come_to_are_named(tmp_path, told):
@@ -88,7 +88,7 @@ def test_jobs_that_the_sweep_did_not_come_to_are_named(tmp_path, told):
     assert "job 3 (seed=3): never began: the sweep ended before it" in text
     assert "job 4 (seed=4): never began: the sweep ended before it" in text
     assert text.count("job 1 ") == 1
-    assert "to go on with the 3 unfinished:" in text
+    assert "to resume the 3 unfinished:" in text
 
 
 def test_what_diverged_cannot_be_gone_on_with(tmp_path, told):

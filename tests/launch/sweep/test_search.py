@@ -1,18 +1,24 @@
 """A search by Optuna: what it proposes, what it keeps, and that it goes on after a kill."""
 
+import contextlib
 import json
 import math
 import os
+import pickle
 import re
 import signal
+import sqlite3
 import time
 
+import cmaes
+import numpy as np
 import optuna
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from gradlab.launch.job import worth
+from tests.payloads import Touch
 from tests.small import QUIET, TINY
 
 SPACE = [
@@ -85,6 +91,28 @@ def test_enough_trials_are_enough_and_more_can_be_asked_for(search, tmp_path):
     search("hydra.sweeper.n_trials=3")
     assert trials()[:2] == before
     assert [number for number, *_ in trials()] == [0, 1, 2]
+
+
+def test_nothing_but_the_state_of_cma_es_is_unpickled(search, tmp_path):
+    line = ["hydra/sweeper/sampler=cmaes", "hydra.sweeper.n_trials=1"]
+    assert search(*line).code == 0
+    state = cmaes.CMA(mean=np.zeros(2), sigma=1.0, bounds=np.array([[0, 1], [0, 1]]))
+    state.tell([(state.ask(), 1.0) for _ in range(state.population_size)])
+    mark = tmp_path / "mark"
+
+    def resumed_from(kept):
+        with contextlib.closing(sqlite3.connect(f"{FOLDER}/study.db")) as database, database:
+            line = (
+                "REPLACE INTO trial_system_attributes (trial_id, key, value_json) VALUES (1, ?, ?)"
+            )
+            database.execute(line, ["cma:optimizer", json.dumps(pickle.dumps(kept).hex())])
+        return search(f"trainer.resume={FOLDER}", "hydra.sweeper.n_trials=1", said=[])
+
+    done = resumed_from(state)
+    assert done.code == 0, done.err
+    done = resumed_from(Touch(mark))
+    assert (done.code, mark.exists()) == (2, False)
+    assert "a folder whose study can be read; trial 0: UnpicklingError: it names" in done.err
 
 
 def test_several_objectives(search):

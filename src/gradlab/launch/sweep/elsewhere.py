@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -22,9 +21,11 @@ from omegaconf import DictConfig
 from gradlab.compare.jobs import ENDED, folders, standing
 from gradlab.errors import BadInput
 from gradlab.launch.objective import Worth
-from gradlab.launch.session import session
+from gradlab.launch.session import session, tell
 from gradlab.launch.sweep.jobs import name_of, planned
 from gradlab.launch.sweep.notes import NOTES, Note, drop_notes, leave_note, read_notes
+from gradlab.record.output import protect
+from gradlab.record.private import scrub_text
 
 OUTPUT = "output.txt"
 """Where a job that shares the terminal with others prints to, in its run directory."""
@@ -70,6 +71,7 @@ def bring_home(work: Callable[[], Worth], folder: Path) -> Worth:
         return work()
     number = HydraConfig.get().job.num
     (sweep / NOTES / f"{number}.json").unlink(missing_ok=True)
+    protect()
     # jax says at every start on a machine without a TPU that it found none.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     by_submitit = "SUBMITIT_EXECUTOR" in os.environ  # which has a process and a log for each job
@@ -105,15 +107,16 @@ def tell_losses(error: Exception | None = None) -> None:
     notes = read_notes(session.sweep)
     refused, failed = _losses(session.sweep, session.jobs, notes)
     drop_notes(session.sweep)
-    if error is not None and not any(str(error) in note.message for note in notes.values()):
+    told = scrub_text(str(error))
+    if error is not None and not any(told in note.message for note in notes.values()):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = f"{type(error).__name__}: {' '.join(lines[:3])}"
-        print(f"gradlab: the launcher has given up: {said}", file=sys.stderr)
+        tell(f"the launcher has given up: {said}")
         session.failed.append("the launcher")
         if set(failed.values()) <= {"never began"} and not refused:  # as the launcher has said
             failed = {}
     for name, reason in (refused | failed).items():
-        print(f"gradlab: {name}: {reason}", file=sys.stderr)
+        tell(f"{name}: {reason}")
     session.refused += refused
     session.failed += failed
 
@@ -161,7 +164,7 @@ class _Late(io.TextIOBase):
         """See ``io``."""
         if self.file is None:
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        return self.file.write(text)
+        return self.file.write(scrub_text(text))
 
     def close(self) -> None:
         """See ``io``."""

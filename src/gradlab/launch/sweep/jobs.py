@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,7 +12,9 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from gradlab.errors import visible
 from gradlab.launch.session import session
+from gradlab.record.private import scrub_text
 
 
 def planned(config: DictConfig) -> list[list[str]] | None:
@@ -31,9 +34,9 @@ def swept(config: DictConfig) -> list[Override] | None:
     if not str(config.hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
         return None
     params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create({}))
+    said: Any = OmegaConf.to_container(config.hydra.overrides.task)  # as typed, ${...} and all
     assert isinstance(params, dict)
-    written = [f"{key}={value}" for key, value in params.items()]
-    written += list(config.hydra.overrides.task)
+    written = [*(f"{key}={value}" for key, value in params.items()), *said]
     return OverridesParser.create().parse_overrides(written)
 
 
@@ -56,7 +59,8 @@ def name_of(
         own = [str(one) for one in OmegaConf.load(said)]
     else:
         return name
-    return f"{name} ({' '.join(one for one in own if one not in shared)})"
+    said = " ".join(one for one in own if one not in shared)
+    return f"{name} ({visible(scrub_text(said))})"
 
 
 def name_of_job() -> str:

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gradlab.record.private import scrub
+
 NOTES = ".notes"
 
 
@@ -30,7 +32,7 @@ def leave_note(sweep: Path, note: Note) -> None:
     folder = sweep / NOTES
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{note.number}.partial"
-    partial.write_text(json.dumps(asdict(note)), encoding="utf-8")
+    partial.write_text(json.dumps(scrub(asdict(note))), encoding="utf-8")
     partial.rename(folder / f"{note.number}.json")
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
@@ -19,16 +19,17 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from gradlab.errors import BadInput, CannotRecord
+from gradlab.errors import BadInput, CannotRecord, whole_number
 from gradlab.launch.job import Job, collecting, figures_of, obey, worth
 from gradlab.launch.objective import Worth
 from gradlab.launch.session import session
 
 if TYPE_CHECKING:
     from gradlab.record.base import Description, Outcome, Row
-    from gradlab.record.finish import Finisher
+    from gradlab.record.finish import Finished, Finisher
     from gradlab.record.progress import SweepProgress
     from gradlab.recording import Recording
+    from gradlab.training.interruption import Interruption
     from gradlab.training.population import AtOnce
 
 
@@ -67,11 +68,11 @@ class PopulationLauncher(Launcher):
           BadInput: for options that cannot be.
         """
         self._check()
-        from gradlab.record.finish import Finisher, needs_finishing
+        from gradlab.record.finish import Finisher, parts_of
 
         cores = os.cpu_count() or 1
         with Finisher(self.workers or cores) as finisher:
-            if needs_finishing(self.config.record):
+            if parts_of(self.config.record):
                 finisher.begin()  # while this process imports and composes
             _use_every_core(cores)
             if len(job_overrides) > SILENT:
@@ -94,12 +95,9 @@ class PopulationLauncher(Launcher):
     def _check(self) -> None:
         for key in ("at_once", "workers", "max_members"):
             value = getattr(self, key)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is None or (whole and value >= 1) or (key, value) == ("at_once", "measure"):
-                continue
-            others = ", measure, or null" if key == "at_once" else ""
-            allowed = f"a whole number of at least 1{others}"
-            raise BadInput(f"hydra.launcher.{key}", value, allowed)
+            if value is not None and (key, value) != ("at_once", "measure"):
+                others = ", measure, or null" if key == "at_once" else ""
+                whole_number(f"hydra.launcher.{key}", value, 1, otherwise=others)
 
     def _compose(
         self, overrides: Sequence[str], number: int, ends: _Ends
@@ -167,33 +165,47 @@ class _Crew:
         steps = [job.experiment.trainer.steps for job in self.jobs]
         self.progress = SweepProgress([job.name for job in self.jobs], steps)
         self.index = {job.folder: i for i, job in enumerate(self.jobs)}
-        self.finishing: list[tuple[Job, Future[None]]] = []
+        self.finishing: list[tuple[Job, Future[Finished]]] = []
+        for job in jobs:
+            if job.left:
+                self._finish(job, job.experiment.config["record"], again=True)
 
     def told(self, job: Job) -> Worth:
         """What a sweeper is told of a job."""
         return self._told.get(job.folder, float("nan"))
 
     def work(self, at_once: AtOnce) -> None:
-        """Train every job that is left."""
-        if not self.jobs:
+        """Train every job that is to be trained, and wait until each has been finished."""
+        if not self.jobs and not self.finishing:
             return
-        from gradlab.run import groups, run_together
         from gradlab.training.interruption import Interruption
 
-        with Interruption() as interruption, self.progress:
-            parts = groups(self._recordings())
-            self._say_what_divides(parts)
-            for part in parts:
-                if interruption:
-                    break
-                for recording in part:
-                    self.progress.show(self.index[recording.folder], "compiling", 0)
-                run_together(part, self, interruption, at_once=at_once)
+        with Interruption() as interruption, self.progress if self.jobs else nullcontext():
+            if self.jobs:
+                self._train(interruption, at_once)
             for job, work in self.finishing:
-                try:
-                    work.result()
-                except CannotRecord as error:
-                    session.fail_job(job.name, error)
+                self._wait(job, work)
+
+    def _train(self, interruption: Interruption, at_once: AtOnce) -> None:
+        from gradlab.run import groups, run_together
+
+        parts = groups(self._recordings())
+        self._say_what_divides(parts)
+        for part in parts:
+            if interruption:
+                break
+            for recording in part:
+                self.progress.show(self.index[recording.folder], "compiling", 0)
+            run_together(part, self, interruption, at_once=at_once)
+
+    def _wait(self, job: Job, work: Future[Finished]) -> None:
+        try:
+            work.result()
+        except (BadInput, CannotRecord) as error:
+            session.fail_job(job.name, error)
+        except BrokenExecutor:
+            reason = "a process that finishes runs was ended from outside"
+            session.fail_job(job.name, CannotRecord(str(job.folder), reason))
 
     def _recordings(self) -> list[Recording]:
         """Of the jobs that can begin."""
@@ -216,25 +228,43 @@ class _Crew:
 
     def ended(self, recording: Recording, outcome: Outcome) -> None:
         """See :class:`gradlab.run.Crew`; closes the recording and has the run finished."""
-        job, record = self._job(recording), dict(recording.experiment.config["record"])
+        job, record = self._job(recording), recording.experiment.config["record"]
         if outcome.status == "interrupted":
             self.interrupted = outcome
         self._told[job.folder] = worth(job, figures_of(outcome))
         self._show(job, outcome.status, recording)
+        from gradlab.record.finish import parts_of
+
         try:
-            recording.close(outcome)
+            recording.close(outcome, parts_of(record))
         except CannotRecord as error:
             self._show(job, "crashed", recording)
             session.fail_job(job.name, error)
             return
-        live = bool(_live(record))
-        record |= {"terminal": False}
+        left = recording.directory.left
+        recording.release()
+        live = _live(record)
+        beside = {**record, "wandb": {**record["wandb"], "mode": "disabled"}} if live else record
+        work: Future[Any] = Future()
+        if any(part in left for part in parts_of(beside)):
+            work = self._finish(job, beside)
+        else:
+            work.set_result(None)
         if live:
-            record["wandb"] = record["wandb"] | {"mode": "disabled"}
-        work = self.finisher.finish(job.folder, recording.description, outcome, record)
-        if live:
-            work.add_done_callback(lambda _: recording.finish(outcome, figures=False))
+            work.add_done_callback(lambda _: self._close_live(job, recording, outcome))
+
+    def _finish(
+        self, job: Job, record: Mapping[str, Any], *, again: bool = False
+    ) -> Future[Finished]:
+        work = self.finisher.finish(job.folder, record, again=again)
         self.finishing.append((job, work))
+        return work
+
+    def _close_live(self, job: Job, recording: Recording, outcome: Outcome) -> None:
+        try:
+            recording.close_sinks(outcome)
+        except (BadInput, CannotRecord) as error:
+            session.fail_job(job.name, error)
 
     def _refuse(self, job: Job, error: BadInput) -> None:
         self.progress.show(self.index[job.folder], "refused", 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import OmegaConf
 
+from gradlab.launch.session import tell
 from gradlab.launch.sweep.elsewhere import Ended
 from gradlab.launch.sweep.notes import Note, leave_note
 
@@ -115,7 +115,7 @@ class SlurmQueue(Queue, submitit_launcher.SlurmLauncher):
 
     def _let_go(self, jobs: Sequence[Any]) -> None:
         names = sorted({job.job_id.partition("_")[0] for job in jobs})
-        print(f"gradlab: the jobs go on; scancel {' '.join(names)} ends them", file=sys.stderr)
+        tell(f"the jobs go on; scancel {' '.join(names)} ends them")
 
 
 class LocalQueue(Queue, submitit_launcher.LocalLauncher):

@@ -9,11 +9,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
+from gradlab.compare.jobs import ENDED
 from gradlab.errors import first_line
-from gradlab.launch.resume import KEY, quoted
+from gradlab.launch.resume import KEY, SWEEP, config_dir_of, quoted
 from gradlab.launch.session import shown
+from gradlab.record.private import scrub
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +54,7 @@ def report(
     if folder is None or not folder.is_dir():
         return
     try:
-        _report(folder, stream or cast(TextIO, sys.stdout), refused, jobs or ())
+        _report(folder, stream or sys.stdout, refused, jobs or ())
     except Exception as error:  # noqa: BLE001  (whatever it is, the sweep itself is done)
         reason = f"{type(error).__name__}: {first_line(error)}"
         _log.warning("the sweep cannot be reported (%s); its runs are not affected", reason)
@@ -72,15 +74,21 @@ def _report(
     runs += _not_started(folder, runs, refused, jobs)
     failed = [run for run in runs if run.status != "finished"]
     console = console_for(stream, PLAIN_WIDTH)
-    written = _numbers(runs, folder, console) if len(runs) > 1 else []
+    written = _files(runs, folder) if len(runs) > 1 else []
     if runs:
         written.append(write(recorded_of_some(runs, progress=progress), folder / NAME))
+    if len(runs) > 1:
+        _numbers(runs, console)
     if failed or refused:
         _failures(runs, refused, console)
+    unmade = _unmade(runs, console)
     unfinished = [run for run in failed if run.status in UNFINISHED]
-    if unfinished and len(runs) > 1:
+    if unmade or (unfinished and len(runs) > 1):
         count = "one" if len(unfinished) == 1 else len(unfinished)
-        _print(console, f"\nto go on with the {count} unfinished:")
+        aims = [f"resume the {count} unfinished"] if unfinished else []
+        aims += ["make what is left"] if unmade else []
+        _print(console, "")
+        _print(console, f"to {' and '.join(aims)}:")
         _print(console, f"  {_resuming(folder)}", style="bold")
     if written:
         _print(console, "")
@@ -103,7 +111,7 @@ def _not_started(
     for number, overrides in enumerate(jobs):
         if number not in known:
             name = str(number) if str(number) not in names else f"job {number}"
-            said = NEVER_BEGAN, "the sweep ended before it", tuple(overrides)
+            said = NEVER_BEGAN, "the sweep ended before it", tuple(scrub(overrides))
             found.append(Entry(folder / name, name, *said, number=number))
     return found
 
@@ -111,27 +119,31 @@ def _not_started(
 _KIND = {".csv": "numbers", ".png": "figure", ".html": "compare"}
 
 
-def _numbers(runs: Sequence[Entry], folder: Path, console: Console) -> list[Path]:
-    """The table on the console and the files; gives the files' paths."""
+def _files(runs: Sequence[Entry], folder: Path) -> list[Path]:
+    """Write the numbers and the phase diagram, if there is one; gives the paths."""
     from gradlab.compare import phase_diagram, table
 
+    table.write_csv(runs, folder / table.CSV)
+    found = phase_diagram.diagram(runs)
+    diagram = [] if found is None else phase_diagram.write(found, folder)
+    return [folder / table.CSV, *diagram]
+
+
+def _numbers(runs: Sequence[Entry], console: Console) -> None:
+    """The table, on the console."""
+    from gradlab.compare import table
+
     settings = table.settings_of(runs)
-    _print(console, f"\n{_heading(runs)}", style="bold")
+    _print(console, "")
+    _print(console, _heading(runs), style="bold")
     if any(one.figures for one in settings):
         page, left_out = table.printed(settings, console.width)
         console.print(page, soft_wrap=True)
         if any(one.finished > 1 for one in settings):
-            _print(
-                console, "mean ± 95 % interval (Student's t) over the finished runs of a setting"
-            )
+            what = "mean ± 95 % interval (Student's t) over the finished runs of a setting"
+            _print(console, what)
         if left_out:
             _print(console, f"in {table.CSV} besides: {', '.join(left_out)}")
-    table.write_csv(runs, folder / table.CSV)
-    written = [folder / table.CSV]
-    found = phase_diagram.diagram(runs)
-    if found is not None:
-        written += phase_diagram.write(found, folder)
-    return written
 
 
 def _heading(runs: Sequence[Entry]) -> str:
@@ -149,13 +161,37 @@ def _failures(runs: Sequence[Entry], refused: Sequence[str], console: Console) -
     lines = [f"{name}: refused, see above" for name in refused]
     for index, run in enumerate(runs):
         if run.status != "finished":
-            name = run.name if run.number is None else run.number
-            lines.append(f"job {name}{_settings(run, differ, index)}: {_ending(run)}")
-    _print(console, "\nnot finished:", style="bold")
+            lines.append(f"{_job(run, differ, index)}: {_ending(run)}")
+    _listed("not finished", lines, console)
+
+
+def _unmade(runs: Sequence[Entry], console: Console) -> bool:
+    """Name the runs that ended and whose figures, for one, were never made; whether there are."""
+    from gradlab.compare.runs import settings_that_differ
+    from gradlab.record.directory import left_of
+    from gradlab.record.finish import in_words
+
+    ended = [(i, left_of(run.info)) for i, run in enumerate(runs) if run.status in ENDED]
+    if not any(left for _, left in ended):
+        return False
+    differ = settings_that_differ(runs)
+    lines = [f"{_job(runs[i], differ, i)}: {in_words(left)}" for i, left in ended if left]
+    _listed("left to do", lines, console)
+    return True
+
+
+def _listed(heading: str, lines: Sequence[str], console: Console) -> None:
+    _print(console, "")
+    _print(console, f"{heading}:", style="bold")
     for line in lines[:MOST_NAMED]:
         _print(console, f"  {line}", style="red")
     if (more := len(lines) - MOST_NAMED) > 0:
         _print(console, f"  and {more} more")
+
+
+def _job(run: Entry, differ: Mapping[str, Sequence[Any]], index: int) -> str:
+    name = run.name if run.number is None else run.number
+    return f"job {name}{_settings(run, differ, index)}"
 
 
 def _settings(run: Entry, differ: Mapping[str, Sequence[Any]], index: int) -> str:
@@ -180,10 +216,12 @@ def _resuming(folder: Path) -> str:
     path = shown(folder)
     if not all(c.isalnum() or c in "/._-~:%+@" for c in path):  # Hydra's grammar wants quotes
         path = quoted(path)
-    return f"python -m gradlab -m {shlex.quote(f'{KEY}={path}')}"
+    given = config_dir_of(folder) if (folder / SWEEP).is_file() else ""
+    own = f"--config-dir {shlex.quote(given)} " if given else ""
+    return f"python -m gradlab -m {own}{shlex.quote(f'{KEY}={path}')}"
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
-    from rich.text import Text
+    from gradlab.record.terminal import print_line
 
-    console.print(Text(text, style=style), soft_wrap=True)
+    print_line(console, text, style=style)

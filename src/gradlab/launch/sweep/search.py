@@ -11,8 +11,10 @@ and their runs are resumed from their last checkpoints.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -30,19 +32,22 @@ from hydra_plugins.hydra_optuna_sweeper._impl import (
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial, TrialState
 
-from gradlab.errors import BadInput, at_least
+from gradlab.errors import BadInput, first_line, number, whole_number
 from gradlab.launch.build import build, plain
 from gradlab.launch.check import check_keys
 from gradlab.launch.resume import FREE, SWEEP
 from gradlab.launch.resume import KEY as RESUME
-from gradlab.launch.session import session, shown
+from gradlab.launch.saved import save
+from gradlab.launch.session import session, shown, tell
 from gradlab.record.lock import Lock
-from gradlab.record.private import scrub, scrub_file
+from gradlab.record.private import scrub
 
 SECTION = "hydra.sweeper"
 _SEARCH = "search"
 """The attribute of a study that says what it searches."""
 _MAY_CHANGE = tuple(key for key in FREE if key not in ("trainer.steps", "objective"))
+_STATE = "cma:optimizer"
+"""In the names of the attributes in which Optuna pickles the state of CMA-ES, in pieces."""
 _log = logging.getLogger(__name__)
 
 
@@ -67,14 +72,15 @@ class OptunaSearch(OptunaSweeperImpl):
             for name, value in settings.items()
         }
         check_keys(SECTION, settings, kinds)
-        at_least(f"{SECTION}.n_trials", settings["n_trials"], 1)
-        at_least(f"{SECTION}.n_jobs", settings["n_jobs"], 1)
-        if not 0 <= (rate := settings["max_failure_rate"]) <= 1:
-            raise BadInput(f"{SECTION}.max_failure_rate", rate, "a number from 0 to 1")
+        whole_number(f"{SECTION}.n_trials", settings["n_trials"], 1)
+        whole_number(f"{SECTION}.n_jobs", settings["n_jobs"], 1)
+        number(f"{SECTION}.max_failure_rate", settings["max_failure_rate"], 0, 1)
         settings |= {"search_space": None, "custom_search_space": None}
         super().__init__(sampler=sampler, **settings)
         self.seed = sampler.get("seed")
         check_keys(f"{SECTION}.sampler", {"seed": self.seed}, {"seed": int | None})
+        if self.seed is not None:
+            whole_number(f"{SECTION}.sampler.seed", self.seed, 0, 2**32 - 1)
         optuna.logging.set_verbosity(logging.WARNING)
 
     def sweep(self, arguments: list[str]) -> None:
@@ -105,8 +111,7 @@ class OptunaSearch(OptunaSweeperImpl):
             raise BadInput("hydra.sweep.dir", str(self.folder), allowed, error.hint) from None
         try:
             self.study = self._open_study()
-            OmegaConf.save(self.config, self.folder / SWEEP)  # as Hydra does, to be resumed by
-            scrub_file(self.folder / SWEEP)
+            save(self.config, self.folder / SWEEP)  # as Hydra does, to be resumed by
             while trials := self._next_batch():
                 self._launch(trials)
             self._report()
@@ -167,6 +172,7 @@ class OptunaSearch(OptunaSweeperImpl):
             )
             study.set_user_attr(_SEARCH, wanted)
             return study
+        _check_states(study, self.folder)
         earlier = study.user_attrs.get(_SEARCH, wanted)
         for key in sorted({*wanted, *earlier}):
             if wanted.get(key) != earlier.get(key):
@@ -265,7 +271,7 @@ class OptunaSearch(OptunaSweeperImpl):
         total, done = len(self.study.get_trials(deepcopy=False)), self._completed()
         print(f"\nsearch {self.study_name}: {total} trials, {total - done} of them failed")
         if not done:
-            print("gradlab: no trial of the search has a result", file=sys.stderr)
+            tell("no trial of the search has a result")
             sys.exit(1)
         best = [self.study.best_trial] if len(self.names) == 1 else self.study.best_trials
         for trial in best:
@@ -276,8 +282,37 @@ class OptunaSearch(OptunaSweeperImpl):
             found |= {"best_params": best[0].params, "best_value": best[0].value}
         else:
             found["solutions"] = [{"params": one.params, "values": one.values} for one in best]
-        OmegaConf.save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
+        save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
         print(f"search directory: {shown(self.folder)}")
+
+
+class _State(pickle.Unpickler):
+    """Reads a pickled state of CMA-ES, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """See ``pickle``."""
+        arrays = ("_reconstruct", "scalar", "ndarray", "dtype")
+        if module.startswith("numpy") and name in arrays:
+            return super().find_class(module, name)
+        if module.startswith("cmaes._") and name.endswith("CMA"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _check_states(study: optuna.Study, folder: Path) -> None:
+    """Refuse a study from which Optuna would unpickle anything but a state of CMA-ES."""
+    for trial in study.get_trials(deepcopy=False):
+        kept = {name: text for name, text in trial.system_attrs.items() if name.startswith(_STATE)}
+        if not kept:
+            continue
+        try:
+            pieces = [_STATE] if _STATE in kept else [f"{_STATE}:{n}" for n in range(len(kept))]
+            text = "".join(kept[name] for name in pieces)  # as Optuna does
+            _State(io.BytesIO(bytes.fromhex(text))).load()
+        except Exception as error:  # noqa: BLE001  (whatever hostile bytes lead to)
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            allowed = f"a folder whose study can be read; trial {trial.number}: {reason}"
+            raise BadInput("hydra.sweep.dir", str(folder), allowed) from None
 
 
 def _values(number: int, returned: JobReturn) -> list[float]:

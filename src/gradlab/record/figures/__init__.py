@@ -11,6 +11,7 @@ the lines.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -20,8 +21,9 @@ from typing import Any
 import xarray
 
 from gradlab.record.figures.common import STYLE, colour_limits, heat_colours
+from gradlab.record.shard import replace
 
-__all__ = ["FIGURES", "colour_limits", "draw", "heat_colours"]
+__all__ = ["FIGURES", "colour_limits", "draw", "draw_one", "heat_colours"]
 
 FIGURES = {
     name: import_module(f".{name}", __package__).figure
@@ -66,16 +68,27 @@ def draw(
     Returns:
       Paths of the files written, ``NAME.png`` for each of :data:`FIGURES` that has data.
     """
+    drawn = [draw_one(name, curves, scalars, info, folder) for name in FIGURES]
+    return [path for path in drawn if path is not None]
+
+
+def draw_one(
+    name: str,
+    curves: xarray.Dataset,
+    scalars: xarray.Dataset,
+    info: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+) -> Path | None:
+    """Draw one figure, as :func:`draw` does; None if it has no data."""
     import matplotlib
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
     with matplotlib.rc_context(STYLE):
-        for name, figure in FIGURES.items():
-            page = figure(curves, scalars, info)
-            if page is not None:
-                path = folder / f"{name}.png"
-                page.savefig(path)
-                written.append(path)
-    return written
+        page = FIGURES[name](curves, scalars, info)
+        if page is None:
+            return None
+        drawn = io.BytesIO()
+        page.savefig(drawn, format="png")
+    path = Path(folder) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, drawn.getvalue())  # an earlier one stays as it is until this one is whole
+    return path

@@ -40,12 +40,13 @@ class Sender:
       rows: ``(step, values by key)`` in order, then the outcome.
       failed: whether there is no use in further rows.
       where: the run's page, or the command that uploads it; empty until it has started.
+      complete: whether the end is over and W&B has everything, in its file or on its server.
     """
 
     def __init__(self, options: Options, description: Description, charts: Charts):
         self.options, self.description, self.charts = options, description, charts
         self.rows: queue.SimpleQueue[tuple[int, dict[str, float]] | Outcome] = queue.SimpleQueue()
-        self.failed, self.where = False, ""
+        self.failed, self.complete, self.where = False, False, ""
         self.run: Any = None
         self.last, self.logged, self.offset = -1, 0, 0
         self._names, self._warned = _Names(), False
@@ -61,7 +62,7 @@ class Sender:
         self._thread.join(self.options.finish_timeout)
         if self._thread.is_alive():
             self.failed, run = True, self.run
-            self.where = self._command(run) if run is not None else ""
+            self.where = self._command(run) if run is not None and _holds_rows(run) else ""
             hint = f"; to upload what W&B has of them: {self.where}" if self.where else ""
             self._warn(f"W&B did not end in time; {self._kept()}{hint}")
 
@@ -191,7 +192,10 @@ class Sender:
             return
         arrived = self._end_run(exit_code)
         found = self._read_back()
-        if not found.closed or found.rows < self.logged:
+        if not found.rows and (self.offline or not arrived):
+            self.where = ""  # there is nothing to upload
+        whole = found.closed and found.rows >= self.logged
+        if not whole:
             self._warn(
                 f"W&B's copy holds {found.rows} of {self.logged} rows"
                 f"{'' if found.closed else ' and was not closed'} ({self.path.parent}); "
@@ -207,6 +211,7 @@ class Sender:
             self._forget()
             shutil.rmtree(self.path.parent / "data", ignore_errors=True)  # it is uploaded
         self._make_private(found.closed)
+        self.complete = whole and arrived and not self.failed
 
     def _end_run(self, exit_code: int) -> bool:
         """Whether W&B says that everything is where it belongs."""
@@ -296,6 +301,14 @@ class _Names(dict[str, str]):
         self._taken.add(name)
         self[key] = name
         return name
+
+
+def _holds_rows(run: Any) -> bool:
+    """Whether there are rows in the local file of a run, which may be written to just now."""
+    try:
+        return contents(Path(run.settings.sync_file)).rows > 0
+    except (OSError, ValueError):  # there is no such file
+        return False
 
 
 def answers(url: str, seconds: float) -> bool:

@@ -29,7 +29,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradlab.errors import at_least
+from gradlab.errors import number
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.keys import Keys
 from gradlab.record.wandb.charts import Charts
@@ -57,8 +57,10 @@ class WandbSink:
       chart: ``ENTITY/NAME`` of the custom chart that shows ``vanishing``; None for a plain table.
 
     Raises:
-      BadInput: ``finish_timeout`` is too short.
+      BadInput: ``finish_timeout`` is out of its range.
     """
+
+    part = "wandb"
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class WandbSink:
         code: bool = True,
         chart: str | None = None,
     ):
-        at_least("record.wandb.finish_timeout", finish_timeout, 1.0)
+        number("record.wandb.finish_timeout", finish_timeout, 1, 1e6)
         labels = {
             "project": project,
             "group": group,
@@ -88,10 +90,15 @@ class WandbSink:
         self._options = Options(self.directory, mode, labels, finish_timeout, arrays, code, chart)
         self._sender: Sender | None = None
 
+    @property
+    def complete(self) -> bool:
+        """After :meth:`close`: whether W&B has everything, in its file or on its server."""
+        return self._sender is None or self._sender.complete
+
     def how_to_see(self) -> str:
         """How to look at the run: its page, or the command that uploads it; empty if disabled.
 
-        Known when W&B has started; final after :meth:`close`.
+        Known when W&B has started; final after :meth:`close`, and empty if W&B's copy has no row.
         """
         return self._sender.where if self._sender else ""
 

@@ -81,7 +81,10 @@ def start(options: Options, description: Description, mode: Mode, suffix: str = 
     wandb.setup(wandb.Settings(silent=True, quiet=True))
     if mode == "online" and sys.stdin.isatty() and not has_account():
         raise RuntimeError("there is no API key; `wandb login` asks for it")
-    (options.directory / "wandb").mkdir(parents=True, exist_ok=True)
+    folder = options.directory / "wandb"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # W&B would take the system's temporary folder instead
+        raise PermissionError(f"{folder} cannot be written to")
     facts = {"facts": description.facts, "baseline": description.baseline}
     labels = {**options.labels, "name": options.labels["name"] or run_name(description)}
     run = wandb.init(

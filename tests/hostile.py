@@ -404,6 +404,22 @@ KINDS: dict[str, Kind] = {
     "timesteps that are one": coordinate("t", encoded(np.zeros(32, np.int64))),
 }
 """What is done to a good run, by name."""
+_BOMB = "a0: &a0 [1, 1]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+SWEEPS: dict[str, Kind] = {
+    "multirun.yaml is a pipe": fifo("multirun.yaml"),
+    "multirun.yaml is a device": link("multirun.yaml", "/dev/zero"),
+    "multirun.yaml is a folder": folder("multirun.yaml"),
+    "multirun.yaml is a terabyte": huge("multirun.yaml"),
+    "multirun.yaml is deep": text("[" * 100_000, "multirun.yaml"),
+    "multirun.yaml is binary": text(b"\xff\x00", "multirun.yaml"),
+    "multirun.yaml grows": text(_BOMB, "multirun.yaml"),
+    "multirun.yaml makes objects": text(
+        "hydra: !!python/object/new:os.system [false]", "multirun.yaml"
+    ),
+}
+"""What makes a run's folder that of a sweep, for one who resumes it."""
 
 
 def mutations(seed: int, count: int) -> dict[str, Kind]:
@@ -469,13 +485,25 @@ def make(place: Path, kinds: Mapping[str, Kind], good: int = 2) -> dict[str, Pat
     return paths
 
 
-def read(run: Path) -> str | None:
-    """What is wrong with how a folder is read: all of it, or one refusal."""
+def read(run: Path) -> None:
+    """All of a folder."""
+    found = open_run(run)
+    _ = found.summary, found.config, repr(found)
+    found.scalars.load()
+    found.curves.load()
+
+
+def resumed(run: Path) -> None:
+    """What is made of a command that resumes it, before anything is composed or built."""
+    from gradlab.launch.resume import with_resumed
+
+    with_resumed([f"trainer.resume={run}"])
+
+
+def refused(action: Callable[[Path], None], run: Path) -> str | None:
+    """What is wrong with how a folder is taken: as it is, or with one refusal."""
     try:
-        found = open_run(run)
-        _ = found.summary, found.config, repr(found)
-        found.scalars.load()
-        found.curves.load()
+        action(run)
     except BadInput as error:
         if len(str(error)) > 2000:
             return f"a refusal of {len(str(error))} characters"
@@ -568,16 +596,17 @@ def _hung(*_: Any) -> None:
 
 
 def read_all(paths: Mapping[str, Path]) -> list[str]:
-    """What is wrong with how each is read; to be called in a process of its own."""
+    """What is wrong with how each is read and resumed; to be called in a process of its own."""
     wrong = []
-    for name, path in paths.items():
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        try:
-            if found := read(path):
-                wrong.append(f"{name}: {found}")
-        except Hung:
-            wrong.append(f"{name}: no answer within {SECONDS} s")
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    for action in (read, resumed):
+        for name, path in paths.items():
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            try:
+                if found := refused(action, path):
+                    wrong.append(f"{name}: {action.__name__}: {found}")
+            except Hung:
+                wrong.append(f"{name}: {action.__name__}: no answer within {SECONDS} s")
+            signal.setitimer(signal.ITIMER_REAL, 0)
     return wrong
 
 
@@ -592,7 +621,7 @@ def findings(place: Path, kinds: Mapping[str, Kind]) -> list[str]:
 def run(seed: int, count: int = 200) -> list[str]:
     """Every kind by itself, and ``count`` changes by chance: what went wrong, one line each."""
     wrong = []
-    kinds = KINDS | mutations(seed, count)
+    kinds = KINDS | SWEEPS | mutations(seed, count)
     for name, kind in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
             try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from gradlab.record.lock import Lock
+from gradlab.record.shard import MISSING, Shard, replace
 from tests.hostile import KINDS, compared, forked, make, mutations, read_all
 
 
@@ -22,3 +25,18 @@ def test_each_kind_is_read_or_is_one_refusal(bad):
 def test_none_costs_the_page_of_the_others(bad):
     place, paths = bad
     assert forked(lambda: compared(place, paths), 120) == []
+
+
+def test_what_links_in_a_folder_lead_to_is_not_written(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_bytes(np.full((4, 2), MISSING, "<u8").tobytes())
+    before = mine.read_bytes()
+    for name in ("writer.lock", "run.json.partial", "shard"):
+        (tmp_path / name).symlink_to(mine)
+    with pytest.raises(OSError, match="symbolic links"):
+        Lock(tmp_path).acquire()
+    with pytest.raises(OSError, match="symbolic links"):
+        replace(tmp_path / "run.json", b"{}")
+    with pytest.raises(OSError, match="symbolic links"):
+        Shard(tmp_path / "shard", 4, 100).write(0, b"chunk")
+    assert mine.read_bytes() == before

@@ -158,10 +158,12 @@ def _closest(cells: Sequence[_Cell]) -> list[list[_Cell]]:
     stale = slice(None)
     taken = []
     while free.any():
-        for index in np.arange(len(cells))[stale][free[stale]]:
+        for index in np.arange(len(cells))[stale][free[stale]].tolist():
             end = np.searchsorted(counts, counts[index] * (1 + TOLERANCE), "right")
             best[index] = _best(cells, counts, index + np.flatnonzero(free[index:end]))
-        (models, _), those = max((best[k] for k in np.flatnonzero(free)), key=lambda one: one[0])
+        (models, _), those = max(
+            (best[k] for k in np.flatnonzero(free).tolist()), key=lambda one: one[0]
+        )
         if models < 2:
             break
         taken.append([cells[k] for k in those])

@@ -21,6 +21,9 @@ MANY = 10**5
 """Most values of a nest."""
 LARGEST = 2**64
 """Largest whole number, either way."""
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Flag for a file that is written: what a link in a folder leads to is not changed."""
+_READY = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 
 class NotRegular(OSError):
@@ -33,7 +36,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
     Raises:
       OSError: if it cannot be opened; :class:`NotRegular` if it is no file.
     """
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, flags | _READY, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotRegular(f"{path.name} is no regular file")

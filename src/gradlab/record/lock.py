@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.errors import BadInput
-from gradlab.record.files import NotRegular, open_regular
+from gradlab.record.files import NO_LINK, NotRegular, open_regular
 
 LOCK = "writer.lock"
 RESERVE = 2**16
@@ -33,8 +33,7 @@ class Lock:
         Raises:
           BadInput: if another process, or another run of this one, holds it.
         """
-        # What a link leads to is not overwritten.
-        self.file = open_regular(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        self.file = open_regular(self.folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK)
         for _ in range(20):  # a reader that looks whether somebody writes holds it for a moment
             if _try(self.file, exclusive=True) is not False:
                 break

@@ -44,6 +44,8 @@ class Run:
         ``truncated`` if a part of the files is missing, as after a copy that was cut short.
       damage: which files are cut and what is lost by that; empty unless truncated. What is whole
         can be read.
+      whole_rows: how many rows are before the damage; None: all.
+      looked_at: whether the files of the arrays were looked at when it was opened.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Run:
     status: str
     damage: tuple[str, ...] = ()
     whole_rows: int | None = None
+    looked_at: bool = False
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, status={self.status!r})"
@@ -106,7 +109,8 @@ class Run:
         folder = self.path / ARRAYS
         readable = f"a run with a readable {ARRAYS}"
         try:
-            checked(folder)
+            if not self.looked_at:
+                checked(folder)
         except (OSError, ValueError) as error:
             raise BadInput("run", str(self.path), f"{readable} ({error})") from None
         if lost := [part for part in self.damage if _is_needed(part)]:
@@ -143,13 +147,14 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     run = glance(path)
     damage, whole = [], None
-    if run.info["format"] > 1 or (run.path / ARRAYS).exists():
+    if looked := run.info["format"] > 1 or (run.path / ARRAYS).exists():
         look = _damage if run.info["format"] > 1 else _damage_of_format_1
         try:
             damage, whole = look(run.path / ARRAYS)
         except (OSError, ValueError) as error:
             damage = [f"{ARRAYS} cannot be read ({error})"]
-    return Run(run.path, run.info, "truncated" if damage else run.status, tuple(damage), whole)
+    status = "truncated" if damage else run.status
+    return Run(run.path, run.info, status, tuple(damage), whole, looked)
 
 
 def glance(path: str | os.PathLike[str]) -> Run:

@@ -17,6 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from gradlab.record.files import NO_LINK
+
 ENTRY = 16
 MISSING = 2**64 - 1
 LOOKS = 5
@@ -149,7 +151,7 @@ class Shard:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        descriptor = os.open(self.path, os.O_RDWR)
+        descriptor = os.open(self.path, os.O_RDWR | NO_LINK)
         try:
             yield descriptor
         finally:
@@ -244,7 +246,7 @@ def replace(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[int]:
     """A new file that takes the place of ``path`` once the block has ended well."""
     partial = path.with_name(path.name + ".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_LINK, 0o666)
     try:
         try:
             yield descriptor

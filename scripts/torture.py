@@ -2,6 +2,8 @@
 
     python scripts/torture.py kill [--times 100] [--seed 0] [key=value ...]
     python scripts/torture.py disk [--sizes 20] [--seed 0] [--folder A_FOLDER_ON_A_SMALL_DISK]
+    python scripts/torture.py commands [--times 300] [--seed 0]
+    python scripts/torture.py hostile [--times 200] [--seed 0]
     python scripts/torture.py network
     python scripts/torture.py volume
     python scripts/torture.py cost [--repeats 3] [key=value ...]
@@ -14,6 +16,11 @@ kill     Kills (SIGKILL) runs, sweeps trained together, both of them in the time
          and what W&B and TensorBoard keep with what was left alone. No process may stay behind.
 disk     Runs on a disk with 1 to 4 MB left (a tmpfs, which only root can mount, or the folder
          given), reads what it recorded, makes room, resumes, and compares with a run left alone.
+commands Types command lines that nobody should, by a seed: each trains, or is refused with one
+         message and exit code 2; no traceback, no hang, no nonsense in a record.
+hostile  Reads, compares, serves and resumes run folders that somebody means ill with, of more than
+         a hundred kinds and with changes by chance: one message each, and the others' page. Then
+         resumes folders that name code, as runs and sweeps: none of it runs.
 network  Trains online against a W&B server on this machine that is slow, goes away in mid-run, or
          is not there at all; then syncs what was recorded offline.
 volume   Writes 100,000 rows at T=200 and 2,000 at T=5000; reports size, files and time to open.
@@ -41,6 +48,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what the parts share with the tests is there
 
 import numpy as np
+from tests import command_lines, hostile, payloads
 from tests.torture.disks import disk
 from tests.torture.kills import kill
 from tests.torture.runs import check, finish, start
@@ -283,6 +291,13 @@ def cost(repeats: int, overrides: Sequence[str]) -> None:
             )
 
 
+def tell(findings: Sequence[str]) -> None:
+    """Print what was found; end with an error if anything was."""
+    print(*findings, sep="\n")
+    check(not findings, f"{len(findings)} findings")
+    print("nothing was found")
+
+
 def main() -> None:
     """Run the part that was asked for."""
     parser = argparse.ArgumentParser(
@@ -297,6 +312,12 @@ def main() -> None:
     one.add_argument("--sizes", type=int, default=20)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--folder", type=Path)
+    one = parts.add_parser("commands")
+    one.add_argument("--times", type=int, default=300)
+    one.add_argument("--seed", type=int, default=0)
+    one = parts.add_parser("hostile")
+    one.add_argument("--times", type=int, default=200)
+    one.add_argument("--seed", type=int, default=0)
     parts.add_parser("network")
     parts.add_parser("volume")
     one = parts.add_parser("cost")
@@ -312,6 +333,11 @@ def main() -> None:
             kill(given.times, given.seed, given.overrides)
         case "disk":
             disk(given.sizes, given.seed, given.folder)
+        case "commands":
+            found = command_lines.run(given.times, given.seed, told=print)
+            tell([f"{one.wrong}: {one.line}\n{one.output}" for one in found])
+        case "hostile":
+            tell([*hostile.run(given.seed, given.times), *payloads.run()])
         case "network":
             network()
         case "volume":

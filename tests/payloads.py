@@ -7,13 +7,19 @@ sweep that was killed.
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests import ROOT
 
 
 class Touch:
@@ -293,3 +299,28 @@ def make_sweep(folder: Path, mark: Path, payload: Payload, config_dir: str = "")
     text = yaml.safe_dump({"hydra": recorded})
     (folder / "multirun.yaml").write_text(text, encoding="utf-8")
     return folder
+
+
+def run() -> list[str]:
+    """Resume each as a run and as a sweep, in processes of their own: what went wrong."""
+    ways = {"a run": (make_run, []), "a sweep": (make_sweep, []), "with -m": (make_sweep, ["-m"])}
+    wrong = []
+    for kind, payload in PAYLOADS.items():
+        for way, (make, flags) in ways.items():
+            with tempfile.TemporaryDirectory() as place:
+                mark = Path(place, "mark")
+                sent = make(Path(place, "sent"), mark, payload)
+                done = subprocess.run(
+                    [sys.executable, "-m", "gradlab", *flags, f"trainer.resume={sent}"],
+                    cwd=sent if payload.inside else place,
+                    env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+                    capture_output=True,
+                    text=True,
+                    timeout=120,
+                )
+                if mark.exists():
+                    wrong.append(f"{kind}, {way}: it ran")
+                if done.returncode != 2 or done.stderr.count("gradlab: ") != 1:
+                    wrong.append(f"{kind}, {way}: code {done.returncode}: {done.stderr[-500:]}")
+    print(f"{len(PAYLOADS)} kinds of folders that name code, each in {len(ways)} ways")
+    return wrong

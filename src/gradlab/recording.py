@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from gradlab.bptt.parts import by_name
-from gradlab.errors import BadInput, CannotRecord, LostPeer
+from gradlab.errors import CannotRecord, LostPeer
 from gradlab.experiment import Experiment, build_steps
 from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.finish import FIGURES, complete, replay
-from gradlab.record.reader import Run, open_run
+from gradlab.record.reader import Run, check_whole, open_run
 from gradlab.record.sinks import Guarded
 from gradlab.record.verdict import against_baseline, at_other_lengths, verdict
 from gradlab.tasks.base import Split
@@ -196,26 +196,6 @@ class _LastRow:
 
     def close(self, outcome: Outcome) -> None:
         """Nothing to end."""
-
-
-def check_whole(run: Run) -> None:
-    """Refuse to resume a run of which a part is lost.
-
-    Raises:
-      BadInput: with what is lost, and what can still be read.
-    """
-    if not run.damage:
-        return
-    more = f", and {len(run.damage) - 1} more" if len(run.damage) > 1 else ""
-    try:
-        rows = run.scalars.sizes["step"]
-        left = f"rows 0 to {rows - 1} of it can be read" if rows else "none of its rows can be read"
-    except BadInput:
-        left = "none of its rows can be read"
-    hint = f"a new run; {left}, and its run.json"
-    raise BadInput(
-        "trainer.resume", str(run.path), f"a run that is whole; {run.damage[0]}{more}", hint
-    )
 
 
 def key_of(experiment: Experiment) -> jax.Array:

@@ -109,7 +109,7 @@ def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False)
     if run.status == "diverged" and asked != "auto" and not run.left:
         allowed = f"a run that can be resumed; this one {run.info['reason']}"
         raise BadInput(KEY, str(folder), allowed, "a new run with other settings")
-    _check_same(run.config, scrub(config), folder)
+    _check_same(scrub(run.config), scrub(config), folder)
     return run
 
 

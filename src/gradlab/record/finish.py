@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Self
 
 import xarray
 
-from gradlab.errors import BadInput, CannotRecord, first_line
+from gradlab.errors import CannotRecord, first_line
 from gradlab.record import figures
 from gradlab.record.base import Description, Outcome, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.output import protect
-from gradlab.record.reader import Run, open_run, recorded_rows
+from gradlab.record.reader import Run, check_whole, open_run, recorded_rows
 from gradlab.record.sinks import Guarded, sinks_of
 from gradlab.record.wandb.sink import WandbSink
 
@@ -128,8 +128,7 @@ def finish(folder: Path, record: Mapping[str, Any], *, again: bool = False) -> F
     directory.reopen()
     try:
         run = open_run(folder)
-        if run.damage:
-            raise BadInput("trainer.resume", str(folder), f"a run that is whole; {run.damage[0]}")
+        check_whole(run)
         wanted = [part for part in directory.left if part in parts_of(record)]
         sinks, wandb = sinks_of({**record, "terminal": False}, folder)
         guarded = [one for one in map(Guarded, sinks) if one.part in wanted]

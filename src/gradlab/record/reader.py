@@ -183,6 +183,23 @@ def glance(path: str | os.PathLike[str]) -> Run:
     return Run(path, info, status)
 
 
+def check_whole(run: Run) -> None:
+    """Refuse to resume a run of which a part is lost.
+
+    Raises:
+      BadInput: with what is lost, and what can still be read.
+    """
+    for first in run.damage[:1]:
+        more = f", and {len(run.damage) - 1} more" if len(run.damage) > 1 else ""
+        try:
+            rows = run.scalars.sizes["step"]
+        except BadInput:
+            rows = 0
+        left = f"rows 0 to {rows - 1} of it can be read" if rows else "none of its rows can be read"
+        hint = f"a new run; {left}, and its {INFO}"
+        raise BadInput("trainer.resume", str(run.path), f"a run that is whole; {first}{more}", hint)
+
+
 def recorded_rows(run: Run) -> Iterator[Row]:
     """The rows of a run as they were logged, without what was not finite because not measured."""
     scalars, curves = run.scalars, run.curves

@@ -48,7 +48,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what the parts share with the tests is there
 
 import numpy as np
-from tests import command_lines, hostile, payloads
+from tests.torture import command_lines, hostile, payloads
 from tests.torture.disks import disk
 from tests.torture.kills import kill
 from tests.torture.runs import check, finish, start

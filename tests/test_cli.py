@@ -120,7 +120,7 @@ def test_own_cell_task_and_probe_in_a_process_of_its_own(process, tmp_path):
 def test_bad_input_in_a_process_of_its_own(process, tmp_path):
     code, out, err = ended(process("trainer.steps=0"))
     assert (code, out) == (2, "")
-    assert err == "gradlab: trainer.steps: got 0\n  allowed: a number of at least 1\n"
+    assert err == "gradlab: trainer.steps: got 0\n  allowed: a whole number of at least 1\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -7,24 +7,12 @@ import pytest
 
 from gradlab.record.lock import Lock
 from gradlab.record.shard import MISSING, Shard, replace
-from tests.hostile import KINDS, compared, forked, make, mutations, read_all
+from tests.torture.hostile import KINDS, apart
 
 
-@pytest.fixture(scope="module")
-def bad(tmp_path_factory):
-    place = tmp_path_factory.mktemp("hostile")
-    return place, make(place, KINDS | mutations(0, 20))
-
-
-def test_each_kind_is_read_or_is_one_refusal(bad):
-    _, paths = bad
+def test_each_kind_is_read_or_is_one_refusal_and_costs_nobody_the_page(tmp_path):
     assert len(KINDS) >= 100
-    assert forked(lambda: read_all(paths), 120) == []
-
-
-def test_none_costs_the_page_of_the_others(bad):
-    place, paths = bad
-    assert forked(lambda: compared(place, paths), 120) == []
+    assert apart(tmp_path, seed=0, count=20) == []
 
 
 def test_what_links_in_a_folder_lead_to_is_not_written(tmp_path):

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -207,7 +208,7 @@ def test_a_sweeper_can_ask_for_one_and_the_key_may_change_when_a_run_goes_on():
     with pytest.raises(BadInput, match="test/loss/length_22"):
         check_objective("test/loss/length_22", COPYING)
     config = {"trainer": {"steps": 3}, "optimizer": {"schedule": "constant"}}
-    _check_same(config, config | {"trainer": {"steps": 3, "test_lengths": [3]}})
+    _check_same(config, config | {"trainer": {"steps": 3, "test_lengths": [3]}}, Path("run"))
 
 
 # What is refused, before anything is trained; what is typed is in test_bad_input.

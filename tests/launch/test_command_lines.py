@@ -1,10 +1,10 @@
-"""Command lines by a seed, see :mod:`tests.command_lines`: none ends but in one good message."""
+"""Command lines by a seed (:mod:`tests.torture.command_lines`): one good message for each."""
 
 import json
 
 import pytest
 
-from tests import command_lines
+from tests.torture import command_lines
 
 KINDS = ("number", "argument", "typo", "target", "regularizer", "resume")
 """Those of which most lines are refused."""

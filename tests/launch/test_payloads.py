@@ -18,8 +18,8 @@ from gradlab.launch.recorded import OF_A_SWEEP, check_settings, keep_out
 from gradlab.launch.resume import with_resumed
 from gradlab.record.reader import open_run
 from tests import ROOT
-from tests.payloads import PAYLOADS, Payload, make_run, make_sweep
 from tests.small import QUIET, TINY
+from tests.torture.payloads import PAYLOADS, Payload, make_run, make_sweep
 
 
 def content(folder):

@@ -260,7 +260,7 @@ def test_options_that_cannot_be():
     with pytest.raises(BadInput, match="1 to T - 1 = 6"):
         TemporalContribution(split=T).variables(SETTING)
     TemporalContribution(split=T - 1).variables(SETTING)
-    with pytest.raises(BadInput, match=r"curvature\.iterations.*\n.*at least 1"):
+    with pytest.raises(BadInput, match=r"curvature\.iterations.*\n.*from 1 to 1000"):
         Curvature(iterations=0)
     with pytest.raises(Unsupported, match=r"SimpleRNN.*without clipping"):
         ClipRemoved().variables(SETTING._replace(clips=False))

@@ -92,6 +92,8 @@ class Optimizer:
             update = self.update
             with jax.numpy_dtype_promotion("standard"):  # as in a step
                 jax.eval_shape(lambda p: update.update(p, update.init(p), p), params)
+        except BadInput:
+            raise
         except Exception as error:
             name = getattr(_bare(self.rule), "__qualname__", str(self.rule))
             raise BadInput("optimizer.rule", name, cannot_be(error)) from error

@@ -18,8 +18,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from gradlab.launch.job import worth
-from tests.payloads import Touch
 from tests.small import QUIET, TINY
+from tests.torture.payloads import Touch
 
 SPACE = [
     "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))",

@@ -414,7 +414,7 @@ def run(
     count: int, seed: int, kinds: Sequence[str] = (), told: Callable[[str], None] | None = None
 ) -> list[Finding]:
     """What is wrong with so many lines; ``told`` hears of every line how it ended."""
-    command = [sys.executable, "-m", "tests.command_lines", str(count), str(seed), *kinds]
+    command = [sys.executable, "-m", "tests.torture.command_lines", str(count), str(seed), *kinds]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT

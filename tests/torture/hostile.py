@@ -18,6 +18,8 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +31,7 @@ from numcodecs.zstd import Zstd
 
 from gradlab.errors import BadInput
 from gradlab.record.reader import open_run
+from tests import ROOT
 from tests.compare.recordings import record_run
 
 SECONDS = 20
@@ -476,12 +479,13 @@ def make(place: Path, kinds: Mapping[str, Kind], good: int = 2) -> dict[str, Pat
     paths, small = {}, {"only": VARIABLES, "close": False}
     for number in range(good):
         record_run(place / f"good{number}", ("lstm", "rnn")[number % 2], number, **small)
-    for number, (name, kind) in enumerate(kinds.items()):
-        run = record_run(place / f"bad{number}", "lstm", 7, **small)
-        (run / ".hydra").mkdir()
-        (run / ".hydra" / "overrides.yaml").write_text("- model=lstm\n")
-        kind(run)
-        paths[name] = run
+    with tempfile.TemporaryDirectory() as beside:
+        whole = record_run(Path(beside, "whole"), "lstm", 7, **small)
+        (whole / ".hydra").mkdir()
+        (whole / ".hydra" / "overrides.yaml").write_text("- model=lstm\n")
+        for number, (name, kind) in enumerate(kinds.items()):
+            paths[name] = shutil.copytree(whole, place / f"bad{number}")
+            kind(paths[name])
     return paths
 
 
@@ -618,6 +622,14 @@ def findings(place: Path, kinds: Mapping[str, Kind]) -> list[str]:
     return [*wrong, *([page] if isinstance(page, str) else page)]
 
 
+def apart(place: Path, seed: int, count: int) -> list[str]:
+    """The same of every kind and ``count`` changes by chance, in a process without a device."""
+    command = [sys.executable, "-m", "tests.torture.hostile", str(place), str(seed), str(count)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    return json.loads(done.stdout) if done.returncode == 0 else [done.stderr]
+
+
 def run(seed: int, count: int = 200) -> list[str]:
     """Every kind by itself, and ``count`` changes by chance: what went wrong, one line each."""
     wrong = []
@@ -629,3 +641,8 @@ def run(seed: int, count: int = 200) -> list[str]:
             except AssertionError as error:
                 wrong.append(f"{name}: {error}")
     return wrong
+
+
+if __name__ == "__main__":
+    place, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    print(json.dumps(findings(place, KINDS | SWEEPS | mutations(seed, count))))

@@ -73,7 +73,7 @@ def optimizer(learning_rate=0.1, rule=optax.sgd, **options):
         (lambda: optimizer(rule=optax.lion, weight_decay=-1), "optimizer.rule.weight_decay"),
         (lambda: optimizer(rule=optax.adam, mu_dtype="foo"), "optimizer.rule"),
         (lambda: optimizer(rule=optax.lbfgs), "optimizer.rule"),
-        (lambda: optimizer(rule=dict), "optimizer.rule"),
+        (lambda: optimizer(rule=dict), "optimizer.rule._target_"),
         (lambda: optimizer(1e-300), "optimizer.learning_rate"),
         (lambda: optimizer(True), "optimizer.learning_rate"),
         (lambda: Trainer(steps=2**31, batch=1), "trainer.steps"),

@@ -285,7 +285,7 @@ ACTION = st.one_of(
 ACTIONS = st.lists(ACTION, max_size=30)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ACTIONS)
 def test_what_was_flushed_stays_whatever_fails(actions):
     """Any order of rows, flushes, closes, kills, failures and resumes."""

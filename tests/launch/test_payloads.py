@@ -77,6 +77,10 @@ def test_a_folder_with_a_way_out_of_it_is_refused(sent):
             with pytest.raises(BadInput, match=r"'conf/sweep\.csv' is a link that leads out of it"):
                 with_resumed(line.split())
         (sent / "conf" / "sweep.csv").unlink()
+    logs = sent / "0" / "wandb" / "offline-run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to("/var/log/somewhere")  # as W&B leaves it after a kill
+    keep_out(sent)
     os.mkfifo(sent / "pipe")
     with pytest.raises(BadInput, match=r"'pipe' is neither a file nor a folder"):
         with_resumed([f"trainer.resume={sent}"])

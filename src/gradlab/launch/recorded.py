@@ -138,13 +138,21 @@ def keep_out(folder: Path) -> None:
     for entry in _odd_entries(folder):
         if not entry.is_symlink():
             odd = "neither a file nor a folder"
-        elif not Path(os.path.realpath(entry)).is_relative_to(home):
+        elif not (_is_log(Path(entry)) or Path(os.path.realpath(entry)).is_relative_to(home)):
             odd = "a link that leads out of it"
         else:
             continue
         name = shown(os.path.relpath(entry, folder))
         allowed = f"a folder of plain files; {name} is {odd}"
         raise BadInput(KEY, str(folder), allowed)
+
+
+def _is_log(link: Path) -> bool:
+    """Whether W&B put it there: its log is elsewhere while it runs, and for ever after a kill.
+
+    Nobody writes through it; a run that is resumed has a folder of its own in ``wandb/``.
+    """
+    return link.parent.name == "logs" and link.parents[2].name == "wandb"
 
 
 def _odd_entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -125,7 +125,7 @@ def _regularizer(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         if name != "regularizer" and isinstance(node, dict) and "_target_" in node
     }
     for name, node in known.items():  # a slip in one that is not chosen is a slip, too
-        _check_node(f"trainer.{name}", node, kinds=(Regularizer,))
+        _make(f"trainer.{name}", node, kinds=(Regularizer,))
     settings = {name: node for name, node in trainer.items() if name not in known}
     chosen = settings.pop("regularizer", None)
     if chosen is None:

@@ -80,7 +80,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     if found := PLUS.search(text):
         given = _given(arguments, found[1])
         return str(BadInput(found[1], given, "an option, without the +", f"{found[1]}={given}"))
-    if "Config group override must be" in text:
+    if "Config group override must be" in text or "Could not override ''" in text:
         for group in groups_of(arguments):
             given = _given(arguments, group)
             if given and not re.search(r"[^\W\d]", given.replace("null", "")):

@@ -136,6 +136,14 @@ def test_odd_values_in_the_config_become_plain(tmp_path):
     assert open_run(tmp_path).config == {"a": 0.5, "b": [1, 2], "c": None, "d": "x", "5": {}}
 
 
+@pytest.mark.parametrize("value", [2**80, "\ud800", [[]] * 100_001])
+def test_what_no_reader_takes_is_not_recorded(tmp_path, value):
+    description = Description("n", {"a": {"b": value}}, {}, {}, {})
+    with pytest.raises(BadInput, match="can be recorded and read again"):
+        RunDirectory(tmp_path / "run").open(description)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_running_run_can_be_read(tmp_path):
     description = describe(T=10, steps=20)
     directory = RunDirectory(tmp_path, flush_seconds=1000)

@@ -24,6 +24,7 @@ import numpy as np
 from gradlab.errors import BadInput, CannotRecord
 from gradlab.record.arrays import Arrays
 from gradlab.record.base import Description, Outcome, Row
+from gradlab.record.files import check_nest
 from gradlab.record.lock import Lock
 from gradlab.record.private import scrub
 from gradlab.record.shard import replace
@@ -83,6 +84,11 @@ class RunDirectory:
         if not description.resumed and (self.path / INFO).exists():
             hint = "another folder, or move the earlier run away"
             raise BadInput("run", str(self.path), "a folder that holds no run yet", hint)
+        try:
+            check_nest(plain(description.config))
+        except ValueError as error:
+            allowed = f"a configuration that can be recorded and read again ({error})"
+            raise BadInput("configuration", description.name, allowed) from None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()

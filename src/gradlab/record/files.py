@@ -70,7 +70,7 @@ def read_json(path: Path, most: int = SMALL) -> Any:
         found = json.loads(text, parse_constant=_no_number)
     except RecursionError:
         raise ValueError(f"it is nested more than {DEPTH} levels deep") from None
-    _check(found)
+    check_nest(found)
     return found
 
 
@@ -78,8 +78,12 @@ def _no_number(word: str) -> Any:
     raise ValueError(f"{word} is no number of JSON")
 
 
-def _check(nest: Any) -> None:
-    """Refuse what no reader should have to expect."""
+def check_nest(nest: Any) -> None:
+    """Refuse what no reader should have to expect, and no writer must write.
+
+    Raises:
+      ValueError: saying what it is.
+    """
     level, count = [nest], 0
     for _ in range(DEPTH):
         below: list[Any] = []

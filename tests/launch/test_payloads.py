@@ -91,6 +91,48 @@ def test_a_folder_with_a_way_out_of_it_is_refused(sent):
         with_resumed([f"trainer.resume={sent}"])
 
 
+@pytest.mark.parametrize("name", ["matplotlibrc", "wandb/settings"])
+def test_what_libraries_obey_in_the_current_folder_is_refused_there(sent, monkeypatch, name):
+    (sent / name).parent.mkdir(exist_ok=True)
+    (sent / name).write_text("[default]\nbase_url = http://localhost:1\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with_resumed([f"trainer.resume={sent}"])
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.chdir(sent)
+    for line in ("trainer.resume=.", "-m trainer.resume=auto hydra.sweep.dir=."):
+        with pytest.raises(BadInput, match=rf"a folder without {name}, which is obeyed"):
+            with_resumed(line.split())
+
+
+def test_links_in_a_folder_that_is_no_run_yet_are_refused(tmp_path):
+    for key, name in (("run", ".hydra"), ("sweep", "multirun.yaml"), ("sweep", "1")):
+        folder = tmp_path / name / "given"
+        folder.mkdir(parents=True)
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(BadInput, match="is a link that leads out of it"):
+            with_resumed(["trainer.resume=auto", f"hydra.{key}.dir={folder}"])
+
+
+def test_aliases_that_grow_without_end_are_refused(sent):
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    sources = "config_sources: [{provider: command-line, path: *a11}]"
+    lines += [f"hydra: {{overrides: {{task: [], hydra: []}}, runtime: {{{sources}}}}}"]
+    (sent / "multirun.yaml").write_text("\n".join(lines))
+    with pytest.raises(BadInput, match=r"a folder whose multirun.yaml can be read"):
+        with_resumed([f"trainer.resume={sent}"])
+
+
+def test_how_a_sweep_is_resumed_names_none_of_its_folders():
+    from hydra import compose, initialize_config_dir
+
+    from gradlab.launch.conf_files import config_folder
+
+    with initialize_config_dir(config_folder(), version_base="1.3"):
+        config = compose("config", return_hydra_config=True)
+        assert config.hydra.job.config.override_dirname.exclude_keys == ["trainer.resume"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

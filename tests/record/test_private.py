@@ -13,13 +13,14 @@ SECRETS = """
 GH_PAT PAT PGPASS PGPASSWORD MY_PASSPHRASE AWS_AUTH NPM_AUTH DB_PASS DB_PASS_2 DB_PWD MYSQL_PWD
 SSHPASS COOKIE JUPYTER_COOKIE MY_SESSION SENTRY_DSN AZURE_SAS SAS_TOKEN WANDB_API_KEY MYKEY API_KEYS
 AWS_ACCESS_KEY_ID GITHUB_TOKEN HF_TOKEN x_token CREDENTIALS AWS_SECRET_ACCESS_KEY SLACK_WEBHOOK
-ROOT_PASSWD GOOGLE_APPLICATION_CREDENTIALS
+ROOT_PASSWD GOOGLE_APPLICATION_CREDENTIALS DB_PW AWS_CREDS CONNECTION_STRING DB_CONN_STR
+DOCKER_AUTH_CONFIG AUTHORIZATION AUTH_HEADER BASICAUTH OAUTH MNEMONIC SEED_PHRASE MY_PSWD
 """
 ORDINARY = """
 PATH PWD OLDPWD HOME USER SSH_AUTH_SOCK XDG_SESSION_ID XDG_SESSION_TYPE DBUS_SESSION_BUS_ADDRESS
 DESKTOP_SESSION SESSION_MANAGER COMPASS COMPASS_HOME BYPASS PASSENGER_ROOT GIT_AUTHOR_NAME
 XAUTHORITY PATTERN PATCH KEYBOARD XKB_KEYMAP TOKENIZERS_PARALLELISM MANPATH KEY_FILE
-PASSWORD_STORE_DIR ATLAS
+PASSWORD_STORE_DIR ATLAS SSH_PUBLIC_KEY SECRETARY
 """
 ODD = 'it\'s a "very\\odd" sécret%/&'
 KEY_OF_LINES = "-----BEGIN KEY-----\nabcdefgh0123456789\n-----END KEY-----\n"
@@ -58,7 +59,9 @@ def test_one_secret_inside_another(monkeypatch):
     assert hide("abcdefgh1-and-more, abcdefgh1") == "<B_TOKEN>, <A_TOKEN>"
 
 
-@pytest.mark.parametrize("value", ["true", "finished", "optimizer", "/usr/bin", "1234567"])
+@pytest.mark.parametrize(
+    "value", ["true", "finished", "optimizer", "/usr/bin", "1234567", "10000000", " " * 9]
+)
 def test_ordinary_values_stay_what_they_are(monkeypatch, value):
     monkeypatch.setenv("MY_TOKEN", value)
     assert scrub({value: f"a {value} b"}) == {value: f"a {value} b"}
@@ -68,6 +71,9 @@ def test_ordinary_values_stay_what_they_are(monkeypatch, value):
     ("text", "shown"),
     [
         ("at postgres://me:pass@db/x.", "at postgres://me:***@db/x."),
+        ("https://ghp_0123456789abcdef@github.com/a", "https://***@github.com/a"),
+        ("ssh://git@github.com/a https://me@h.org", "ssh://git@github.com/a https://me@h.org"),
+        ("https://h.org/?a=1&token=abc&b=2", "https://h.org/?a=1&token=***&b=2"),
         ("https://u:p@ss:w@host/a", "https://u:***@host/a"),
         ("redis://:only@host", "redis://:***@host"),
         ("http://u:***@host", "http://u:***@host"),

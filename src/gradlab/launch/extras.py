@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -38,7 +39,7 @@ def missing_extra(path: str, given: Callable[[str], str]) -> BadInput | None:
 
 
 def check_launcher(config: DictConfig) -> None:
-    """Refuse Slurm where its commands are not.
+    """Refuse Slurm where its commands are not, and submitit's own launchers for an earlier sweep.
 
     Args:
       config: of the sweep, with its section ``hydra``.
@@ -47,7 +48,15 @@ def check_launcher(config: DictConfig) -> None:
       BadInput: with what to use instead.
     """
     target = str(config.hydra.launcher.get("_target_"))
+    given = config.hydra.runtime.choices["hydra/launcher"]
+    if target.startswith("hydra_plugins.hydra_submitit") and _holds_results(config):
+        allowed = "a launcher that unpickles nothing of what lies in the folder of a sweep"
+        raise BadInput("hydra/launcher", given, allowed, "hydra/launcher=local or =slurm")
     if target.endswith(".SlurmLauncher") and shutil.which("srun") is None:
-        given = config.hydra.runtime.choices["hydra/launcher"]
         allowed = "a launcher other than Slurm's: this machine has no srun"
         raise BadInput("hydra/launcher", given, allowed, "hydra/launcher=local")
+
+
+def _holds_results(config: DictConfig) -> bool:
+    """Whether the sweep's folder has what submitit left there, or somebody who sent it."""
+    return Path(str(config.hydra.sweep.dir), ".submitit").exists()

@@ -38,6 +38,8 @@ _SHOWN = 5
 _SUBMITIT = ".submitit"
 """Where submitit keeps links by full paths, which lead nowhere in a sweep that was moved."""
 _SUBDIR = "hydra.sweep.subdir="
+_OBEYED = ("matplotlibrc", "wandb/settings")
+"""What libraries read in the current folder."""
 _TARGET = "_target_"
 _TARGETS = re.compile(r"""_target_['"]?\s*[:=]\s*['"]?([\w.]+)""")
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
@@ -52,7 +54,7 @@ _NUMBERS_OF_HYDRA = {
     "hydra.sweeper.sampler": "seed n_startup_trials n_ei_candidates population_size",
 }
 OF_A_SWEEP = {
-    "hydra/launcher": "basic|population|joblib|local|slurm|ray|submitit_local|submitit_slurm",
+    "hydra/launcher": "basic|population|joblib|local|slurm|ray",
     "hydra/sweeper": "basic|search|optuna",
     "hydra/sweeper/sampler": "tpe|random|cmaes|nsgaii",
     "hydra.sweeper.study_name": r"[\w.-]+",
@@ -133,6 +135,10 @@ def keep_out(folder: Path) -> None:
     """
     here, home = Path.cwd().resolve(), folder.resolve()
     if here.is_relative_to(home):
+        for name in _OBEYED:
+            if (here / name).exists() or (here / name).is_symlink():
+                allowed = f"a folder without {name}, which is obeyed where Python is started"
+                raise BadInput(KEY, str(folder), allowed, "the same from another current folder")
         sys.path[:] = [place for place in sys.path if Path(place).resolve() != here]
         os.environ["PYTHONSAFEPATH"] = "1"  # for the processes that this one starts
     for entry in _odd_entries(folder):

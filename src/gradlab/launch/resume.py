@@ -47,7 +47,7 @@ def with_resumed(arguments: Sequence[str]) -> list[str]:
     sweep = bool(_MULTIRUN & set(arguments))
     placed = value_of(arguments, "hydra.run.dir")
     if asked == "auto":
-        for folder in filter(_holds_a_record, _placed(arguments)):
+        for folder in filter(Path.is_dir, _placed(arguments)):
             keep_out(folder)
         found = (
             None if sweep or placed is not None else _left_unfinished(Path("outputs"), arguments)
@@ -177,10 +177,12 @@ def _recorded_sweep(folder: Path) -> dict[str, Any]:
         hydra: Any = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
         overrides = hydra["overrides"]["task"] + hydra["overrides"]["hydra"]
         sources = [
-            str(one["path"])
+            one["path"]
             for one in hydra["runtime"]["config_sources"]
             if one["provider"] == "command-line"
         ]
+        if not all(isinstance(one, str) for one in sources):
+            raise TypeError("a folder with yaml files that is no text")
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = shown(f"{type(error).__name__}: {first_line(error)}")
         raise BadInput(KEY, str(folder), f"a folder whose {SWEEP} can be read ({reason})") from None
@@ -214,10 +216,6 @@ def _placed(arguments: Sequence[str]) -> Iterator[Path]:
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
         if (folder := value_of(arguments, key)) is not None:
             yield Path(folder)
-
-
-def _holds_a_record(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("run.json", SWEEP))
 
 
 def _open(folder: Path):

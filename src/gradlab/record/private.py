@@ -13,7 +13,9 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 _SECRET = re.compile(
-    r"SECRET|PASSW(?:OR)?D|PASSPHRASE|PASSCODE|CREDENTIAL"
+    r"SECRET(?!ARY)|PASSW(?:OR)?D|PSWD|PASSPHRASE|PASSCODE|CREDENTIAL|MNEMONIC|SEED_PHRASE"
+    r"|(?<![A-Z])CREDS?(?![A-Z])|CONN(?:ECTION)?_?STR(?:ING)?(?![A-Z])"
+    r"|AUTHORIZATION|(?:BASIC|O)AUTH(?![A-Z])|AUTH_(?:HEADER|CONFIG)|(?<![A-Z])DB_PW$"
     r"|(?:KEY|TOKEN)S?(?![A-Z])"  # at the end of a word: no KEYBOARD, no TOKENIZERS
     r"|(?<!COM)(?<!BY)(?<!OVER)PASS(?![A-Z])"
     r"|(?<![A-Z])(?:COOKIES?|JWT|BEARER|WEBHOOK)(?![A-Z])"
@@ -22,8 +24,8 @@ _SECRET = re.compile(
     r"|(?<![A-Z])(?<!^DESKTOP_)SESSION$",
     re.IGNORECASE,
 )
-_PLACE = re.compile(r"_(?:FILE|DIR|PATH|SOCK)$", re.IGNORECASE)
-"""A variable with such a name says where something is."""
+_PLACE = re.compile(r"_(?:FILE|DIR|PATH|SOCK)$|PUBLIC_?KEY$", re.IGNORECASE)
+"""A variable with such a name says where something is, or is no secret by its nature."""
 SHORTEST = 8
 """A value of fewer characters is no secret: it could be part of any word."""
 _WORDS = """
@@ -37,6 +39,13 @@ _URL = re.compile(
     r"""(?P<head>[a-z][a-z0-9+.-]*://[^\s/:@'"${}]*):(?!<\w+>@)(?!\$\{)[^\s/]+@""", re.IGNORECASE
 )
 """A URL with a password, which is not the name of a secret or a reference already."""
+_USER = re.compile(r"(https?://)(?!\*)[^\s/:@'\"<>${}]{16,}@", re.IGNORECASE)
+"""A token as the name of a user."""
+_ASKED = re.compile(
+    r"([?&](?:password|passwd|token|access_token|api_?key|secret|sig)=)[^\s&'\"<>*${}]+",
+    re.IGNORECASE,
+)
+"""A secret among the questions of a URL."""
 HIDDEN = "***"
 """What is shown of the password in a URL."""
 
@@ -83,7 +92,11 @@ def hide(text: str) -> str:
         pattern, names = _forms(known)
         if pattern is not None:
             text = pattern.sub(lambda found: names[found[0]], text)
-    return _URL.sub(rf"\g<head>:{HIDDEN}@", text) if "://" in text else text
+    if "://" in text:
+        text = _URL.sub(rf"\g<head>:{HIDDEN}@", text)
+        text = _USER.sub(rf"\g<1>{HIDDEN}@", text)
+        text = _ASKED.sub(rf"\g<1>{HIDDEN}", text)
+    return text
 
 
 @functools.lru_cache(maxsize=4)
@@ -95,9 +108,13 @@ def _forms(known: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[str] | None, 
             found = _URL.search(value)
             password = found[0][found.end("head") - found.start() + 1 : -1] if found else ""
             shown |= dict.fromkeys(_written(password), HIDDEN)
-        elif value not in _WORDS.split() and not _is_path(value):
+        elif not _is_ordinary(value):
             shown |= dict.fromkeys(_written(value), f"<{name}>")
-    shown = {form: word for form, word in shown.items() if len(form) >= SHORTEST}
+    shown = {
+        form: word
+        for form, word in shown.items()
+        if len(form.strip()) >= SHORTEST and not _is_ordinary(form)
+    }
     longest_first = sorted(shown, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if shown else None, shown
 
@@ -113,5 +130,8 @@ def _written(value: str) -> set[str]:
     return forms
 
 
-def _is_path(value: str) -> bool:
-    return value.startswith("/") and "\0" not in value and os.path.exists(value)
+def _is_ordinary(value: str) -> bool:
+    """Whether it is a word of records, a number as of MAX_TOKENS, or the path of what is there."""
+    is_path = value.startswith("/") and "\0" not in value and os.path.exists(value)
+    is_number = value.isdecimal() and len(value) <= 12
+    return value in _WORDS.split() or is_number or is_path

@@ -184,7 +184,7 @@ class Text(Divided):
 def _read(path: str | None, limit: int) -> str:
     """The first ``limit`` characters of the file, of the folder, or of the standard library."""
     root = Path(os.__file__).parent if path is None else Path(os.path.expanduser(str(path)))
-    if path is not None and (not str(path).strip() or not os.path.exists(root)):
+    if path is not None and not (str(path).strip() and (root.is_file() or root.is_dir())):
         raise BadInput(
             "task.path",
             path,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,8 @@ class Queue(submitit_launcher.BaseSubmititLauncher):
 
         options = dict(self.params)
         folder, retries = options.pop("submitit_folder"), options.pop("max_num_timeout", None)
+        # Results come back pickled: from a place that nobody could foresee who sent the folder.
+        folder = Path(folder).parent / secrets.token_hex(8) / Path(folder).name
         first = {} if retries is None else {f"{self._EXECUTOR}_max_num_timeout": retries}
         executor = submitit.AutoExecutor(folder=folder, cluster=self._EXECUTOR, **first)
         shared = set(OmegaConf.structured(BaseQueueConf))

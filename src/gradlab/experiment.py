@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from gradlab.training.mesh import DataMesh, mesh_of
 from gradlab.training.optimizer import Optimizer
 from gradlab.training.schedule import Schedule
 from gradlab.training.step import Steps
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,9 @@ def build_steps(experiment: Experiment) -> Steps:
     test_tasks = {length: at_length(task, length, "trainer.test_lengths") for length in lengths}
     mesh = mesh_of(experiment.trainer.mesh, experiment.trainer.batch)
     _check_memory(experiment, mesh)
+    close = any(isinstance(probe, CloseProbe) for probe in experiment.probes.values())
+    each = 6 if close else 2 if experiment.probes else 1
+    _say_cost(experiment.layers * (2 if experiment.bidirectional else 1), each)
     model = _model(experiment)
     steps = Steps(
         model,
@@ -91,6 +98,19 @@ def build_steps(experiment: Experiment) -> Steps:
     )
     _check_regularizer(steps, experiment.regularizer)
     return steps
+
+
+@functools.cache  # once for all the runs of a sweep that are alike
+def _say_cost(layers: int, each: int) -> None:
+    """Say how long compiling will take, where that is a minute or more: layers are unrolled.
+
+    Args:
+      layers: how many, in all directions.
+      each: seconds that each takes, on two CPU cores; see docs/decisions.md.
+    """
+    if (seconds := each * layers) >= 60:
+        message = "each of %d layers is compiled by itself, which takes some %d minutes in all"
+        _log.warning(message, layers, round(seconds / 60))
 
 
 def _model(experiment: Experiment) -> SequenceModel:

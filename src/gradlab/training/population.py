@@ -29,7 +29,6 @@ from gradlab.training.program import (
     Measured,
     compiled,
     held_out,
-    say_cost,
     scores,
     test_at,
 )
@@ -177,7 +176,6 @@ class Population:
         Raises:
           BadInput: if not even one member at once fits into memory.
         """
-        say_cost(self.steps)
         began = time.perf_counter()
         if self._try:
             self.at_once = min(self._try, key=self._seconds_of_steps)

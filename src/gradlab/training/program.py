@@ -7,7 +7,6 @@ of its members in one call. Here is the program of a single run; that of many is
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,8 +20,6 @@ import numpy as np
 from gradlab.model import per_example_accuracy, per_example_loss
 from gradlab.tasks.base import Batch, Task
 from gradlab.training.step import Report, State, Steps
-
-_log = logging.getLogger(__name__)
 
 HeldOut = Literal["val", "test"]
 """The splits that are scored."""
@@ -116,7 +113,6 @@ class Solo:
 
     def compile(self) -> None:
         """See :meth:`Program.compile`."""
-        say_cost(self.steps)
         began, mesh = time.perf_counter(), self.steps.mesh
         self._advance, self._probe, self._measure = compiled(
             mesh.jit(self.steps.advance).lower(self._state, self.data, np.int32(0)),
@@ -179,19 +175,6 @@ class Solo:
         """See :meth:`Program.inspect`."""
         inspect = self.steps.mesh.jit(self.steps.inspect)
         return jax.device_get(inspect(self._state, self.data))
-
-
-SECONDS_A_LAYER, WITH_STEP_PROBES, WITH_CLOSE_PROBES = 1, 2, 6
-"""What compiling takes for each layer and direction, on two CPU cores; see docs/decisions.md."""
-
-
-def say_cost(steps: Steps) -> None:
-    """Say how long compiling will take, where that is a minute or more: layers are unrolled."""
-    each = WITH_STEP_PROBES if steps.probes else SECONDS_A_LAYER
-    each = WITH_CLOSE_PROBES if steps.looks_closely else each
-    if (seconds := each * len(steps.names)) >= 60:
-        message = "each of %d layers is compiled by itself, which takes some %d minutes in all"
-        _log.warning(message, len(steps.names), round(seconds / 60))
 
 
 def compiled(*lowered: Any) -> list[Callable[..., Any]]:

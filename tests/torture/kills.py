@@ -121,11 +121,17 @@ class Trials:
             moments += [1 + self.chance.random() * (whole - 1) for _ in range(2)]
         kills, rows = 0, []
         for after in moments:
-            process = self._begin(folder, together)
+            began, process = time.monotonic(), self._begin(folder, together)
             if kind == "end":
                 while process.poll() is None and not has_ended(folder, together):
                     time.sleep(0.01)
-            kills += killed(process, after)
+                began = time.monotonic()
+            if killed(process, after):
+                kills += 1
+            elif kind != "resume":  # too late: the machine is faster by now
+                known = "end" if kind == "end" else "seconds"
+                seconds = min(getattr(alone, known), time.monotonic() - began)
+                self._alone[together] = alone._replace(**{known: seconds})
             check(
                 not left_behind(folder), f"a process outlives {folder.name}: {left_behind(folder)}"
             )

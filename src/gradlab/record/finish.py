@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -132,6 +133,10 @@ def finish(folder: Path, record: Mapping[str, Any], *, again: bool = False) -> F
         wanted = [part for part in directory.left if part in parts_of(record)]
         sinks, wandb = sinks_of({**record, "terminal": False}, folder)
         guarded = [one for one in map(Guarded, sinks) if one.part in wanted]
+        if WandbSink.part in wanted:
+            # Now, not in its thread while figures are drawn: of two threads that parse source at
+            # one moment, as packages do that are being imported, CPython 3.11 can fail one.
+            importlib.import_module("wandb")
         description, outcome = told(run, again=again)
         for sink in guarded:
             sink.open(description)

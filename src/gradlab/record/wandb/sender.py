@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -101,17 +100,13 @@ class Sender:
 
     def _start(self) -> None:
         self.earlier, online = list(self._folders("offline-run-*")), set(self._folders("run-*"))
-        begin = functools.partial(start, self.options, self.description)
         try:
-            try:
-                run = begin(self.options.mode)
-            except SystemError:  # CPython's own, where two threads parse source at one moment
-                run = begin(self.options.mode)
+            run = start(self.options, self.description, self.options.mode)
         except Exception as error:
             if self.options.mode != "online":
                 raise
             # W&B's own process holds the id of a run that did not start until it ends itself.
-            run = begin("offline", suffix="-offline")
+            run = start(self.options, self.description, "offline", suffix="-offline")
             for folder in set(self._folders("run-*")) - online:
                 shutil.rmtree(folder, ignore_errors=True)  # of the run that did not start
             self._warn(

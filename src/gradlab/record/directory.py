@@ -25,6 +25,7 @@ from gradlab.errors import BadInput, CannotRecord
 from gradlab.record.arrays import Arrays
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.files import check_nest
+from gradlab.record.info import MOST_SETTINGS, count
 from gradlab.record.lock import Lock
 from gradlab.record.private import scrub
 from gradlab.record.shard import replace
@@ -85,7 +86,9 @@ class RunDirectory:
             hint = "another folder, or move the earlier run away"
             raise BadInput("run", str(self.path), "a folder that holds no run yet", hint)
         try:
-            check_nest(plain(description.config))
+            check_nest(config := plain(description.config))
+            if count(config) > MOST_SETTINGS:
+                raise ValueError(f"it holds more than {MOST_SETTINGS:,} values")
         except ValueError as error:
             allowed = f"a configuration that can be recorded and read again ({error})"
             raise BadInput("configuration", description.name, allowed) from None

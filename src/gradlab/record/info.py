@@ -8,7 +8,7 @@ from typing import Any, get_args
 from gradlab.record.base import Status
 
 MOST_SETTINGS = 4096
-"""Most values of a configuration."""
+"""Most values of a configuration; a larger one is not recorded either."""
 Check = Callable[[Any], bool]
 
 
@@ -61,12 +61,13 @@ def _with(**keys: Check) -> Check:
 
 
 def _config(value: Any) -> bool:
-    return isinstance(value, Mapping) and _values(value) <= MOST_SETTINGS
+    return isinstance(value, Mapping) and count(value) <= MOST_SETTINGS
 
 
-def _values(nest: Any) -> int:
+def count(nest: Any) -> int:
+    """How many values a nest of sections and lists holds, itself included."""
     inner = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, list) else ()
-    return 1 + sum(map(_values, inner))
+    return 1 + sum(map(count, inner))
 
 
 _figures = _each(_number)

@@ -28,8 +28,8 @@ MOST_CHUNKS = 2**16
 """In one file."""
 CHUNK = 2**28
 """Most bytes of a chunk."""
-ARRAY = 2**34
-"""Most bytes of an array."""
+ARRAY = 2**38
+"""Most bytes of an array: a run of weeks with T = 5000 has tens of gigabytes."""
 COORDINATE = 2**20
 """Most values of a coordinate."""
 _METADATA = 2**24

@@ -24,7 +24,7 @@ from gradlab.record.shard import MISSING, broken_chunks, decoded, decoded_size, 
 
 BLOCK = 256
 """Rows that :func:`recorded_rows` reads at once."""
-COORDINATE = 2**26
+COORDINATE_BYTES = 2**26
 """Most bytes of the values of a coordinate."""
 _LAG = f"{ARRAYS}/lag/"
 _NO_STEPS = f"{ARRAYS}/step/c/0 is damaged: rows from 0 on"
@@ -237,7 +237,9 @@ def _damage_of_format_1(folder: Path) -> tuple[list[str], None]:
     """Files of chunks that say they hold more than a chunk."""
     damage = []
     for name, array in checked(folder).items():
-        most = max(math.prod(array["chunk_grid"]["configuration"]["chunk_shape"]) * 8, COORDINATE)
+        most = max(
+            math.prod(array["chunk_grid"]["configuration"]["chunk_shape"]) * 8, COORDINATE_BYTES
+        )
         for file in sorted(folder.joinpath(name, "c").rglob("*")):
             if file.is_file():
                 with open_regular(file) as content:
@@ -251,8 +253,8 @@ def _lost(file: Path, array: Mapping[str, Any]) -> str:
     """What has become of a coordinate's only chunk; empty if it is whole."""
     if not file.exists():
         return "is missing"
-    content = read_regular(file, COORDINATE)
-    if not is_whole(content, 0, COORDINATE):
+    content = read_regular(file, COORDINATE_BYTES)
+    if not is_whole(content, 0, COORDINATE_BYTES):
         return "is damaged"
     values = decoded(content)
     if array["data_type"] == "string":  # their number comes first

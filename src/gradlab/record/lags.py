@@ -38,14 +38,23 @@ class Share(NamedTuple):
     lag: int
     rest: float
 
+    def __str__(self) -> str:
+        """As ``83 % of the squared norm at lag 99``."""
+        part = 100 * self.rest
+        words = f"{part:.3g}"
+        if 0 < part < 0.1:
+            words = "less than 0.1"
+        elif 99.9 < part < 100:
+            words = "more than 99.9"
+        return f"{words} % of the squared norm at lag {self.lag}"
+
 
 def share_of_rest(forget: np.ndarray, residual: np.ndarray) -> Share | None:
     """The share of the residual path, by log10 of the norms of both over lag, ``(T,)`` each.
 
     None where they were measured at no lag but 0, or nothing comes through either.
     """
-    known = ~(np.isnan(forget) | np.isnan(residual)) & (np.maximum(forget, residual) > -np.inf)
-    lags = np.flatnonzero(known)
+    lags = np.flatnonzero(np.isfinite(np.maximum(forget, residual)))  # nan where one of them is
     if not lags.size or lags[-1] == 0:
         return None
     lag = int(lags[-1])

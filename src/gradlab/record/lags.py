@@ -38,15 +38,13 @@ class Share(NamedTuple):
     lag: int
     rest: float
 
-    def __str__(self) -> str:
-        """As ``83 % of the squared norm at lag 99``."""
+    @property
+    def percent(self) -> str:
+        """As ``83 %``."""
         part = 100 * self.rest
-        words = f"{part:.3g}"
         if 0 < part < 0.1:
-            words = "less than 0.1"
-        elif 99.9 < part < 100:
-            words = "more than 99.9"
-        return f"{words} % of the squared norm at lag {self.lag}"
+            return "less than 0.1 %"
+        return "more than 99.9 %" if 99.9 < part < 100 else f"{part:.3g} %"
 
 
 def share_of_rest(forget: np.ndarray, residual: np.ndarray) -> Share | None:

@@ -46,7 +46,7 @@ def verdict(row: Row, network: Network, paths: Row | None = None) -> list[str]:
     """One line a layer: how its gradient travels, and which way where that was measured.
 
     Args:
-      row: of one training step, with ``decades_lost`` and what belongs to it, and, as far as they
+      row: of one training step, with ``adjoint_slope`` and what belongs to it, and, as far as they
         were measured, ``memory_horizon``, the adjoints and the forget product.
       network: what it is of.
       paths: the last row with the forget and the residual path, of this step or an earlier one;
@@ -55,7 +55,7 @@ def verdict(row: Row, network: Network, paths: Row | None = None) -> list[str]:
     Returns:
       Lines like ``"layer 0: vanishing. ..."``; empty if the slope was not measured.
     """
-    if not {"adjoint_slope", "decades_lost"} <= row.arrays.keys():
+    if "adjoint_slope" not in row.arrays:
         return []
     return [
         f"layer {label}: {' '.join(_Layer(row, network, paths, index).sentences())}"
@@ -136,7 +136,9 @@ class _Layer:
         by_line = -100 * self.slope * E
         line = f"{_decades(by_line)} per 100 steps by the line"
         far = f"does not reach {back}, where it is exactly zero; before that it"
-        if math.isfinite(self.lost):
+        if math.isnan(self.lost):
+            far = f"over {back}"
+        elif math.isfinite(self.lost):
             far = f"{_decades(self.lost)} over {back},"
             far += " but not along a line:" if self.kind == "uneven" else ""
             if by_line * self.lost >= 0:

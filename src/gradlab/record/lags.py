@@ -28,7 +28,7 @@ def values_by_lag(measured: Mapping[Any, Any], name: str) -> np.ndarray:
         return np.asarray(measured[name])[..., ::-1]
     values = np.asarray(measured[twin])
     absent = np.isnan(values).all(-1, keepdims=True)
-    if not absent.any():
+    if name not in measured or not absent.any():
         return values
     return np.where(absent, np.asarray(measured[name])[..., ::-1], values)
 

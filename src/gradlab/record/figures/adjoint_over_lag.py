@@ -12,6 +12,7 @@ from gradlab.record.figures import common
 QUESTION = "How far back does the gradient reach?"
 HINT = "left = recent past,  down = the gradient has vanished"
 _ADJOINT = "adj_h_log10"
+_HORIZON = "memory horizon: the state's\ngradient is first down to\n1/e of lag 0, last step"
 _DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4}
 
 
@@ -62,7 +63,8 @@ def _line(last: Dataset) -> str:
     if np.isnan(rate):
         return ""
     straight = "" if np.isnan(r2) else f", r² = {r2:.2f}"
-    return f"line: {abs(rate):.3g} {'lost' if rate >= 0 else 'gained'} per 100 timesteps{straight}"
+    way = "lost" if rate >= 0 else "gained"
+    return f"line: {abs(rate):.3g} decades {way} per 100 timesteps{straight}"
 
 
 def _mark_horizon(axes: common.Axes, last: Dataset) -> str:
@@ -121,9 +123,5 @@ def _style_keys(curves: Dataset) -> list[Any]:
     if "adj_h_log10_q" in curves:
         keys.append(Patch(color=common.GREY, alpha=0.2, label="90 % of examples,\nlast step"))
     if _horizon_reached(curves.isel(step=-1)):
-        keys.append(
-            common.key(
-                "memory horizon: [c, h]\nfirst down to 1/e of\nlag 0, last step", linestyle=":"
-            )
-        )
+        keys.append(common.key(_HORIZON, linestyle=":"))
     return keys

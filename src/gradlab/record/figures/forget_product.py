@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from xarray import Dataset
 
 from gradlab.record.figures import common
@@ -48,8 +49,15 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
 
 
 def _units(axes: common.Axes, panel: Dataset) -> None:
-    """A band that 90 % of the units lie in, where it is over the lag that the lines are over."""
-    if _UNITS in panel and (over_lag_name(_TYPICAL) in panel) == (over_lag_name(_UNITS) in panel):
-        lag, values = common.by_lag(panel, _UNITS)
-        values, style = common.finite(values), {"color": common.ORANGE, "linewidth": 0}
-        axes.fill_between(lag, values[0], values[-1], alpha=0.15, label="units, 5 to 95 %", **style)
+    """A band that 90 % of the units lie in, where it counts the lag as the lines do."""
+    if _UNITS not in panel:
+        return
+    lag, typical = common.by_lag(panel, _TYPICAL)
+    same_length = np.allclose(typical, panel[_TYPICAL].values[::-1], equal_nan=True)
+    if same_length or over_lag_name(_UNITS) in panel:
+        values = common.finite(common.by_lag(panel, _UNITS)[1])
+        low, high = (panel["quantile"].values[end] for end in (0, -1))
+        style = {"color": common.ORANGE, "linewidth": 0, "alpha": 0.15}
+        axes.fill_between(
+            lag, values[0], values[-1], label=f"units, {low:.0%} to {high:.0%}", **style
+        )

@@ -10,9 +10,12 @@ from xarray import Dataset
 from gradlab.record.figures import common
 
 QUESTION = "How far back can the network learn?"
-HINT = "up = further back;  the lowest line is what limits it"
+HINT = "up = further back;  memory below 2 = the first steps alone take it to 1/e"
 _LINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "memory_horizon": ("memory: the gradient\nis down to 1/e", {"color": common.BLUE}),
+    "memory_horizon": (
+        "memory: the gradient is\nfirst 1/e of that at lag 0",
+        {"color": common.BLUE},
+    ),
     "gradient_mass_horizon": (
         "mass: nearly all of the\ngradient is nearer",
         {"color": common.ORANGE, "linestyle": "--"},

@@ -54,4 +54,6 @@ def _share(panel: Dataset) -> str:
     if not {FORGET, RESIDUAL} <= set(panel):
         return ""
     share = share_of_rest(*(common.by_lag(panel, name)[1] for name in (FORGET, RESIDUAL)))
-    return f"the rest: {share.percent} of the squared norm at lag {share.lag}" if share else ""
+    if share is None:
+        return ""
+    return f"recurrent weights: {share.percent} of the squared norm at lag {share.lag}"

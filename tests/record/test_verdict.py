@@ -15,7 +15,7 @@ LSTM = Network(["0"], T, gate="f", memory="c")
 GRU = Network(["0"], T, gate="z")
 
 
-def a_row(curve, horizon=None, step=40, **more):
+def a_row(curve, **more):
     """One layer whose whole state has this curve, log10 over lag, as its probes measure it."""
     fitted = np.isfinite(curve)
     slope, intercept = np.polyfit(LAG[fitted], curve[fitted], 1)
@@ -29,9 +29,9 @@ def a_row(curve, horizon=None, step=40, **more):
         "decades_lost": curve[0] - curve[-1],
         "decades_per_100": -100 * slope,
         "adjoint_line_r2": 1 - missed / varied if varied else math.nan,
-        "memory_horizon": horizon or (fallen[0] if fallen.size else T),
+        "memory_horizon": fallen[0] if fallen.size else T,
     }
-    return Row(step, {}, {name: np.array([value]) for name, value in (found | more).items()})
+    return Row(40, {}, {name: np.array([value]) for name, value in (found | more).items()})
 
 
 def line(rate):

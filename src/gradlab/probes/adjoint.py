@@ -36,9 +36,10 @@ class Adjoint(StepProbe):
     stand beside the last of another. Over the lag all examples begin at 0 and the short ones end
     first. In the backward direction of a bidirectional layer t counts as it reads.
 
-    Limits: float32 gives each norm to 1e-6 of the log10 for each hundred steps or better, at any
-    size; far smaller than what separates examples. The far end of a padded batch rests on its
-    longest examples alone. It is the adjoint of one batch; another batch has another.
+    Limits: float32 gives the log10 to 2e-7 of itself: largest error 9e-7 over 50 steps, 3e-6 over
+    200, 2e-5 over 1000 and 1e-4 over 5000, where the norm is 10^-638 (an LSTM of 16 units against
+    the same backward pass in float64). It is the adjoint of one batch; another batch has another.
+    The far end of a padded batch rests on its longest examples alone.
 
     How to read it: over the lag, from the end of the sequence back in time. A straight line that
     falls is exponential vanishing, and its steepness the rate; one that rises is exploding; a flat

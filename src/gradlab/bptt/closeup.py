@@ -25,7 +25,15 @@ from jax import lax
 from gradlab.bptt.parts import Params, Parts, by_name
 from gradlab.bptt.passes import output_is_state, state_names
 from gradlab.bptt.scaling import Scaled
-from gradlab.bptt.unroll import Backward, Layer, Trace, Unrolled, backward, unroll_plainly
+from gradlab.bptt.unroll import (
+    Backward,
+    Carries,
+    Layer,
+    Trace,
+    Unrolled,
+    backward,
+    unroll_plainly,
+)
 from gradlab.cells import stock
 
 
@@ -52,11 +60,12 @@ class LayerView:
         mask: jax.Array,
         back: Callable[[], Backward],
         backwards: bool = False,
+        start_names: Sequence[str] = (),
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.mask = mask & jnp.cumprod(jnp.isfinite(_packed(self._after())).all(-1), 0).astype(bool)
         self.states = state_names(trace.before)
-        self._back, self.backwards = back, backwards
+        self._back, self.backwards, self._start_names = back, backwards, start_names
         self._parts = Parts.of(cell)
         self._fewer: dict[int, LayerView] = {}
 
@@ -75,10 +84,18 @@ class LayerView:
             def back() -> Backward:
                 whole = self._back()
                 adjoint, direct = jax.tree.map(lambda a: a[:, few], (whole.adjoint, whole.direct))
-                return Backward(None, adjoint, direct)
+                start = jax.tree.map(lambda a: a[few], whole.start)
+                return Backward(None, adjoint, direct, start)
 
             self._fewer[examples] = LayerView(
-                self.name, self.cell, self.prefix, trace, self.mask[:, few], back, self.backwards
+                self.name,
+                self.cell,
+                self.prefix,
+                trace,
+                self.mask[:, few],
+                back,
+                self.backwards,
+                self._start_names,
             )
         return self._fewer[examples]
 
@@ -251,6 +268,19 @@ class LayerView:
 
         return at
 
+    @cached_property
+    def start_contributions(self) -> dict[str, Scaled]:
+        """What enters the gradient of each example's loss through a learned initial state.
+
+        By full name, mantissas ``(E, H)`` and exponents ``(E,)``; empty where none is learned. All
+        of it enters before the first step that the direction reads.
+        """
+        if not self._start_names:
+            return {}
+        start = self._back().start
+        named = zip(self._start_names, jax.tree.leaves(start.mantissa), strict=True)
+        return {name: Scaled(leaf, start.exponent).normalise() for name, leaf in sorted(named)}
+
 
 class Closeup:
     """A stack of cells read over ``E`` examples, with the loss of each.
@@ -265,6 +295,10 @@ class Closeup:
       mask: ``(T, E)`` bool, True where a step is real; None if all are.
       prefix: what a cell's parameters' names begin with, from its layer and direction.
       batch: ``B``, the examples of a training step: the batch whose noise is judged.
+      start: the carries before the first step, as for
+        :func:`gradlab.bptt.unroll.starting_carries`; None: the cells' own.
+      learns_start: whether the parts of ``start``, ``(H,)`` each, are parameters, named like
+        ``initial_state/0/0/h`` by layer and direction.
       removed: gives what clipping takes away from the gradient of a whole batch; None if nothing
         clips.
     """
@@ -281,22 +315,31 @@ class Closeup:
         names: Sequence[str] | None = None,
         prefix: Callable[[int, int], str] = "layers/{}/{}/".format,
         batch: int = 1,
+        start: Carries | None = None,
+        learns_start: bool = False,
         removed: Callable[[], Params] | None = None,
     ):
         self._layers, self.inputs, self._losses = layers, inputs, losses
         self._readout, self.every, self._mask, self.batch = readout, every, mask, batch
-        self._removed = removed
+        self._start, self._removed = start, removed
         self.length, self.examples = inputs.shape[:2]
         self._places = [(depth, d) for depth, one in enumerate(layers) for d in range(len(one))]
         self._prefixes = [prefix(*place) for place in self._places]
         self._names = list(names) if names else [f"{depth}" for depth, _ in self._places]
         self._cells = [Parts.of(layers[depth][direction]) for depth, direction in self._places]
         self._readout_parts = None if readout is None else Parts.of(readout)
+        self._start_names: list[list[str]] = [[] for _ in self._places]
+        if learns_start:
+            assert start is not None
+            self._start_names = [
+                [f"initial_state/{depth}/{d}/{name}" for name in state_names(start[depth][d])]
+                for depth, d in self._places
+            ]
 
     @cached_property
     def run(self) -> Unrolled:
         """The forward pass; gradients flow through its traces."""
-        return unroll_plainly(self._layers, self.inputs, mask=self._mask)
+        return unroll_plainly(self._layers, self.inputs, mask=self._mask, start=self._start)
 
     @cached_property
     def mask(self) -> jax.Array:
@@ -318,6 +361,7 @@ class Closeup:
                     mask,
                     lambda depth=depth, direction=direction: self._adjoints[depth][direction],
                     backwards=bool(direction),
+                    start_names=self._start_names[index],
                 )
             )
         return views
@@ -349,8 +393,9 @@ class Closeup:
 
     @cached_property
     def params(self) -> Params:
-        """Every parameter of cells and readout, by name, in the recorded order."""
-        named: dict[str, jax.Array] = {}
+        """Every parameter of initial states, cells and readout, by name, in the recorded order."""
+        starts = self._learned_starts
+        named = {name: starts[name] for own in self._start_names for name in sorted(own)}
         for prefix, cell in zip(self._prefixes, self._cells, strict=True):
             named |= by_name(cell.params, prefix)
         readout = self._readout_parts
@@ -358,18 +403,31 @@ class Closeup:
 
     def loss(self, params: Params) -> jax.Array:
         """The mean loss as a function of all parameters, with nothing hidden from JAX."""
+        start = self._start
+        if learned := self._learned_starts:
+            leaves = [params[name] for name in learned]
+            start = jax.tree.unflatten(jax.tree.structure(start), leaves)
         cells = zip(self._prefixes, self._cells, strict=True)
         stack = iter([cell.with_params(params, prefix) for prefix, cell in cells])
         layers = [[next(stack) for _ in layer] for layer in self._layers]
         readout = self._readout_parts
         read = None if readout is None else readout.with_params(params, "readout/")
-        run = unroll_plainly(layers, self.inputs, mask=self._mask)
+        run = unroll_plainly(layers, self.inputs, mask=self._mask, start=start)
         return jnp.mean(self._read(read, run))
+
+    @property
+    def _learned_starts(self) -> Params:
+        """The learned initial states by name, in the order of their leaves."""
+        names = list(chain(*self._start_names))
+        return dict(zip(names, jax.tree.leaves(self._start), strict=True)) if names else {}
 
     @cached_property
     def gradient(self) -> Params:
         """The gradient of the mean loss of these examples, by name."""
         named: dict[str, jax.Array] = {}
+        for view in self.layers:
+            for name, each in view.start_contributions.items():
+                named[name] = jnp.sum(each.plain(), axis=0)
         for prefix, back in zip(self._prefixes, chain(*self._adjoints), strict=True):
             named |= by_name(back.params, prefix)
         return {name: value / self.examples for name, value in named.items()} | {

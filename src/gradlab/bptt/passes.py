@@ -43,12 +43,14 @@ class Gradients(NamedTuple):
       inputs: the cotangent of what was read, ``(T, B, I)``, normalised.
       direct: that of the outputs, as it came in.
       observed: what was made of each step's adjoint, stacked over time.
+      start: the adjoint of the carry before the first step, normalised.
     """
 
     params: Any
     inputs: Scaled | Plain
     direct: Any
     observed: Any
+    start: Any
 
 
 def forward(
@@ -110,10 +112,10 @@ def backward(
         total = jax.tree.map(jnp.add, total, gradient)
         return (earlier, total), (adjoint._replace(mantissa=from_x), observe(adjoint))
 
-    start = (final, jax.tree.map(jnp.zeros_like, cell.params))
+    end = (final, jax.tree.map(jnp.zeros_like, cell.params))
     reads = (trace.before, trace.inputs, mask, direct, cut)
-    (_, total), (inputs, observed) = lax.scan(step, start, reads, reverse=True)
-    return Gradients(total, inputs.normalise(), direct, observed)
+    (start, total), (inputs, observed) = lax.scan(step, end, reads, reverse=True)
+    return Gradients(total, inputs.normalise(), direct, observed, start)
 
 
 def _cut(adjoint: Scaled, cut: jax.Array) -> Scaled:

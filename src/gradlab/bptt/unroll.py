@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -32,6 +33,8 @@ from gradlab.errors import BadInput
 
 Layer = Sequence[nnx.RNNCellBase]
 """The cells that read the same input: one, or a forward and a backward one."""
+Carries = Sequence[Sequence[Any]]
+"""A carry for each layer and direction."""
 
 
 class Unrolled(NamedTuple):
@@ -62,6 +65,60 @@ def initial_carries(layers: Sequence[Layer], shape: tuple[int, ...]) -> list[lis
         outputs = [_output_shape(*pair, width) for pair in zip(layer, carries[-1], strict=True)]
         width = sum(output[-1] for output in outputs)
     return carries
+
+
+def starting_carries(
+    layers: Sequence[Layer], shape: tuple[int, ...], given: Carries | None, key: str = "start"
+) -> list[list[Any]]:
+    """The carries before the first step, leaves ``(B, H)``, by layer and direction.
+
+    Args:
+      layers: as for :func:`unroll`.
+      shape: ``(T, B, I)`` of the inputs.
+      given: for each layer and direction a carry like that of the cell's ``initialize_carry``, or
+        its leaves in that order as a tuple (a single one by itself); each leaf ``(H,)``, the same
+        for every example, or ``(B, H)``. None: ``initialize_carry``'s own.
+      key: what a caller calls them.
+
+    Raises:
+      BadInput: for carries of another form.
+    """
+    due = initial_carries(layers, shape)
+    if given is None:
+        return due
+    try:
+        return [
+            [_as_carry(*pair) for pair in zip(own, row, strict=True)]
+            for own, row in zip(due, given, strict=True)
+        ]
+    except (TypeError, ValueError, OverflowError):
+        allowed = (
+            f"real numbers by layer and direction, {_shapes(due)}, or (H,) in the place of (B, H)"
+        )
+        raise BadInput(key, _shapes(given), allowed) from None
+
+
+def _as_carry(due: Any, given: Any) -> Any:
+    """A carry in the form that is due, or an error that says that it cannot be."""
+    wanted, tree = jax.tree.flatten(due)
+    if jax.tree.structure(given) == tree:
+        leaves = jax.tree.leaves(given)
+    else:
+        leaves = given if isinstance(given, list | tuple) else [given]
+    return tree.unflatten([_as_leaf(*pair) for pair in zip(wanted, leaves, strict=True)])
+
+
+def _as_leaf(due: jax.Array, given: Any) -> jax.Array:
+    array = jnp.asarray(given)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError
+    if array.shape not in (due.shape, due.shape[-1:]):
+        raise ValueError
+    return jnp.broadcast_to(array.astype(due.dtype), due.shape)
+
+
+def _shapes(carries: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.shape(leaf) or leaf, carries)
 
 
 def _output_shape(cell: nnx.RNNCellBase, carry: Any, width: int) -> tuple[int, ...]:
@@ -103,6 +160,7 @@ def unroll(
     mask: jax.Array | None = None,
     taps: Any = None,
     every: bool = True,
+    start: Carries | None = None,
 ) -> Unrolled:
     """Run stacked cells over a sequence, so that its gradient carries the adjoints out.
 
@@ -117,30 +175,36 @@ def unroll(
       mask: ``(T, B)`` bool, False where there is nothing to read: the state waits there.
       taps: from :func:`make_taps`, or None to measure nothing.
       every: also give the top layer's outputs at every step.
+      start: the carries before the first step, as for :func:`starting_carries`; the gradient flows
+        to them, too. None: the cells' own.
 
     Returns:
       :class:`Unrolled`.
     """
-    start = initial_carries(layers, inputs.shape)
-    top_is_state = _top_is_state(layers, start)
+    carries = starting_carries(layers, inputs.shape, start)
+    top_is_state = _top_is_state(layers, carries)
     cells = _parts(layers)
-    ran: Any = _run(every or not top_is_state, cells, start, inputs, mask, taps)
+    ran: Any = _run(every or not top_is_state, cells, carries, inputs, mask, taps)
     outputs, traces = ran  # custom_vjp hides the type
     last = _last(outputs, traces, mask, top_is_state)
     return Unrolled(outputs if every else None, last, lax.stop_gradient(traces))
 
 
 def unroll_plainly(
-    layers: Sequence[Layer], inputs: jax.Array, *, mask: jax.Array | None = None
+    layers: Sequence[Layer],
+    inputs: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    start: Carries | None = None,
 ) -> Unrolled:
     """The same forward pass with nothing hidden from JAX: any derivative of it can be taken.
 
     For second derivatives, and for a loss of the states themselves: here gradients do flow through
     the traces. Arguments as for :func:`unroll`.
     """
-    start = initial_carries(layers, inputs.shape)
-    (outputs, traces), _ = _run_forward(True, _parts(layers), start, inputs, mask, None)
-    last = _last(outputs, traces, mask, _top_is_state(layers, start))
+    carries = starting_carries(layers, inputs.shape, start)
+    (outputs, traces), _ = _run_forward(True, _parts(layers), carries, inputs, mask, None)
+    last = _last(outputs, traces, mask, _top_is_state(layers, carries))
     return Unrolled(outputs, last, traces)
 
 
@@ -153,11 +217,13 @@ class Backward(NamedTuple):
         with one exponent ``(T, B)``.
       direct: the part of it that does not come through this direction's own next state, ``(T, B,
         H)``: from the readout or from the layer above, in which time may have passed.
+      start: the adjoint of the carry before the first step, leaves ``(B, H)``.
     """
 
     params: Any
     adjoint: Scaled
     direct: Scaled
+    start: Scaled
 
 
 def backward(
@@ -201,8 +267,8 @@ def backward(
     )
 
     def whole(result: Gradients, final: Any, direction: int) -> Backward:
-        own_mask = _reading_order(mask, direction)
-        return Backward(result.params, result.observed, _with_final(result.direct, final, own_mask))
+        direct = _with_final(result.direct, final, _reading_order(mask, direction))
+        return Backward(result.params, result.observed, direct, result.start)
 
     return tuple(
         tuple(map(whole, layer, layer_finals, range(2)))
@@ -238,7 +304,8 @@ def _run_backward(every: bool, residuals, cotangents):
     results, from_inputs = _backward_through(cells, traces, mask, from_outputs, finals, observe)
     grads = [[Parts(None, result.params, None) for result in layer] for layer in results]
     norms = [[result.observed for result in layer] for layer in results]
-    return grads, None, from_inputs.plain(), None, norms if measured else None
+    starts = [[result.start.plain() for result in layer] for layer in results]
+    return grads, starts, from_inputs.plain(), None, norms if measured else None
 
 
 def _backward_through(

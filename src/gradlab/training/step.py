@@ -217,6 +217,8 @@ class Steps:
             mask=None if batch.mask is None else batch.mask[:, few],
             names=self.names,
             batch=self.batch,
+            start=model.start(),
+            learns_start=model.learns_start,
             removed=removed if self.optimizer.clips else None,
         )
 

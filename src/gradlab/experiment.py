@@ -73,8 +73,8 @@ def build_steps(experiment: Experiment) -> Steps:
     """The step functions of an experiment.
 
     Raises:
-      BadInput: for a cell that returns a wrong carry, a probe or regularizer that the model
-        cannot use, a batch that cannot be split over the devices, or a length that the task
+      BadInput: for a cell that returns a wrong carry, a probe, regularizer or way back that the
+        model cannot use, a batch that cannot be split over the devices, or a length that the task
         cannot be tested at.
     """
     task, lengths = experiment.task, experiment.trainer.test_lengths
@@ -96,6 +96,7 @@ def build_steps(experiment: Experiment) -> Steps:
         mesh=mesh,
         test_tasks=test_tasks,
         probes_by_preset=experiment.probes_by_preset,
+        backward=experiment.trainer.backward,
     )
     _check_regularizer(steps, experiment.regularizer)
     return steps

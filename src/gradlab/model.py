@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gradlab.bptt.passes import state_names
+from gradlab.bptt.passes import Route, state_names
 from gradlab.bptt.unroll import Trace, initial_carries, unroll
 from gradlab.errors import BadInput
 
@@ -93,7 +93,11 @@ class SequenceModel(nnx.Module):
         self.initial_state = _initial_state(initial_state, carries, rngs)
 
     def __call__(
-        self, inputs: jax.Array, mask: jax.Array | None = None, taps: Any = None
+        self,
+        inputs: jax.Array,
+        mask: jax.Array | None = None,
+        taps: Any = None,
+        backward: Route = "full",
     ) -> Forward:
         """Read ``(T, B, I)``, or ``(T, B)`` int symbols.
 
@@ -101,10 +105,17 @@ class SequenceModel(nnx.Module):
           inputs: the sequences.
           mask: ``(T, B)`` bool, True where a step is real.
           taps: from :func:`gradlab.bptt.unroll.make_taps`, to measure adjoints.
+          backward: what passes back from each step, as for :func:`gradlab.bptt.unroll.unroll`.
         """
-        every = self.readout_at == "every"
-        read, start = self.encode(inputs), self.start()
-        run = unroll(self.layers, read, mask=mask, taps=taps, every=every, start=start)
+        run = unroll(
+            self.layers,
+            self.encode(inputs),
+            mask=mask,
+            taps=taps,
+            every=self.readout_at == "every",
+            start=self.start(),
+            backward=backward,
+        )
         return Forward(self.readout(run.last if run.outputs is None else run.outputs), run.traces)
 
     def encode(self, inputs: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt.parts import Params, Parts, by_name
-from gradlab.bptt.passes import output_is_state, state_names
+from gradlab.bptt.passes import Route, output_is_state, state_names
 from gradlab.bptt.scaling import Scaled
 from gradlab.bptt.unroll import (
     Backward,
@@ -61,11 +61,13 @@ class LayerView:
         back: Callable[[], Backward],
         backwards: bool = False,
         start_names: Sequence[str] = (),
+        route: Route = "full",
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.mask = mask & jnp.cumprod(jnp.isfinite(_packed(self._after())).all(-1), 0).astype(bool)
         self.states = state_names(trace.before)
         self._back, self.backwards, self._start_names = back, backwards, start_names
+        self._route: Route = route
         self._parts = Parts.of(cell)
         self._fewer: dict[int, LayerView] = {}
 
@@ -96,6 +98,7 @@ class LayerView:
                 back,
                 self.backwards,
                 self._start_names,
+                self._route,
             )
         return self._fewer[examples]
 
@@ -171,6 +174,25 @@ class LayerView:
             return jnp.where(real[:, None, None], jacobians, jnp.eye(state.shape[-1]))
 
         return lax.map(at, (self.before, self.trace.inputs, self.mask))
+
+    @cached_property
+    def transport(self) -> jax.Array:
+        """What an adjoint is multiplied by on its way back: the Jacobian, without a cut route.
+
+        ``(T, E, S, S)``, rows = output; the identity where masked.
+        """
+        if self._route == "full":
+            return self.jacobian
+        real, memory = self.mask[..., None, None], self.part(self.memory)
+        if self.memory == "c":
+            cut = self.part("h") if self._route == "no_h_path" else memory
+            return jnp.where(real, self.jacobian.at[..., cut].set(0), self.jacobian)
+        assert self.retention is not None
+        identity = jnp.eye(self.before.shape[-1], dtype=self.before.dtype)
+        gate = jnp.zeros_like(self.before).at[..., memory].set(self.retention)
+        kept = gate[..., None] * identity
+        left = kept if self._route == "no_h_path" else self.jacobian - kept
+        return jnp.where(real, left, identity)
 
     @cached_property
     def adjoint(self) -> Scaled:
@@ -299,6 +321,9 @@ class Closeup:
         :func:`gradlab.bptt.unroll.starting_carries`; None: the cells' own.
       learns_start: whether the parts of ``start``, ``(H,)`` each, are parameters, named like
         ``initial_state/0/0/h`` by layer and direction.
+      backward: what passes back from each step, as for :func:`gradlab.bptt.unroll.unroll`. Adjoints
+        and gradients are those of that backward pass; :meth:`loss` and the Jacobians are the
+        network's own.
       removed: gives what clipping takes away from the gradient of a whole batch; None if nothing
         clips.
     """
@@ -317,11 +342,12 @@ class Closeup:
         batch: int = 1,
         start: Carries | None = None,
         learns_start: bool = False,
+        backward: Route = "full",
         removed: Callable[[], Params] | None = None,
     ):
         self._layers, self.inputs, self._losses = layers, inputs, losses
         self._readout, self.every, self._mask, self.batch = readout, every, mask, batch
-        self._start, self._removed = start, removed
+        self._start, self._route, self._removed = start, backward, removed
         self.length, self.examples = inputs.shape[:2]
         self._places = [(depth, d) for depth, one in enumerate(layers) for d in range(len(one))]
         self._prefixes = [prefix(*place) for place in self._places]
@@ -362,6 +388,7 @@ class Closeup:
                     lambda depth=depth, direction=direction: self._adjoints[depth][direction],
                     backwards=bool(direction),
                     start_names=self._start_names[index],
+                    route=self._route,
                 )
             )
         return views
@@ -389,7 +416,17 @@ class Closeup:
 
     @cached_property
     def _adjoints(self) -> tuple[tuple[Backward, ...], ...]:
-        return backward(self._layers, self.run, *self._cotangents, mask=self._mask)
+        return self._backward()
+
+    def _backward(self, cuts: Sequence[jax.Array] | None = None):
+        return backward(
+            self._layers,
+            self.run,
+            *self._cotangents,
+            mask=self._mask,
+            cuts=cuts,
+            backward=self._route,
+        )
 
     @cached_property
     def params(self) -> Params:
@@ -492,10 +529,9 @@ class Closeup:
           cuts: for each direction ``(T, E)`` bool in its own reading order, True where nothing
             passes back from the next step into this one.
         """
-        parts = backward(self._layers, self.run, *self._cotangents, mask=self._mask, cuts=cuts)
         return {
             view.prefix + name: value / self.examples
-            for view, back in zip(self.layers, chain(*parts), strict=True)
+            for view, back in zip(self.layers, chain(*self._backward(cuts)), strict=True)
             for name, value in view.gradient_of(back).items()
         }
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,17 @@ from jax import lax
 
 from gradlab.bptt import passes
 from gradlab.bptt.parts import Parts
-from gradlab.bptt.passes import Gradients, Trace, hidden, hidden_plus, output_is_state, state_names
+from gradlab.bptt.passes import (
+    Gradients,
+    Route,
+    Trace,
+    hidden,
+    hidden_plus,
+    output_is_state,
+    state_names,
+)
 from gradlab.bptt.scaling import Plain, Scaled
+from gradlab.cells import stock
 from gradlab.errors import BadInput
 
 Layer = Sequence[nnx.RNNCellBase]
@@ -161,6 +170,7 @@ def unroll(
     taps: Any = None,
     every: bool = True,
     start: Carries | None = None,
+    backward: Route = "full",
 ) -> Unrolled:
     """Run stacked cells over a sequence, so that its gradient carries the adjoints out.
 
@@ -177,14 +187,16 @@ def unroll(
       every: also give the top layer's outputs at every step.
       start: the carries before the first step, as for :func:`starting_carries`; the gradient flows
         to them, too. None: the cells' own.
+      backward: what passes back from each step; the forward pass is the same.
 
     Returns:
       :class:`Unrolled`.
     """
+    check_route(backward, layers, "backward")
     carries = starting_carries(layers, inputs.shape, start)
     top_is_state = _top_is_state(layers, carries)
     cells = _parts(layers)
-    ran: Any = _run(every or not top_is_state, cells, carries, inputs, mask, taps)
+    ran: Any = _run(every or not top_is_state, backward, cells, carries, inputs, mask, taps)
     outputs, traces = ran  # custom_vjp hides the type
     last = _last(outputs, traces, mask, top_is_state)
     return Unrolled(outputs if every else None, last, lax.stop_gradient(traces))
@@ -203,9 +215,31 @@ def unroll_plainly(
     the traces. Arguments as for :func:`unroll`.
     """
     carries = starting_carries(layers, inputs.shape, start)
-    (outputs, traces), _ = _run_forward(True, _parts(layers), carries, inputs, mask, None)
+    (outputs, traces), _ = _run_forward(True, "full", _parts(layers), carries, inputs, mask, None)
     last = _last(outputs, traces, mask, _top_is_state(layers, carries))
     return Unrolled(outputs, last, traces)
+
+
+def check_route(route: str, layers: Sequence[Layer], key: str) -> None:
+    """Refuse a route that is none, or that the cells do not have.
+
+    Args:
+      route: one of :data:`gradlab.bptt.passes.Route`.
+      layers: as for :func:`unroll`.
+      key: what a caller calls it.
+
+    Raises:
+      BadInput: naming ``key``.
+    """
+    if route not in get_args(Route):
+        raise BadInput(key, route, " | ".join(get_args(Route)))
+    without = [
+        cell for layer in layers for cell in layer if stock.gate_view(cell).retention is None
+    ]
+    if route != "full" and without:
+        reason = "has no retention gate, which would divide the way back through time in two"
+        allowed = f"full: {type(without[0]).__name__} {reason}"
+        raise BadInput(key, route, allowed, "an LSTM or a GRU")
 
 
 class Backward(NamedTuple):
@@ -234,6 +268,7 @@ def backward(
     *,
     mask: jax.Array | None = None,
     cuts: Sequence[jax.Array] | None = None,
+    backward: Route = "full",
 ) -> tuple[tuple[Backward, ...], ...]:
     """Every adjoint itself, where :func:`unroll` with taps gives the norms: O(T B H) memory.
 
@@ -245,7 +280,9 @@ def backward(
       mask: as for :func:`unroll`.
       cuts: for each direction ``(T, B)`` bool in its own reading order, True where nothing passes
         back from the next step into this one, as in truncated backpropagation.
+      backward: as for :func:`unroll`.
     """
+    check_route(backward, layers, "backward")
     finals = [
         [jax.tree.map(jnp.zeros_like, trace.final) for trace in layer] for layer in run.traces
     ]
@@ -263,7 +300,7 @@ def backward(
         return adjoint
 
     results, _ = _backward_through(
-        _parts(layers), run.traces, mask, from_outputs, finals, adjoint_itself, cuts=cuts
+        _parts(layers), run.traces, mask, from_outputs, finals, adjoint_itself, backward, cuts
     )
 
     def whole(result: Gradients, final: Any, direction: int) -> Backward:
@@ -276,12 +313,12 @@ def backward(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(every: bool, cells, start, inputs, mask, taps):
-    return _run_forward(every, cells, start, inputs, mask, taps)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(every: bool, route: Route, cells, start, inputs, mask, taps):
+    return _run_forward(every, route, cells, start, inputs, mask, taps)[0]
 
 
-def _run_forward(every: bool, cells, start, inputs, mask, taps):
+def _run_forward(every: bool, route: Route, cells, start, inputs, mask, taps):
     """The outputs and the traces, and what the backward pass needs besides."""
     read, traces = inputs, []
     for depth, layer in enumerate(cells):
@@ -296,12 +333,14 @@ def _run_forward(every: bool, cells, start, inputs, mask, taps):
     return (read, tuple(traces)), (cells, tuple(traces), mask, taps is not None)
 
 
-def _run_backward(every: bool, residuals, cotangents):
+def _run_backward(every: bool, route: Route, residuals, cotangents):
     cells, traces, mask, measured = residuals
     from_outputs, from_traces = cotangents
     finals = [[trace.final for trace in layer] for layer in from_traces]
     observe = passes.log2_norms if measured else None
-    results, from_inputs = _backward_through(cells, traces, mask, from_outputs, finals, observe)
+    results, from_inputs = _backward_through(
+        cells, traces, mask, from_outputs, finals, observe, route
+    )
     grads = [[Parts(None, result.params, None) for result in layer] for layer in results]
     norms = [[result.observed for result in layer] for layer in results]
     starts = [[result.start.plain() for result in layer] for layer in results]
@@ -315,6 +354,7 @@ def _backward_through(
     from_outputs: jax.Array | None,
     from_finals: Sequence[Sequence[Any]],
     observe: Callable[[Scaled], Any] | None,
+    route: Route,
     cuts: Sequence[jax.Array] | None = None,
 ) -> tuple[list[list[Gradients]], Any]:
     """Every layer's gradients, from the top down, and the inputs' cotangent.
@@ -334,6 +374,7 @@ def _backward_through(
                 kind.of(from_finals[depth][direction], 1),
                 observe=observe or (lambda _: None),
                 cut=None if cuts is None else cuts[direction],
+                route=route,
             )
             for direction, cell in enumerate(cells[depth])
         ]

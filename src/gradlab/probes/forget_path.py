@@ -79,5 +79,5 @@ def _mean_paths(layer: LayerView) -> Paths:
     gate = layer.retention
     assert gate is not None
     kept = jnp.where(layer.mask[..., None], gate, 1)
-    norms = paths(layer.jacobian, kept, layer.part(layer.memory))
+    norms = paths(layer.transport, kept, layer.part(layer.memory))
     return Paths(*(mean_log10(norm, layer.mask) for norm in norms))

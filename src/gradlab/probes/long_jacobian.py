@@ -60,7 +60,7 @@ class LongJacobian(CloseProbe):
         """See the class."""
 
         def means(layer: LayerView) -> tuple[jax.Array, ...]:
-            return tuple(mean_log10(norm, layer.mask) for norm in suffix_norms(layer.jacobian))
+            return tuple(mean_log10(norm, layer.mask) for norm in suffix_norms(layer.transport))
 
         largest, frobenius = over_layers(means, closeup.first(self.examples))
         return {"long_jacobian_log10": largest, "long_jacobian_log10_frobenius": frobenius}

@@ -190,8 +190,8 @@ class LayerView:
         assert self.retention is not None
         identity = jnp.eye(self.before.shape[-1], dtype=self.before.dtype)
         gate = jnp.zeros_like(self.before).at[..., memory].set(self.retention)
-        kept = gate[..., None] * identity
-        left = kept if self._route == "no_h_path" else self.jacobian - kept
+        through_gate = gate[..., None] * identity
+        left = through_gate if self._route == "no_h_path" else self.jacobian - through_gate
         return jnp.where(real, left, identity)
 
     @cached_property
@@ -216,6 +216,18 @@ class LayerView:
         """Activations of the retention gate, ``(T, E, H)``, or None."""
         name = stock.gate_view(self.cell).retention
         return None if name is None else self.gates[name]
+
+    @property
+    def kept(self) -> jax.Array | None:
+        """What an adjoint of the memory is multiplied by on its way back through the gate alone.
+
+        ``(T, E, H)``: the retention gate, 1 where masked, 0 where this way is cut; or None.
+        """
+        gate = self.retention
+        if gate is None:
+            return None
+        passes = jnp.zeros_like(gate) if self._route == "no_c_path" else gate
+        return jnp.where(self.mask[..., None], passes, 1)
 
     @property
     def recurrent_matrices(self) -> dict[str, jax.Array]:

@@ -188,7 +188,7 @@ class LayerView:
             cut = self.part("h") if self._route == "no_h_path" else memory
             return jnp.where(real, self.jacobian.at[..., cut].set(0), self.jacobian)
         assert self.retention is not None
-        identity = jnp.eye(self.before.shape[-1], dtype=self.before.dtype)
+        identity = jnp.eye(self.before.shape[-1], dtype=self.before.dtype)[None, None]
         gate = jnp.zeros_like(self.before).at[..., memory].set(self.retention)
         through_gate = gate[..., None] * identity
         left = through_gate if self._route == "no_h_path" else self.jacobian - through_gate

@@ -85,7 +85,7 @@ def _starts_along(view: LayerView, direction: Params) -> Iterator[Scaled]:
     """The same of learned initial states: all at the first step that is read."""
     first = -1 if view.backwards else 0
     for name, each in view.start_contributions.items():
-        dots = jnp.sum(each.mantissa * direction[name], axis=-1)
+        dots = jnp.sum(each.mantissa * direction[name][None], axis=-1)
         at = jnp.zeros(view.mask.shape, dots.dtype).at[first].set(dots)
         yield Scaled(at, jnp.broadcast_to(each.exponent, at.shape)).normalise()
 

@@ -24,6 +24,7 @@ from jax import lax
 
 from gradlab.bptt.parts import Params, Parts, by_name
 from gradlab.bptt.passes import output_is_state, state_names
+from gradlab.bptt.saturation import well_differentiated
 from gradlab.bptt.scaling import Scaled
 from gradlab.bptt.unroll import Backward, Layer, Trace, Unrolled, backward, unroll_plainly
 from gradlab.cells import stock
@@ -144,9 +145,10 @@ class LayerView:
     def jacobian(self) -> jax.Array:
         """``J_t = ∂s_t/∂s_{t-1}``, ``(T, E, S, S)``, rows = output; the identity where masked.
 
-        By forward-mode autodiff of the cell itself, so right for any cell. O(T E S²) memory.
+        By forward-mode autodiff of the cell itself, so right for any cell; saturated units keep
+        their digits, which they do not in a backward pass. O(T E S²) memory.
         """
-        one = jax.jacfwd(self.step)
+        one = jax.jacfwd(well_differentiated(self.step))
 
         def at(read: Any) -> jax.Array:
             state, x, real = read

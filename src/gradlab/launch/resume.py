@@ -20,6 +20,8 @@ FREE = (
     *("trainer.test_lengths", KEY, "objective", "record"),
 )
 """What may be changed when a run is resumed; the curves before and after fit together still."""
+UNRECORDED = {"model.initial_state": "zero", "trainer.backward": "full"}
+"""What older runs were without recording it."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}
 SWEEP = "multirun.yaml"
@@ -238,6 +240,8 @@ def _check_same(recorded: Mapping[str, Any], given: Mapping[str, Any], folder: P
     """Refuse a configuration that is not that of the run in ``folder``, but for what is free."""
     for key, before, now in _differences(recorded, given):
         if any(key == free or key.startswith(f"{free}.") for free in FREE):
+            continue
+        if before is None and now == UNRECORDED.get(key):
             continue
         allowed = f"{shown(before)}, as in the run that is resumed"
         raise BadInput(key, now, allowed, "a new run, or leave it out")

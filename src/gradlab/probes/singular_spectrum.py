@@ -97,7 +97,7 @@ class SingularSpectrum(CloseProbe):
 def spectrum(layer: LayerView) -> dict[str, jax.Array]:
     """The four variables of one layer."""
     real = layer.mask
-    log10 = log10_singular_values(layer.jacobian)
+    log10 = log10_singular_values(layer.transport)
     steps = jnp.sum(real[1:], axis=0)
     # Two infinities have no difference: a product that is zero is as far from regular as any.
     zeros = jnp.sum(log10 == -jnp.inf, axis=-1)

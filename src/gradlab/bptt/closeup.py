@@ -428,6 +428,12 @@ class Closeup:
 
         return jax.grad(total, argnums=(0, 1))(self.run.outputs, self.run.last)
 
+    @property
+    def reads_padding(self) -> jax.Array:
+        """Whether the loss depends on the output of a step that is not real, ()."""
+        from_outputs, _ = self._cotangents
+        return jnp.any(~self.mask[..., None] & jnp.isfinite(from_outputs) & (from_outputs != 0))
+
     @cached_property
     def _adjoints(self) -> tuple[tuple[Backward, ...], ...]:
         return self._backward()

@@ -24,6 +24,7 @@ from jax import lax
 
 from gradlab.bptt.parts import Params, Parts, by_name
 from gradlab.bptt.passes import Route, output_is_state, state_names
+from gradlab.bptt.saturation import well_differentiated
 from gradlab.bptt.scaling import Scaled
 from gradlab.bptt.unroll import (
     Backward,
@@ -164,9 +165,10 @@ class LayerView:
     def jacobian(self) -> jax.Array:
         """``J_t = ∂s_t/∂s_{t-1}``, ``(T, E, S, S)``, rows = output; the identity where masked.
 
-        By forward-mode autodiff of the cell itself, so right for any cell. O(T E S²) memory.
+        By forward-mode autodiff of the cell itself, so right for any cell; saturated units keep
+        their digits, which they do not in a backward pass. O(T E S²) memory.
         """
-        one = jax.jacfwd(self.step)
+        one = jax.jacfwd(well_differentiated(self.step))
 
         def at(read: Any) -> jax.Array:
             state, x, real = read
@@ -425,6 +427,12 @@ class Closeup:
             return jnp.sum(self._read(self._readout, Unrolled(outputs, last, ())))
 
         return jax.grad(total, argnums=(0, 1))(self.run.outputs, self.run.last)
+
+    @property
+    def reads_padding(self) -> jax.Array:
+        """Whether the loss depends on the output of a step that is not real, ()."""
+        from_outputs, _ = self._cotangents
+        return jnp.any(~self.mask[..., None] & jnp.isfinite(from_outputs) & (from_outputs != 0))
 
     @cached_property
     def _adjoints(self) -> tuple[tuple[Backward, ...], ...]:

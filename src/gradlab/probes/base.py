@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,9 +117,11 @@ class CloseProbe(Probe):
 
     Attributes:
       examples: how many of them it needs the Jacobians of; a field of those that do.
+      fewest: how many examples it needs to say anything.
     """
 
     examples: int = 0
+    fewest: ClassVar[int] = 1
 
     @abc.abstractmethod
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:

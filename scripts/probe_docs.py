@@ -106,7 +106,8 @@ A probe is one measurement. There are two kinds.
   default), at every `probe.every` steps (50 by default) and at the last step. In the rows between,
   their variables hold NaN.
 
-`probe=full` runs everything. A preset leaves out what the model cannot give (a plain RNN has no
+`probe=full` runs all of them but the few that cost too much or answer a special question;
+`probe=research` runs these too. A preset leaves out what the model cannot give (a plain RNN has no
 forget gate) and records why; a probe that is asked for by name is refused with the reason.
 `probe=[adjoint,lyapunov]` runs a choice, and `probe.measure.NAME.OPTION=value` sets an option.
 

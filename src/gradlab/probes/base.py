@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.variable import Variable
+
+PRESETS = ("standard", "full", "research")
+"""Sets of probes from cheap to costly, each with all that the ones before it hold."""
 
 
 class Setting(NamedTuple):
@@ -86,7 +89,13 @@ class Unsupported(Exception):
 
 
 class Probe(abc.ABC):
-    """One measurement: see :class:`StepProbe` and :class:`CloseProbe`."""
+    """One measurement: see :class:`StepProbe` and :class:`CloseProbe`.
+
+    Attributes:
+      preset: the first of :data:`PRESETS` that holds it; ``conf/probe`` has the same sets as yaml.
+    """
+
+    preset: ClassVar[str]
 
     @abc.abstractmethod
     def variables(self, setting: Setting) -> dict[str, Variable]:
@@ -105,6 +114,8 @@ class Probe(abc.ABC):
 class StepProbe(Probe):
     """A measurement of a training step, from what the step saw anyway."""
 
+    preset = "standard"
+
     @abc.abstractmethod
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """Measure. Pure and traceable; arrays shaped as the dims of :meth:`variables`."""
@@ -117,6 +128,7 @@ class CloseProbe(Probe):
       examples: how many of them it needs the Jacobians of; a field of those that do.
     """
 
+    preset = "full"
     examples: int = 0
 
     @abc.abstractmethod

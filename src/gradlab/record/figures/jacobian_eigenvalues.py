@@ -10,7 +10,6 @@ from gradlab.record.figures import common
 QUESTION = "Which directions does a single step keep?"
 HINT = "near the circle = kept,  inside = they shrink,  outside = they grow"
 _REAL, _IMAGINARY = "eigenvalue_real", "eigenvalue_imaginary"
-_TYPICAL = "eigenvalue_median_typical_log10"
 
 
 def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
@@ -22,8 +21,9 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     page = common.Page(info, QUESTION, HINT, layers, len(shares), width=5.5)
     for row, line in enumerate(page.grid(sharex=True, sharey=True)):
         for column, axes in enumerate(line):
-            _points(axes, chosen.isel(layer=row, share=column))
-            words = f"{shares[column]:.0%} of the way{_median(curves, row)}"
+            panel = chosen.isel(layer=row, share=column)
+            _points(axes, panel)
+            words = f"{shares[column]:.0%} of the way{_median(panel)}"
             axes.set_title(common.layer_title(curves, row, words), fontsize=12)
             axes.set_xlabel("real part")
         line[0].set_ylabel("imaginary part")
@@ -42,6 +42,7 @@ def _points(axes: common.Axes, panel: Dataset) -> None:
     axes.set_aspect("equal", adjustable="box")
 
 
-def _median(curves: Dataset, row: int) -> str:
-    value = common.last_value(curves, _TYPICAL, row)
-    return f", typical |μ| {10**value:.2g}" if np.isfinite(value) else ""
+def _median(panel: Dataset) -> str:
+    last = panel.isel(step=-1)
+    value = np.median(np.hypot(last[_REAL].values, last[_IMAGINARY].values))
+    return f", median |μ| {value:.2g}" if np.isfinite(value) else ""

@@ -42,7 +42,7 @@ def _autocorrelation(axes: common.Axes, panel: Dataset) -> None:
 def _directions(axes: common.Axes, rows: Dataset) -> None:
     marker = "o" if rows.sizes["step"] < 30 else ""
     for k, name in enumerate(rows["state"].values):
-        label, look = f"{name}: part of the state", _look(k, common.GREY)
+        label, look = f"state {name}", _look(k, common.GREY)
         values = rows[_RATIO].isel(state=k).values
         common.plot(axes, rows["step"].values, values, label=label, **look, marker=marker, ms=4)
     axes.set_ylim(bottom=0)

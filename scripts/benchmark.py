@@ -11,8 +11,9 @@ timestep and example measured. The variants take turns, and medians are compared
 are noisy. Prints a table in Markdown with the machine, the versions and the date.
 
 With ``--probes`` it times whole training steps of the adding problem instead: plain ones, one with
-the step probes, and a look of each close probe alone and of all together. The cost of a run with
-``probe=full`` over one with ``probe=none`` follows from how often each kind is made.
+the step probes, and a look of each close probe alone, of those of ``probe=full`` together, and of
+those of ``probe=research``. The cost of a run with either over one with ``probe=none`` follows from
+how often each kind is made.
 
 With ``--population`` it times whole sweeps over that many seeds (adding, T = 100, H = 32, 500
 steps, with all that is recorded by default): by the population launcher, by Hydra's own launcher,
@@ -149,12 +150,16 @@ def probe_table(options):
             size = tuple(map(int, text.split(",")))
             took = medians(probe_variants(ours, size, options), options.repeats)
             plain, every = took.pop("plain") / options.every, options.every
-            probed, look = took.pop("probed"), took.pop("all")
+            probed = took.pop("probed")
             rows = -(-every // options.log_every)
-            whole = plain * (every - rows) + rows * probed + look
             print(f"\n{name}, T, B, H = {', '.join(map(str, size))}: plain step {plain:.2f} ms, ")
-            print(f"probed step {probed:.2f} ms, one close look {look:.1f} ms. {every} steps with ")
-            print(f"probe=full: {whole / plain / every:.2f} of the steps alone.\n")
+            print(f"probed step {probed:.2f} ms. {every} steps take, of the steps alone,")
+            for preset in ("full", "research"):
+                look = took.pop(preset)
+                whole = plain * (every - rows) + rows * probed + look
+                ratio = whole / plain / every
+                print(f"{ratio:.2f} with probe={preset}, whose close look takes {look:.1f} ms;")
+            print()
             print("| close probe, alone | ms | share of the plain steps between two looks |")
             print("|---|---|---|")
             for probe, each in sorted(took.items(), key=lambda item: -item[1]):
@@ -186,7 +191,8 @@ def probe_variants(ours, size, options):
         measure = jax.jit(steps(chosen).measure)
         return lambda: measure(state, ())
 
-    found["all"] = look(probes)
+    found["full"] = look({k: one for k, one in probes.items() if one.preset != "research"})
+    found["research"] = look(probes)
     for name, one in probes.items():
         if isinstance(one, CloseProbe):
             found[name] = look({name: one})

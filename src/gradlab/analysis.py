@@ -24,11 +24,8 @@ from gradlab.bptt.passes import Route
 from gradlab.bptt.unroll import check_route, initial_carries, starting_carries, unroll
 from gradlab.errors import BadInput, nearest, whole_number
 from gradlab.model import SequenceModel, per_example_loss
-from gradlab.probes.base import CloseProbe, Probe, Seen, Setting, StepProbe
+from gradlab.probes.base import PRESETS, CloseProbe, Probe, Seen, Setting, StepProbe
 from gradlab.probes.setting import coords_of, setting_of, supported
-
-PRESETS: dict[str, type[Probe]] = {"full": Probe, "standard": StepProbe}
-"""What a preset measures: every probe of this kind."""
 
 PerExample = Callable[[jax.Array], jax.Array]
 """A loss: from what is read out to that of each example."""
@@ -62,9 +59,10 @@ def analyze(
         it reads out: ``(B, T, O)`` or ``(B, O)``) to the loss of each example ``(B,)``; or targets,
         compared with the last output by ``(B, H)``, with every one by ``(B, T, H)``: the mean
         squared error. Integer targets ``(B,)`` or ``(B, T)`` of a model: the cross-entropy.
-      probes: ``"full"``, ``"standard"``, or a list of names such as ``["adjoint", "lyapunov"]``
-        (or of :class:`gradlab.probes.base.Probe` objects). Those of a preset that cannot measure
-        this cell are left out, with the reason in the attribute ``probes_left_out``.
+      probes: ``"full"``, ``"standard"``, ``"research"``, or a list of names such as
+        ``["adjoint", "lyapunov"]`` (or of :class:`gradlab.probes.base.Probe` objects). Those of a
+        preset that cannot measure this cell are left out, with the reason in the attribute
+        ``probes_left_out``.
       time_major: whether inputs, outputs and targets begin with time. An ``nnx.RNN`` may say so
         itself.
       seq_lengths: ``(B,)``, as of ``nnx.RNN``: how many steps of each example are real, from the
@@ -343,8 +341,8 @@ def _probes(wanted: str | Sequence[str | Probe]) -> dict[str, Probe]:
             allowed = f"{', '.join(map(repr, PRESETS))}, or a list of names"
             raise BadInput("probes", wanted, allowed, hint)
         found = {name: probe_class(name) for name in probe_names()}
-        kind = PRESETS[wanted]
-        return {name: one() for name, one in found.items() if issubclass(one, kind)}
+        held = PRESETS[: PRESETS.index(wanted) + 1]
+        return {name: one() for name, one in found.items() if one.preset in held}
     chosen: dict[str, Probe] = {}
     for one in wanted:
         if isinstance(one, Probe):

@@ -281,6 +281,36 @@ def suffix_norms(jacobians: jax.Array) -> tuple[jax.Array, jax.Array]:
     return largest, scaling.log10_norm(products, exponents)
 
 
+def suffix_moments(jacobians: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of the squared singular values of ``J_{T-1} ⋯ J_{t+1}`` for every t.
+
+    Of the S numbers σ² the mean is ``tr PᵀP / S``, and the variance over the squared mean
+    ``‖PᵀP/mean - I‖_F² / S``, in which no two large numbers are subtracted.
+
+    Args:
+      jacobians: ``(T, E, S, S)``.
+
+    Returns:
+      log10 of the mean, -inf where the product is exactly zero, and the relative variance, from 0
+      to S - 1, nan there, ``(T, E)`` each. At ``t = T-1`` the product is the identity.
+    """
+    _, examples, size, _ = jacobians.shape
+    eye = jnp.eye(size, dtype=jacobians.dtype)
+
+    def back(product: Graded, jacobian: jax.Array):
+        plain, exponent = _to_common_exponent(product)
+        mean = jnp.sum(jnp.square(plain), axis=(-2, -1)) / size
+        unit = (
+            _multiply(_transposed(plain), plain) / jnp.where(mean > 0, mean, jnp.nan)[:, None, None]
+        )
+        variance = jnp.sum(jnp.square(unit - eye[None]), axis=(-2, -1)) / size
+        log10 = jnp.log10(mean) + 2 * LOG10_2 * exponent.astype(mean.dtype)
+        return times(product, jacobian), (log10, variance)
+
+    start = graded_identity(examples, size, jacobians.dtype)
+    return lax.scan(back, start, jacobians, reverse=True)[1]
+
+
 def log10_largest(matrices: jax.Array) -> jax.Array:
     """log10 of the largest singular value of each of ``(T, E, S, S)``, ``(T, E)``; within 1e-3.
 

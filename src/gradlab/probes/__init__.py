@@ -12,6 +12,8 @@ from gradlab.probes.gate_statistics import GateStatistics
 from gradlab.probes.grad_norm import GradNorm
 from gradlab.probes.gradient_mass import GradientMass
 from gradlab.probes.gradient_noise import GradientNoise
+from gradlab.probes.isometry import Isometry
+from gradlab.probes.jacobian_eigenvalues import JacobianEigenvalues
 from gradlab.probes.long_jacobian import LongJacobian
 from gradlab.probes.lyapunov import Lyapunov
 from gradlab.probes.mean_field import MeanField
@@ -19,6 +21,7 @@ from gradlab.probes.memory_horizon import MemoryHorizon
 from gradlab.probes.pascanu_bound import PascanuBound
 from gradlab.probes.recurrent_matrix import RecurrentMatrix
 from gradlab.probes.singular_spectrum import SingularSpectrum
+from gradlab.probes.state_covariance import StateCovariance
 from gradlab.probes.step_jacobian import StepJacobian
 from gradlab.probes.temporal_contribution import TemporalContribution
 from gradlab.probes.trajectory_end import TrajectoryEnd
@@ -38,6 +41,8 @@ __all__ = [
     "GradNorm",
     "GradientMass",
     "GradientNoise",
+    "Isometry",
+    "JacobianEigenvalues",
     "LongJacobian",
     "Lyapunov",
     "MeanField",
@@ -45,6 +50,7 @@ __all__ = [
     "PascanuBound",
     "RecurrentMatrix",
     "SingularSpectrum",
+    "StateCovariance",
     "StepJacobian",
     "TemporalContribution",
     "TrajectoryEnd",

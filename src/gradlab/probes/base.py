@@ -26,6 +26,9 @@ from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.errors import BadInput, number
 from gradlab.variable import Variable, over_lag_name
 
+PRESETS = ("standard", "full", "research")
+"""Sets of probes from cheap to costly, each with all that the ones before it hold."""
+
 
 class Setting(NamedTuple):
     """What is known of a model before it runs.
@@ -88,7 +91,13 @@ class Unsupported(Exception):
 
 
 class Probe(abc.ABC):
-    """One measurement: see :class:`StepProbe` and :class:`CloseProbe`."""
+    """One measurement: see :class:`StepProbe` and :class:`CloseProbe`.
+
+    Attributes:
+      preset: the first of :data:`PRESETS` that holds it; ``conf/probe`` has the same sets as yaml.
+    """
+
+    preset: ClassVar[str]
 
     @abc.abstractmethod
     def variables(self, setting: Setting) -> dict[str, Variable]:
@@ -107,6 +116,8 @@ class Probe(abc.ABC):
 class StepProbe(Probe):
     """A measurement of a training step, from what the step saw anyway."""
 
+    preset = "standard"
+
     @abc.abstractmethod
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """Measure. Pure and traceable; arrays shaped as the dims of :meth:`variables`."""
@@ -120,6 +131,7 @@ class CloseProbe(Probe):
       fewest: how many examples it needs to say anything.
     """
 
+    preset = "full"
     examples: int = 0
     fewest: ClassVar[int] = 1
 

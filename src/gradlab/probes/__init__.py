@@ -5,6 +5,7 @@ from gradlab.probes.adjoint_slope import AdjointSlope
 from gradlab.probes.clipping import ClipRemoved
 from gradlab.probes.curvature import Curvature
 from gradlab.probes.direct_adjoint import DirectAdjoint
+from gradlab.probes.fixed_points import FixedPoints
 from gradlab.probes.forget_path import ForgetPath
 from gradlab.probes.forget_product import ForgetProduct
 from gradlab.probes.gate_saturation import GateSaturation
@@ -33,6 +34,7 @@ __all__ = [
     "ClipRemoved",
     "Curvature",
     "DirectAdjoint",
+    "FixedPoints",
     "ForgetPath",
     "ForgetProduct",
     "GateSaturation",

@@ -1,6 +1,7 @@
 """Measurements, one a file. ``base.py`` is the contract."""
 
 from gradlab.probes.adjoint import Adjoint
+from gradlab.probes.adjoint_alignment import AdjointAlignment
 from gradlab.probes.adjoint_slope import AdjointSlope
 from gradlab.probes.clipping import ClipRemoved
 from gradlab.probes.curvature import Curvature
@@ -30,6 +31,7 @@ from gradlab.probes.update_ratio import UpdateRatio
 
 __all__ = [
     "Adjoint",
+    "AdjointAlignment",
     "AdjointSlope",
     "ClipRemoved",
     "Curvature",

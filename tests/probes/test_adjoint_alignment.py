@@ -116,4 +116,4 @@ def test_no_lag_is_too_long_and_a_lone_example_has_no_other():
     zero = look(recurrent(np.zeros((3, 3)), "identity"), np.zeros((4, 2, 1)), AdjointAlignment())
     for curve in zero.values():
         assert np.isnan(curve[1:]).all()
-    assert zero["adjoint_cosine_end_over_lag"][0] == 1
+    assert zero["adjoint_cosine_end_over_lag"][0] > 1 - 1e-6

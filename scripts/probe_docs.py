@@ -42,7 +42,7 @@ CONF, PAGE = ROOT / "conf" / "probe", ROOT / "docs" / "probes.md"
 FIGURES = "figures/probes"
 """Where the figures are, as the page links them."""
 
-RUNS = (["probe=full"], ["model=rnn", "probe=full"])
+RUNS = (["probe=research"], ["model=rnn", "probe=research"])
 """Overrides of the runs that are made where none are given."""
 PICTURES = {
     "adjoint": "adjoint_over_lag",
@@ -54,6 +54,8 @@ PICTURES = {
     "gate_statistics": "gates",
     "gradient_mass": "horizons",
     "gradient_noise": "gradient_noise",
+    "isometry": "isometry",
+    "jacobian_eigenvalues": "jacobian_eigenvalues",
     "long_jacobian": "long_jacobian",
     "lyapunov": "lyapunov",
     "mean_field": "lyapunov",
@@ -61,6 +63,7 @@ PICTURES = {
     "pascanu_bound": "adjoint_over_lag",
     "recurrent_matrix": "recurrent_matrix",
     "singular_spectrum": "singular_spectrum",
+    "state_covariance": "state_covariance",
     "step_jacobian": "step_jacobian",
     "temporal_contribution": "temporal_contribution",
     "truncation": "truncation",

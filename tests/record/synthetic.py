@@ -144,6 +144,12 @@ CLOSE = {
     "spectral_norm": Variable(("layer", "matrix"), "1", "spectral norm"),
     "departure_from_normality": Variable(("layer", "matrix"), "1", "non-normality"),
     "transient_growth_log10": Variable(("layer", "matrix"), "log10", "transient growth"),
+    "eigenvalue_real": Variable(("layer", "share", "eigenvalue"), "1", "real part"),
+    "eigenvalue_imaginary": Variable(("layer", "share", "eigenvalue"), "1", "imaginary part"),
+    "squared_singular_mean_log10": Variable(("layer", "back"), "log10", "mean of σ²"),
+    "effective_rank": Variable(("layer", "back"), "1", "effective rank"),
+    "state_autocorrelation": Variable(("layer", "state", "delay"), "1", "autocorrelation"),
+    "participation_ratio": Variable(("layer", "state"), "1", "participation ratio"),
     "train/clip_rate": Variable((), "1", "share of clipped steps"),
 }
 """What the close probes record, by name."""
@@ -158,6 +164,11 @@ def describe_closely(
         "to": list(states),
         "from": list(states),
         "singular": list(range(16)),
+        "share": [0.0, 0.5, 1.0],
+        "eigenvalue": list(range(16)),
+        "back": list(range(T)),
+        "state": list(states),
+        "delay": list(range(T)),
         "index": list(range(16)),
         "window": [2**k for k in range(12) if 2**k < T] + [T],
         "log10_gate": list(np.linspace(-3.95, -0.05, 40)),
@@ -208,7 +219,8 @@ def make_close_row(description: Description, step: int) -> Row:
     direct[:-1] = row.arrays["adj_h_log10"][:-1] - 1 - 0.3 * rng.random((L - 1, T))
     histogram = np.exp(-((np.array(coords["log10_gate"]) + 0.2 + 0.6 * (1 - late)) ** 2) * 9)
     window = np.array(coords["window"], float)
-    matrices = (L, sizes["matrix"])
+    matrices, back = (L, sizes["matrix"]), np.arange(T)
+    spectrum = rng.normal(size=(2, L, sizes["share"], S)) * (0.2 + 0.6 * late)
     arrays = {
         "forget_path_log10": forget,
         "residual_path_log10": residual,
@@ -221,6 +233,12 @@ def make_close_row(description: Description, step: int) -> Row:
         - rng.random((1, sizes["to"], sizes["from"], 1)),
         "singular_value_log10": -12 * rate * (1 + index) ** 0.7 + late,
         "condition_log10": 12 * rate[:, 0] * S**0.7,
+        "eigenvalue_real": 0.3 + spectrum[0],
+        "eigenvalue_imaginary": spectrum[1],
+        "squared_singular_mean_log10": -rate * back,
+        "effective_rank": 1 + 31 * np.exp(-rate * back),
+        "state_autocorrelation": np.exp(-rate * back)[:, None] + np.zeros((sizes["state"], 1)),
+        "participation_ratio": 3 + 5 * late + rng.random((L, sizes["state"])),
         "lyapunov_exponent": exponent,
         "lyapunov_running": running,
         "lyapunov_dimension": np.full(L, 2.4 + late),

@@ -287,7 +287,7 @@ def suffix_moments(jacobians: jax.Array) -> tuple[jax.Array, jax.Array]:
         unit = (
             _multiply(_transposed(plain), plain) / jnp.where(mean > 0, mean, jnp.nan)[:, None, None]
         )
-        variance = jnp.sum(jnp.square(unit - eye), axis=(-2, -1)) / size
+        variance = jnp.sum(jnp.square(unit - eye[None]), axis=(-2, -1)) / size
         log10 = jnp.log10(mean) + 2 * LOG10_2 * exponent.astype(mean.dtype)
         return times(product, jacobian), (log10, variance)
 

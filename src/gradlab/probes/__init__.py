@@ -14,6 +14,7 @@ from gradlab.probes.gate_statistics import GateStatistics
 from gradlab.probes.grad_norm import GradNorm
 from gradlab.probes.gradient_mass import GradientMass
 from gradlab.probes.gradient_noise import GradientNoise
+from gradlab.probes.isometry import Isometry
 from gradlab.probes.jacobian_eigenvalues import JacobianEigenvalues
 from gradlab.probes.long_jacobian import LongJacobian
 from gradlab.probes.lyapunov import Lyapunov
@@ -44,6 +45,7 @@ __all__ = [
     "GradNorm",
     "GradientMass",
     "GradientNoise",
+    "Isometry",
     "JacobianEigenvalues",
     "LongJacobian",
     "Lyapunov",

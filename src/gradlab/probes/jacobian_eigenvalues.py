@@ -122,9 +122,8 @@ class JacobianEigenvalues(CloseProbe):
 
     def _timesteps(self, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Where the shares lie among the real steps ``(T,)``, and whether there are any."""
-        shares = jnp.asarray(self.shares)
-        steps = jnp.cumsum(real)
-        nth = jnp.round(shares * (steps[-1] - 1)).astype(steps.dtype)
+        shares, steps = jnp.asarray(self.shares), jnp.cumsum(real)
+        nth = jnp.round(shares * (steps[-1] - 1).astype(shares.dtype)).astype(steps.dtype)
         return jnp.searchsorted(steps, nth + 1), steps[-1] > 0
 
 

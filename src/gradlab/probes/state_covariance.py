@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gradlab.bptt.closeup import Closeup, LayerView
@@ -126,17 +127,18 @@ def moments(states: jax.Array, counted: jax.Array) -> dict[str, jax.Array]:
 
 def _centred(x: jax.Array, counted: jax.Array) -> jax.Array:
     """The states without the mean of each unit; exactly 0 where that is all of a unit."""
-    real = counted[..., None]
-    size = jnp.max(jnp.abs(x), axis=(0, 1))
+    number = jnp.maximum(jnp.sum(counted), 1).astype(x.dtype)
 
     def without_mean(x: jax.Array) -> jax.Array:
-        mean = jnp.sum(x, axis=(0, 1)) / jnp.maximum(jnp.sum(counted), 1)
-        return jnp.where(real, x - mean, 0)
+        mean = jnp.sum(x, axis=(0, 1), keepdims=True) / number
+        return jnp.where(counted[..., None], x - mean, 0)
+
+    def size(x: jax.Array) -> jax.Array:
+        return jnp.max(jnp.abs(x), axis=(0, 1), keepdims=True)
 
     # The second time removes what the first mean was wrong by.
     left = without_mean(without_mean(x))
-    moves = jnp.max(jnp.abs(left), axis=(0, 1)) > 4 * jnp.finfo(x.dtype).eps * size
-    return jnp.where(moves, left, 0)
+    return jnp.where(size(left) > 4 * float(jnp.finfo(x.dtype).eps) * size(x), left, 0)
 
 
 def autocorrelation(moved: jax.Array, counted: jax.Array) -> jax.Array:
@@ -148,9 +150,9 @@ def autocorrelation(moved: jax.Array, counted: jax.Array) -> jax.Array:
     spectrum = jnp.fft.rfft(moved, 2 * length, axis=0)  # twice as long: the end meets no start
     power = jnp.sum(jnp.square(jnp.abs(spectrum)), axis=(1, 2))
     products = jnp.fft.irfft(power, 2 * length)[:length]
-    steps = jnp.sum(counted, axis=0)
-    pairs = jnp.sum(jnp.maximum(steps - jnp.arange(length)[:, None], 0), axis=1)
-    means = jnp.where(pairs > 0, products / jnp.maximum(pairs, 1), jnp.nan)
+    beyond = jnp.sum(counted, axis=0)[None] - np.arange(length)[:, None]
+    pairs = jnp.sum(jnp.maximum(beyond, 0), axis=1)
+    means = jnp.where(pairs > 0, products / jnp.maximum(pairs, 1).astype(moved.dtype), jnp.nan)
     return means / jnp.where(means[0] > 0, means[0], jnp.nan)
 
 
@@ -162,5 +164,5 @@ def crossing(correlation: jax.Array) -> jax.Array:
     high, low = correlation[jnp.maximum(k - 1, 0)], correlation[k]
     curved = (jnp.log(high) + 1) / jnp.log(high / jnp.where(low > 0, low, 1))
     share = jnp.where(low > 0, curved, (high - level) / (high - low))
-    found = jnp.where(jnp.any(below), k - 1 + share, jnp.inf)
+    found = jnp.where(jnp.any(below), (k - 1).astype(share.dtype) + share, jnp.inf)
     return jnp.where(jnp.isnan(correlation[0]), jnp.nan, found)

@@ -34,7 +34,9 @@ FIGURES = {
         "paths",
         "long_jacobian",
         "step_jacobian",
+        "jacobian_eigenvalues",
         "singular_spectrum",
+        "isometry",
         "lyapunov",
         "direct_adjoint",
         "temporal_contribution",
@@ -44,6 +46,7 @@ FIGURES = {
         "curvature",
         "gates",
         "recurrent_matrix",
+        "state_covariance",
         "horizons",
         "loss",
     )

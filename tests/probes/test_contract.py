@@ -34,7 +34,7 @@ PRESETS = {
     for path in sorted(FOLDER.glob("*.yaml"))
     if "preset" in OmegaConf.load(path)
 }
-SIZES = {"layer": L, "t": T, "quantile": 5, "gate": 3, "parameter": 2}
+SIZES = {"layer": L, "t": T, "back": T, "quantile": 5, "gate": 3, "parameter": 2}
 
 every_probe = pytest.mark.parametrize("name", list(PROBES))
 every_step_probe = pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_close_probe_gives_what_it_announces(name):
         if not supports(probe, setting):
             continue
         looked += 1
-        sizes = {"layer": look[1], "t": T, "parameter": len(names)}
+        sizes = {"layer": look[1], "t": T, "back": T, "parameter": len(names)}
         sizes |= {dim: len(values) for dim, values in probe.coords(setting).items()}
         check(probe.variables(setting), measured[name], sizes)
     assert looked

@@ -342,7 +342,11 @@ def _probes(wanted: str | Sequence[str | Probe]) -> dict[str, Probe]:
             raise BadInput("probes", wanted, allowed, hint)
         found = {name: probe_class(name) for name in probe_names()}
         held = PRESETS[: PRESETS.index(wanted) + 1]
-        return {name: one() for name, one in found.items() if one.preset in held}
+        return {
+            name: one(**(one.research if wanted == "research" else {}))
+            for name, one in found.items()
+            if one.preset in held
+        }
     chosen: dict[str, Probe] = {}
     for one in wanted:
         if isinstance(one, Probe):

@@ -198,6 +198,19 @@ CLOSE = {
     "effective_rank": Variable(("layer", "back"), "1", "effective rank"),
     "state_autocorrelation": Variable(("layer", "state", "delay"), "1", "autocorrelation"),
     "participation_ratio": Variable(("layer", "state"), "1", "participation ratio"),
+    **{
+        f"adjoint_cosine_{name}_over_lag": Variable(("layer", "back"), "1", f"|cos| with {name}")
+        for name in ("end", "next", "examples", "lyapunov")
+    },
+    **{
+        f"fixed_point_{name}": Variable(("layer",), "1", f"fixed points: {name}")
+        for name in ("count", "converged", "slow")
+    },
+    "fixed_point_rest_log10": Variable(("layer",), "log10", "largest speed of the others"),
+    **{
+        f"fixed_point_eigenvalue_{part}": Variable(("layer", "point", "eigenvalue"), "1", part)
+        for part in ("real", "imaginary")
+    },
     "train/clip_rate": Variable((), "1", "share of clipped steps"),
 }
 """What the close probes record, by name."""
@@ -215,6 +228,7 @@ def describe_closely(
         "singular": list(range(16)),
         "share": [0.0, 0.5, 1.0],
         "eigenvalue": list(range(16)),
+        "point": list(range(3)),
         "back": list(range(T)),
         "state": list(states),
         "delay": list(range(T)),
@@ -270,6 +284,8 @@ def make_close_row(description: Description, step: int) -> Row:
     window = np.array(coords["window"], float)
     matrices, back = (L, sizes["matrix"]), np.arange(T)
     spectrum = rng.normal(size=(2, L, sizes["share"], S)) * (0.2 + 0.6 * late)
+    points = rng.normal(size=(2, L, sizes["point"], S)) * (0.3 + 0.6 * late)
+    points[:, :, 2] = np.nan  # there are two of them
     arrays = {
         "forget_path_log10": forget,
         "residual_path_log10": residual,
@@ -288,6 +304,16 @@ def make_close_row(description: Description, step: int) -> Row:
         "effective_rank": 1 + 31 * np.exp(-rate * back),
         "state_autocorrelation": np.exp(-rate * back)[:, None] + np.zeros((sizes["state"], 1)),
         "participation_ratio": 3 + 5 * late + rng.random((L, sizes["state"])),
+        "adjoint_cosine_end_over_lag": np.exp(-rate * back),
+        "adjoint_cosine_next_over_lag": np.where(back > 0, 0.9 + 0 * rate, np.nan),
+        "adjoint_cosine_examples_over_lag": 1 - 0.8 * np.exp(-rate * back),
+        "adjoint_cosine_lyapunov_over_lag": 1 - 0.7 * np.exp(-rate * back),
+        "fixed_point_count": np.full(L, 2.0),
+        "fixed_point_converged": np.full(L, np.round(10 + 20 * late)),
+        "fixed_point_slow": np.full(L, 2.0),
+        "fixed_point_rest_log10": np.full(L, -2.5),
+        "fixed_point_eigenvalue_real": points[0],
+        "fixed_point_eigenvalue_imaginary": points[1],
         "lyapunov_exponent": exponent,
         "lyapunov_running": running,
         "lyapunov_dimension": np.full(L, 2.4 + late),

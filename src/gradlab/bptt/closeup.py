@@ -495,31 +495,49 @@ class Closeup:
     def readout_contributions(self) -> Params:
         """By name, the part of the mean loss's gradient of the readout that enters at each step.
 
-        ``(T, *θ.shape)``. With a loss at the end only, all of it enters at the last step.
+        ``(T, *θ.shape)``. With a loss at the end only, that of an example enters at its last step.
         """
-        readout = self._readout_parts
-        if readout is None:
+        if self._readout_parts is None:
             return {}
-        outputs = self.run.outputs if self.every else self.run.last[None]
-        assert outputs is not None
+        last = self.length - 1 - jnp.argmax(self.mask[::-1], axis=0)
 
         def mean_loss(copies: Any) -> jax.Array:
-            def at(params: Any, output: jax.Array) -> jax.Array:
-                return readout._replace(params=params).module()(output)
+            if self.every:
+                return jnp.mean(self._losses(jax.vmap(self._read_with)(copies, self.run.outputs)))
+            read = jax.vmap(self._read_with, in_axes=(0, None))(copies, self.run.last)
+            return jnp.mean(self._losses(read[last, jnp.arange(self.examples)]))
 
-            read = jax.vmap(at)(copies, outputs)
-            return jnp.mean(self._losses(read if self.every else read[0]))
+        return self._readout_gradient(mean_loss, self.length)
 
-        repeat = len(outputs)
+    def readout_by_lag(self, split: int) -> Params:
+        """By name, what enters that gradient from lags below ``split``, and from all others.
+
+        ``(2, *θ.shape)``; lags count from each example's own last step.
+        """
+        if self._readout_parts is None:
+            return {}
+        far = (self.lag_in(0) >= split)[..., None]
+
+        def mean_loss(copies: Any) -> jax.Array:
+            read_all = jax.vmap(self._read_with, in_axes=(0, None))
+            if not self.every:  # at lag 0
+                return jnp.mean(self._losses(read_all(copies, self.run.last)[0]))
+            short, long = read_all(copies, self.run.outputs)
+            return jnp.mean(self._losses(jnp.where(far, long, short)))
+
+        return self._readout_gradient(mean_loss, 2)
+
+    def _read_with(self, params: Any, outputs: jax.Array) -> jax.Array:
+        assert self._readout_parts is not None
+        return self._readout_parts._replace(params=params).module()(outputs)
+
+    def _readout_gradient(self, mean_loss: Callable[[Any], jax.Array], count: int) -> Params:
+        """The gradient of a loss by so many copies of the readout's parameters, by name."""
+        assert self._readout_parts is not None
         copies = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (repeat, *leaf.shape)), readout.params
+            lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), self._readout_parts.params
         )
-        early = self.length - repeat
-        padded = jax.tree.map(
-            lambda leaf: jnp.pad(leaf, [(early, 0)] + [(0, 0)] * (leaf.ndim - 1)),
-            jax.grad(mean_loss)(copies),
-        )
-        return by_name(padded, "readout/")
+        return by_name(jax.grad(mean_loss)(copies), "readout/")
 
     @property
     def clips(self) -> bool:

@@ -95,9 +95,11 @@ class Probe(abc.ABC):
 
     Attributes:
       preset: the first of :data:`PRESETS` that holds it; ``conf/probe`` has the same sets as yaml.
+      research: options that the preset of this name sets, where the defaults are made for ``full``.
     """
 
     preset: ClassVar[str]
+    research: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
     def variables(self, setting: Setting) -> dict[str, Variable]:

@@ -26,14 +26,22 @@ class ClipRemoved(CloseProbe):
     to ``‖r‖``. 0 everywhere when nothing was clipped, nan when g has no part at all along r.
 
     t is real time, the timestep of the input, in both directions of a bidirectional layer. A
-    readout of the last state alone enters at t = T - 1, a learned initial state at the first step
-    that its direction reads.
+    readout of the last state alone enters at each example's own last step, a learned initial state
+    at the first step that its direction reads.
 
     Source: the clipping of Pascanu, Mikolov & Bengio (2013), section 3.2 (algorithm 1), with the
     temporal contributions of their equations 3 to 5.
 
     Cost: one gradient of the whole batch, and one step forward with a tangent for each of T steps
     and E examples: O(T E |θ|) work, O(T E S) memory.
+
+    Mask: a padded step has no part in any gradient, and gives 0. Examples of different length are
+    added where they stand in the input, so that t is no lag where lengths differ.
+
+    Limits: what is removed is exact, of the whole batch; how it divides over t is that of the few
+    examples looked at, scaled to sum to it. Where they pull against what was removed, ⟨r, g⟩ is
+    near 0 and the shares are large, with both signs. Sums over t lose what is 10⁷ below the largest
+    part in float32.
 
     How to read it: a peak says where the steep part of the loss lies. A curve that grows towards
     the far past: exploding contributions of the early steps were cut. A flat curve: clipping acts

@@ -20,3 +20,20 @@ class Variable(NamedTuple):
     units: str
     long_name: str
     attrs: Mapping[str, str] = {}
+
+
+def over_lag_name(name: str) -> str:
+    """What a variable over ``t`` is called over the lag: ``adj_h_over_lag_log10_q``."""
+    stem, log10, rest = name.partition("_log10")
+    return f"{stem}_over_lag{log10}{rest}"
+
+
+def over_lag(variables: Mapping[str, Variable]) -> dict[str, Variable]:
+    """The same variables over ``back``, which counts from each example's own last real step."""
+    return {
+        over_lag_name(name): one._replace(
+            dims=tuple("back" if dim == "t" else dim for dim in one.dims),
+            long_name=f"{one.long_name}, by lag",
+        )
+        for name, one in variables.items()
+    }

@@ -24,7 +24,7 @@ from gradlab.bptt.unroll import unroll
 from gradlab.errors import BadInput, nearest
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.probes.base import CloseProbe, Probe, Seen, Setting, StepProbe
-from gradlab.probes.setting import setting_of, supported
+from gradlab.probes.setting import coords_of, setting_of, supported
 
 PRESETS: dict[str, type[Probe]] = {"full": Probe, "standard": StepProbe}
 """What a preset measures: every probe of this kind."""
@@ -294,6 +294,7 @@ def _dataset(
 ) -> xarray.Dataset:
     t = np.arange(setting.length)
     coords: dict[str, Any] = {
+        **coords_of(probes, setting),
         "layer": network.names,
         "t": ("t", t, {"units": "timesteps", "long_name": "timestep"}),
         "lag": (
@@ -301,12 +302,15 @@ def _dataset(
             t[::-1],
             {"units": "timesteps", "long_name": "timesteps back from the end of the sequence"},
         ),
-        "gate": list(setting.gates),
+        "back": (
+            "back",
+            t,
+            {"units": "timesteps", "long_name": "timesteps back from each example's own end"},
+        ),
         "parameter": names_of(nnx.state(network.module, nnx.Param)),
     }
     variables = {}
     for probe in probes.values():
-        coords |= probe.coords(setting)
         for name, variable in probe.variables(setting).items():
             attrs = {"units": variable.units, "long_name": variable.long_name, **variable.attrs}
             variables[name] = (variable.dims, np.asarray(measured[name]), attrs)

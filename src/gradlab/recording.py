@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from gradlab.bptt.parts import by_name
 from gradlab.errors import CannotRecord, LostPeer
 from gradlab.experiment import Experiment, build_steps
+from gradlab.probes.setting import coords_of
 from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.finish import FIGURES, complete, replay
@@ -232,14 +232,11 @@ def describe(
         if not absent.get(name)
     }
     params = by_name(steps.first_params)
-    coords: dict[str, list[Any]] = {
+    coords = {
         "layer": steps.names,
-        "t": list(range(task.length)),
-        "gate": list(steps.setting.gates),
         "parameter": list(params),
+        **coords_of(steps.probes, steps.setting),
     }
-    for probe in steps.probes.values():
-        coords |= probe.coords(steps.setting)
     splits: tuple[Split, ...] = ("train", "val", "test")
     baselines = {str(split): task.baseline(split) for split in splits}
     for length, other in steps.test_tasks.items():

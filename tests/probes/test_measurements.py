@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from gradlab.probes import (
     Adjoint,
@@ -16,9 +17,9 @@ from gradlab.probes import (
     MemoryHorizon,
     UpdateRatio,
 )
-from gradlab.probes.adjoint_slope import least_squares_slope
-from gradlab.probes.base import norm, state_log10
-from gradlab.probes.forget_product import reverse_cumulative_sum
+from gradlab.probes.adjoint_slope import fall, least_squares_line
+from gradlab.probes.base import mean_over_lag, norm, state_log10
+from gradlab.probes.forget_product import Sum
 from gradlab.probes.memory_horizon import horizon
 from tests.probes.seen import B, L, T, make_seen
 
@@ -47,17 +48,25 @@ def test_adjoint_means_quantiles_and_zeros(masked, zeros):
             assert float(ends[0]) == np.float32(values.min())
             assert float(ends[2]) == np.float32(values.max())
             assert float(ends[1]) in values.astype(np.float32)
+        h = np.asarray(seen.adjoints["h"], np.float64)
+        want = over_own_lag(h, np.asarray(seen.mask))[layer]
+        want[np.isnan(want)] = -np.inf  # every step here is that of an example
+        np.testing.assert_allclose(got["adj_h_over_lag_log10"][layer], want, rtol=1e-5)
+        backs, last = got["adj_h_over_lag_log10_q"][layer], np.asarray(seen.mask)[layer].sum(0) - 1
+        ends = [h[layer, last[b], b] for b in range(B)]
+        assert backs[:, 0].tolist()[::2] == np.float32([min(ends), max(ends)]).tolist()
 
 
-def state_curve(seen, layer):
-    """ln of the mean over examples of log10 ‖[c; h]‖, with Python's own wide arithmetic."""
+def state_over_lag(seen, layer):
+    """ln of the mean over examples of ‖[c; h]‖ by own lag, with Python's own wide arithmetic."""
     curve = []
-    for t in range(T):
+    for back in range(T):
         logs = []
-        mask = np.asarray(seen.mask)[layer, t]
         for b in range(B):
-            if mask[b]:
-                c, h = (float(seen.adjoints[name][layer, t, b]) for name in ("c", "h"))
+            steps = np.flatnonzero(np.asarray(seen.mask)[layer, :, b])[::-1]
+            if back < len(steps):
+                own = (float(seen.adjoints[name][layer, steps[back], b]) for name in ("c", "h"))
+                c, h = own
                 top = max(c, h)
                 logs.append(top + 0.5 * math.log10(10 ** (2 * (c - top)) + 10 ** (2 * (h - top))))
         curve.append(math.log(10) * sum(logs) / len(logs))
@@ -65,26 +74,47 @@ def state_curve(seen, layer):
 
 
 @MASKED
-def test_adjoint_slope_is_numpys_polyfit(masked):
+def test_the_line_over_lag_is_numpys_polyfit(masked):
     seen = make_seen(masked=masked)
-    got = AdjointSlope()(seen)["adjoint_slope"]
-    lag = np.arange(T)[::-1]
+    got = jax.jit(AdjointSlope())(seen)
     for layer in range(L):
-        want = np.polyfit(lag, state_curve(seen, layer), 1)[0]
-        assert float(got[layer]) == pytest.approx(want, rel=1e-4)
+        curve = state_over_lag(seen, layer)
+        back = np.arange(len(curve))
+        slope, start = np.polyfit(back, curve, 1)
+        missed = np.sum((curve - start - slope * back) ** 2)
+        want = {
+            "adjoint_slope": slope,
+            "adjoint_line_r2": 1 - missed / np.sum((curve - curve.mean()) ** 2),
+            "decades_per_100": -100 * slope / math.log(10),
+            "decades_lost": (curve[0] - curve[-1]) / math.log(10),
+        }
+        for name, value in want.items():
+            assert float(got[name][layer]) == pytest.approx(value, rel=1e-4), name
 
 
-def test_slope_skips_what_is_not_finite_and_needs_two_points():
-    curves = jnp.array([[-jnp.inf, 2.0, 3.0, 4.0], [-jnp.inf, -jnp.inf, jnp.nan, 1.0]])
-    slopes = least_squares_slope(jnp.arange(4.0), curves)
-    assert float(slopes[0]) == pytest.approx(1.0)
-    assert math.isnan(float(slopes[1]))
+def test_the_line_skips_what_is_not_finite_and_needs_two_points():
+    curves = jnp.array([[-jnp.inf, 2.0, 3.0, 4.0], [-jnp.inf, -jnp.inf, jnp.nan, 1.0], [2.0] * 4])
+    slopes, r2 = least_squares_line(jnp.arange(4.0), curves)
+    assert slopes.tolist() == pytest.approx([1.0, math.nan, 0.0], nan_ok=True)
+    assert r2.tolist() == pytest.approx([1.0, math.nan, math.nan], nan_ok=True)
 
 
 def test_slope_of_a_long_steep_line_is_exact():
     lag = jnp.arange(5000.0)[::-1]
-    slope = least_squares_slope(lag, (lag * math.log(0.5))[None])[0]
-    assert float(slope) == pytest.approx(math.log(0.5), rel=1e-5)
+    slope, r2 = least_squares_line(lag, (lag * math.log(0.5))[None])
+    assert float(slope[0]) == pytest.approx(math.log(0.5), rel=1e-5)
+    assert float(r2[0]) == pytest.approx(1)
+
+
+def test_the_fall_ends_where_the_longest_example_does():
+    nothing = -jnp.inf
+    for curve, want in [
+        ([-1.0, -2.0, -5.5], 4.5),
+        ([-1.0, -2.0, jnp.nan], 1.0),
+        ([-1.0, -2.0, nothing], math.inf),
+        ([nothing, -2.0, -3.0], math.nan),
+    ]:
+        assert float(fall(jnp.array(curve))) == pytest.approx(want, nan_ok=True)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.0, 2.5])
@@ -104,11 +134,13 @@ def test_horizon_takes_the_first_fall():
     assert float(horizon(by_lag)) == pytest.approx(1.5)
 
 
-def test_memory_horizon_reads_the_state_curve():
-    seen = make_seen()
+@MASKED
+def test_memory_horizon_reads_the_state_curve(masked):
+    seen = make_seen(masked=masked)
     got = MemoryHorizon()(seen)["memory_horizon"]
     for layer in range(L):
-        curve = state_curve(seen, layer)[::-1] - state_curve(seen, layer)[-1]
+        curve = state_over_lag(seen, layer)
+        curve = curve - curve[0]
         first = next((k for k in range(T) if curve[k] <= -1), None)
         if first is None:
             want = T
@@ -129,35 +161,78 @@ def test_state_norm_of_parts_of_any_size():
 
 
 @MASKED
-def test_forget_product_is_the_product(masked):
+def test_forget_products_are_products(masked):
     seen = make_seen(masked=masked)
-    got = ForgetProduct()(seen)["forget_product_log10"]
-    gate, mask = np.asarray(seen.retention, np.float64), np.asarray(seen.mask)
-    for layer in range(L):
-        for t in range(T):
-            logs = [
-                math.log10(gate[layer, k, b, unit]) if mask[layer, k, b] else 0.0
-                for b in range(B)
-                if mask[layer, t, b]
-                for unit in range(gate.shape[-1])
-                for k in range(t + 1, T)
-            ]
-            count = mask[layer, t].sum() * gate.shape[-1]
-            assert float(got[layer, t]) == pytest.approx(sum(logs) / count, rel=1e-5, abs=1e-6)
+    levels = (0.0, 0.5, 1.0)
+    found = jax.jit(ForgetProduct(quantiles=levels))(seen)
+    got = {name: np.asarray(one) for name, one in found.items()}
+    real = np.asarray(seen.mask)
+    gate = np.where(real[..., None], np.asarray(seen.retention, np.float64), 1)
+    product = np.ones_like(gate)
+    for t in range(T - 2, -1, -1):
+        product[:, t] = product[:, t + 1] * gate[:, t + 1]
+    rms = np.log10(np.sqrt(np.mean(product**2, -1)))
+    typical = np.mean(np.log10(product), -1)
+    units = np.nanmean(np.where(real[..., None], np.log10(product), np.nan), 2)
+    want = {
+        "forget_product_log10": np.nanmean(np.where(real, typical, np.nan), -1),
+        "forget_product_rms_log10": np.nanmean(np.where(real, rms, np.nan), -1),
+        "forget_product_over_lag_log10": over_own_lag(typical, real),
+        "forget_product_rms_over_lag_log10": over_own_lag(rms, real),
+        "forget_product_log10_q": np.moveaxis(
+            np.quantile(units, levels, axis=-1, method="nearest"), 0, 1
+        ),
+    }
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def over_own_lag(values, real):
+    """The mean ``(L, T)`` of ``(L, T, B)`` by steps back from each example's own end."""
+    found = np.full(values.shape, np.nan)
+    for layer, b in np.ndindex(values.shape[0], values.shape[2]):
+        own = values[layer, real[layer, :, b], b][::-1]
+        found[layer, : len(own), b] = own
+    counted = np.isfinite(found)
+    total = np.where(counted, found, 0).sum(-1)
+    with np.errstate(invalid="ignore"):
+        return total / counted.sum(-1)
+
+
+def test_by_lag_counts_real_steps_from_each_examples_own_end():
+    real = np.zeros((2, 6, 4), bool)
+    for b, length in enumerate([6, 2, 4, 1]):
+        real[0, :length, b] = True
+        real[1, 6 - length :, b] = True  # as a backward direction reads padding: first
+    real[0, :, 2] = [1, 0, 1, 0, 0, 1]  # the state waits in between
+    values = np.random.default_rng(0).normal(size=real.shape).astype(np.float32)
+    for mask in (real, np.ones_like(real)):
+        got = jax.jit(mean_over_lag)(values, mask)
+        np.testing.assert_allclose(got, over_own_lag(values, mask), rtol=1e-5)
 
 
 def test_sum_of_5000_logs_loses_nothing_in_float32():
-    terms = jnp.full((5000,), -0.136, jnp.float32)
-    exact = -float(np.float32(0.136)) * np.arange(5000, 0, -1)
-    got = np.asarray(jax.jit(reverse_cumulative_sum, static_argnums=1)(terms, 0), np.float64)
+    term = np.float32(-0.136)
+
+    def add(total, _):
+        return total.plus(term), total.plus(term).high
+
+    zero = Sum(jnp.float32(0), jnp.float32(0))
+    got = np.asarray(jax.jit(lambda: lax.scan(add, zero, length=5000)[1])(), np.float64)
+    exact = float(term) * np.arange(1, 5001)
     np.testing.assert_allclose(got, exact, rtol=2**-23)
-    naive = np.cumsum(np.asarray(terms)[::-1], dtype=np.float32)[::-1]
+    naive = np.cumsum(np.full(5000, term), dtype=np.float32)
     assert np.abs(naive - exact).max() > 10 * np.abs(got - exact).max()
 
 
 def test_a_gate_that_is_exactly_zero_cuts_the_product():
-    got = np.asarray(reverse_cumulative_sum(jnp.array([-1.0, -jnp.inf, -2.0]), axis=0))
-    assert got.tolist() == [-math.inf, -math.inf, -2.0]
+    seen = make_seen()
+    retention = seen.retention.at[:, 2, :, 0].set(0)
+    got = jax.jit(ForgetProduct())(seen._replace(retention=retention))
+    assert np.all(np.asarray(got["forget_product_log10"])[:, :2] == -np.inf)
+    assert np.all(np.isfinite(np.asarray(got["forget_product_rms_log10"])))
+    assert np.all(np.isfinite(np.asarray(got["forget_product_log10"])[:, 2:]))
 
 
 @MASKED

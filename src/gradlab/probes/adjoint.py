@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.errors import BadInput, number
-from gradlab.probes.base import Seen, Setting, StepProbe, mean_log10
-from gradlab.variable import Variable
+from gradlab.probes.base import Seen, Setting, StepProbe, both_means, by_lag, check_quantiles
+from gradlab.variable import Variable, over_lag
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,9 @@ class Adjoint(StepProbe):
     """log10 of the norm of ∂ℓ/∂h_t (and ∂ℓ/∂c_t), at every timestep of every layer.
 
     Definition: ``adj_h[t] = ∂ℓ/∂h_t``, the total derivative of one example's loss; its 2-norm over
-    the units; the mean over examples of the log10, with quantiles over examples beside it.
+    the units; the mean over examples of the log10, with quantiles over examples beside it. Over
+    ``t`` as the sequence is read, and by lag: ``back`` counts the steps from each example's own
+    last real one.
 
     The state is s = [c; h], as the step Jacobian has it: ∂ℓ/∂c_t is taken with h_t held, so that at
     the last step all of the gradient is in h and ∂ℓ/∂c is exactly zero.
@@ -26,6 +27,15 @@ class Adjoint(StepProbe):
     is over the others, ``adj_h_zero`` is their share, and -inf means all of them.
 
     Source: Pascanu, Mikolov & Bengio (2013), equations 3 to 5, measured rather than bounded.
+
+    Mask: padding is left out. Over t an example counts at its own real steps, so that near the end
+    of a padded batch only the long ones do, and steps that are far from the end of one example
+    stand beside the last of another. Over the lag all examples begin at 0 and the short ones end
+    first. In the backward direction of a bidirectional layer t counts as it reads.
+
+    Limits: float32 gives each norm to 1e-6 of the log10 for each hundred steps or better, at any
+    size; far smaller than what separates examples. The far end of a padded batch rests on its
+    longest examples alone. It is the adjoint of one batch; another batch has another.
 
     Cost: O(T B H), in the backward pass that trains: a norm of each adjoint as it passes by. Memory
     O(T B), since the adjoints themselves are not kept.
@@ -43,21 +53,20 @@ class Adjoint(StepProbe):
     quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
 
     def __post_init__(self):
-        key, given = "probe.measure.adjoint.quantiles", self.quantiles
-        for quantile in given:
-            number(key, quantile, 0, 1)
-        if not 0 < len(set(given)) == len(given):
-            raise BadInput(key, given, "a list of numbers from 0 to 1, each once, at least one")
+        check_quantiles("probe.measure.adjoint.quantiles", self.quantiles)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
-        """Three variables for each part of the state."""
+        """Five variables for each part of the state."""
         found = {}
         for name in setting.states:
             what = f"adjoint norm |∂ℓ/∂{name}_t|"
-            found[f"adj_{name}_log10"] = Variable(("layer", "t"), "log10", f"mean {what}")
-            found[f"adj_{name}_log10_q"] = Variable(
-                ("layer", "quantile", "t"), "log10", f"quantiles over examples of {what}"
-            )
+            norms = {
+                f"adj_{name}_log10": Variable(("layer", "t"), "log10", f"mean {what}"),
+                f"adj_{name}_log10_q": Variable(
+                    ("layer", "quantile", "t"), "log10", f"quantiles over examples of {what}"
+                ),
+            }
+            found |= norms | over_lag(norms)
             found[f"adj_{name}_zero"] = Variable(
                 ("layer", "t"), "1", f"share of examples with exactly zero {what}"
             )
@@ -70,12 +79,18 @@ class Adjoint(StepProbe):
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """See the class."""
         found = {}
-        levels = jnp.asarray(self.quantiles)
         for name, log10 in seen.adjoints.items():
-            real = jnp.where(seen.mask, log10, jnp.nan)
-            quantiles = jnp.nanquantile(real, levels, axis=-1, method="nearest")
             zero = jnp.sum(seen.mask & (log10 == -jnp.inf), axis=-1)
-            found[f"adj_{name}_log10"] = mean_log10(log10, seen.mask)
-            found[f"adj_{name}_log10_q"] = jnp.moveaxis(quantiles, 0, 1)
-            found[f"adj_{name}_zero"] = zero / jnp.sum(seen.mask, axis=-1)
+            both = both_means(f"adj_{name}_log10", log10, seen.mask)
+            found |= both | {
+                f"adj_{name}_log10_q": self._quantiles(log10, seen.mask),
+                f"adj_{name}_over_lag_log10_q": self._quantiles(*by_lag(log10, seen.mask)),
+                f"adj_{name}_zero": zero / jnp.sum(seen.mask, axis=-1),
+            }
         return found
+
+    def _quantiles(self, log10: jax.Array, mask: jax.Array) -> jax.Array:
+        """Over examples: ``(L, T, B) -> (L, Q, T)``."""
+        real = jnp.where(mask, log10, jnp.nan)
+        found = jnp.nanquantile(real, jnp.asarray(self.quantiles), axis=-1, method="nearest")
+        return jnp.moveaxis(found, 0, 1)

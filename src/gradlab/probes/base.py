@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.variable import Variable
+from gradlab.errors import BadInput, number
+from gradlab.variable import Variable, over_lag_name
 
 
 class Setting(NamedTuple):
@@ -124,6 +126,14 @@ class CloseProbe(Probe):
         """Measure. Pure and traceable; arrays shaped as the dims of :meth:`variables`."""
 
 
+def check_quantiles(key: str, given: tuple[float, ...]) -> None:
+    """Refuse what are not quantiles, with :class:`gradlab.errors.BadInput`."""
+    for quantile in given:
+        number(key, quantile, 0, 1)
+    if not 0 < len(set(given)) == len(given):
+        raise BadInput(key, given, "a list of numbers from 0 to 1, each once, at least one")
+
+
 def mean_log10(log10: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over examples ``(L, T, B) -> (L, T)`` of logs, over real steps with a nonzero value.
 
@@ -135,6 +145,42 @@ def mean_log10(log10: jax.Array, mask: jax.Array) -> jax.Array:
     mean = total / jnp.maximum(jnp.sum(counted, axis=-1), 1).astype(total.dtype)
     nothing = jnp.where(jnp.any(mask, axis=-1), -jnp.inf, jnp.nan)
     return jnp.where(jnp.any(counted, axis=-1), mean, nothing)
+
+
+def by_lag(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Values and mask ``(L, T, B)`` by steps back from each example's own last real step.
+
+    Index 0 of the second axis is that step; the mask says how far back an example goes. What stands
+    beyond is not meant to be read.
+    """
+
+    def reverse(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return values[:, ::-1], mask[:, ::-1]
+
+    def gather(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        length = mask.shape[1]
+        later = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] - 1
+        layers, steps, examples = jnp.indices(mask.shape, sparse=True)
+        steps = jnp.broadcast_to(steps, mask.shape)
+        index = (layers, jnp.where(mask, later, length), examples)
+        place = jnp.zeros(mask.shape, steps.dtype).at[index].set(steps, mode="drop")
+        real = jnp.arange(length)[None, :, None] < jnp.sum(mask, axis=1, keepdims=True)
+        return jnp.take_along_axis(values, place, axis=1), real
+
+    return lax.cond(jnp.all(mask), reverse, gather, mask)
+
+
+def mean_over_lag(log10: jax.Array, mask: jax.Array) -> jax.Array:
+    """:func:`mean_log10` by steps back from each example's own end: ``(L, T, B) -> (L, T)``.
+
+    Of the examples that go so far back; nan beyond the longest of them.
+    """
+    return mean_log10(*by_lag(log10, mask))
+
+
+def both_means(name: str, log10: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """The mean of ``name`` over t and over the lag, as :func:`gradlab.variable.over_lag` has it."""
+    return {name: mean_log10(log10, mask), over_lag_name(name): mean_over_lag(log10, mask)}
 
 
 def over_layers(measure: Callable[[LayerView], Any], layers: Sequence[LayerView]) -> Any:

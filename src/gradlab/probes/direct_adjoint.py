@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup
-from gradlab.probes.base import CloseProbe, Setting, mean_log10
-from gradlab.variable import Variable
+from gradlab.probes.base import CloseProbe, Setting, both_means
+from gradlab.variable import Variable, over_lag
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class DirectAdjoint(CloseProbe):
 
     Cost: O(T E H), on top of the adjoints that all close probes share.
 
+    Mask: padding is left out, and receives nothing. Over the lag the readout of each example stands
+    at 0, over t at its own last real step.
+
+    Limits: of the first ``probe.examples`` examples only; right to float32 for each.
+
     How to read it: beside ``adj_h_log10``. With a loss at the end only, the top layer shows one
     point, at the last step, and -inf elsewhere: all that arrives earlier was carried there by the
     recurrence. With a loss at every step the curve is roughly flat, and an adjoint that lies on it
@@ -36,12 +41,13 @@ class DirectAdjoint(CloseProbe):
     """
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
-        """One variable over layers and time."""
+        """One variable over layers and time, and by lag."""
         name = "mean immediate adjoint norm |∂⁺ℓ/∂h_t|"
-        return {"adj_h_direct_log10": Variable(("layer", "t"), "log10", name)}
+        found = {"adj_h_direct_log10": Variable(("layer", "t"), "log10", name)}
+        return found | over_lag(found)
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
         log10 = jnp.stack([scaling.log10_norm(*view.direct) for view in closeup.layers])
         mask = jnp.stack([view.mask for view in closeup.layers])
-        return {"adj_h_direct_log10": mean_log10(log10, mask)}
+        return both_means("adj_h_direct_log10", log10, mask)

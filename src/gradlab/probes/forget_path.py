@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass
 
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import Paths, paths
 from gradlab.errors import whole_number
-from gradlab.probes.base import CloseProbe, Setting, Unsupported, mean_log10, over_layers
-from gradlab.variable import Variable
+from gradlab.probes.base import CloseProbe, Setting, Unsupported, both_means, over_layers
+from gradlab.variable import Variable, over_lag
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,15 @@ class ForgetPath(CloseProbe):
     Cost: the Jacobians; two matrix products of half the state's size at each step, O(T E S³) time,
     O(E S²) memory. The residual has a recursion of its own, so that nothing cancels.
 
-    How to read it: where the forget path is the upper curve, the gates tell the memory of the
+    Mask: a step of padding is the identity with a gate of 1, so that M_t ends at each example's own
+    last real step.
+
+    Limits: what differs from the gate by less than 8 units of rounding counts as the gate. The
+    paths of one example by default (``examples``), so that the spread over examples is not seen.
+
+    How to read it: the share ``R²/(F² + R²)`` of the squared norms, F of the forget path and R of
+    the residual one, is what goes through h: 0 where the recurrent weights are 0. Where the forget
+    path is the upper curve, the gates tell the memory of the
     network, and a forget product may be read as a horizon. Where the residual path is above it, by
     decades as in an untrained LSTM with a forget bias of 1, the gradient travels through the
     hidden state and the recurrent weights, and the gates alone underestimate it. The whole path is
@@ -47,7 +56,7 @@ class ForgetPath(CloseProbe):
         whole_number("probe.measure.forget_path.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
-        """Three variables; of a cell with a retention gate only."""
+        """Three variables, and by lag; of a cell with a retention gate only."""
         if setting.retention is None:
             has = (
                 f"its gates are {', '.join(setting.gates)}" if setting.gates else "it has no gates"
@@ -59,7 +68,7 @@ class ForgetPath(CloseProbe):
         memory = "c" if "c" in setting.states else "h"
         what = f"∂{memory}_T/∂{memory}_t"
         attrs = {"gate": setting.retention}
-        return {
+        found = {
             "forget_path_log10": Variable(
                 ("layer", "t"), "log10", f"{what} through the gate {setting.retention} alone", attrs
             ),
@@ -68,16 +77,19 @@ class ForgetPath(CloseProbe):
             ),
             "whole_path_log10": Variable(("layer", "t"), "log10", f"{what}, Frobenius norm", attrs),
         }
+        return found | over_lag(found)
 
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
-        means = over_layers(_mean_paths, closeup.first(self.examples))
-        return {f"{name}_path_log10": mean for name, mean in means._asdict().items()}
+        layers = closeup.first(self.examples)
+        norms = over_layers(_paths, layers)._asdict()
+        mask = jnp.stack([layer.mask for layer in layers])
+        found = [both_means(f"{name}_path_log10", one, mask) for name, one in norms.items()]
+        return dict(ChainMap(*found))
 
 
-def _mean_paths(layer: LayerView) -> Paths:
+def _paths(layer: LayerView) -> Paths:
     gate = layer.retention
     assert gate is not None
     kept = jnp.where(layer.mask[..., None], gate, 1)
-    norms = paths(layer.jacobian, kept, layer.part(layer.memory))
-    return Paths(*(mean_log10(norm, layer.mask) for norm in norms))
+    return paths(layer.jacobian, kept, layer.part(layer.memory))

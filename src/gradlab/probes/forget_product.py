@@ -3,66 +3,142 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gradlab.probes.base import Seen, Setting, StepProbe, Unsupported, mean_log10
-from gradlab.variable import Variable
+from gradlab.bptt.scaling import LOG10_2
+from gradlab.probes.base import (
+    Seen,
+    Setting,
+    StepProbe,
+    Unsupported,
+    both_means,
+    check_quantiles,
+    mean_log10,
+)
+from gradlab.variable import Variable, over_lag
 
 
 @dataclass(frozen=True)
 class ForgetProduct(StepProbe):
     """log10 of the product of the retention gate from t + 1 to the end of the sequence.
 
-    Definition: ``∏_{k=t+1}^{T-1} f_k`` per unit and example, the mean over both of its log10. For
-    the LSTM it is ∂c_T/∂c_t along the direct path, for the GRU the product of z.
+    Definition: ``p_t = ∏_{k=t+1}^{T-1} f_k`` per unit and example, T being the example's own
+    length. For the LSTM it is ∂c_T/∂c_t along the direct path, for the GRU the product of z.
+    ``forget_product_rms_log10`` is the log10 of its root mean square over units, ``‖P_t‖_F/√H`` of
+    the diagonal matrix P_t, and then the mean over examples: what that path makes of the norm of a
+    gradient that all units share alike. ``forget_product_log10`` is the mean over examples and
+    units of ``log10 p_t``: a *typical* unit. ``forget_product_log10_q`` are quantiles over units of
+    the mean over examples of ``log10 p_t``.
 
     Source: Hochreiter & Schmidhuber (1997) for the path through the cell state; Gers, Schmidhuber &
     Cummins (2000) for the gate on it.
 
     Cost: O(T B H) beside the gates, which are computed again from the states for all probes
-    together. Memory O(T B H).
+    together: a sum at each step, of which the products are not kept.
 
-    How to read it: beside ``adj_c_log10``, as the part of the gradient's fate that the gates alone
-    decide. Where the adjoint falls more slowly than the product, the gradient finds its way
-    through the hidden state instead.
+    Mask: a step of padding multiplies by 1, and the products end at each example's own last real
+    step. Over the lag all begin there with 1.
+
+    Limits: a gate is right to 6e-8, so that the log of one near 1 is right to 6e-8/(1 - f) of
+    itself: 1 % where f = 1 - 6e-6. A gate that is exactly 0 (its argument below -104) gives -inf.
+    A gradient lies mostly in few units, and may be larger or smaller than the root mean square
+    says: it lies between the smallest and the largest product.
+
+    How to read it: the root mean square beside ``adj_c_log10``, as the part of the gradient's fate
+    that the gates alone decide. The typical unit may lie tens of decades lower: a norm is carried
+    by the unit that forgets least, and only the quantiles show how far units differ. Where the
+    adjoint falls more slowly than the root mean square, either its own units forget less than
+    most, or something comes through the hidden state: only ``forget_path`` tells these apart.
+
+    Args:
+      quantiles: over units, in [0, 1], each once; the nearest unit is taken.
     """
 
+    quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+    def __post_init__(self):
+        check_quantiles("probe.measure.forget_product.quantiles", self.quantiles)
+
     def variables(self, setting: Setting) -> dict[str, Variable]:
-        """One variable; its attribute ``gate`` names the gate."""
+        """Five variables; their attribute ``gate`` names the gate."""
         if setting.retention is None:
             gates = ", ".join(setting.gates) or "none that can be seen"
             raise Unsupported(f"{setting.cell} has no retention gate (its gates: {gates})")
-        name = f"mean forget product ∏_(k>t) {setting.retention}_k"
-        attrs = {"gate": setting.retention}
-        return {"forget_product_log10": Variable(("layer", "t"), "log10", name, attrs)}
+        product, attrs = (
+            f"forget product ∏_(k>t) {setting.retention}_k",
+            {"gate": setting.retention},
+        )
+        means = {
+            "forget_product_log10": Variable(
+                ("layer", "t"), "log10", f"{product} of a typical unit", attrs
+            ),
+            "forget_product_rms_log10": Variable(
+                ("layer", "t"), "log10", f"{product}, root mean square over units", attrs
+            ),
+        }
+        quantiles = Variable(
+            ("layer", "quantile", "t"), "log10", f"quantiles over units of the {product}", attrs
+        )
+        return means | over_lag(means) | {"forget_product_log10_q": quantiles}
+
+    def coords(self, setting: Setting) -> dict[str, list[float]]:
+        """The quantiles."""
+        return {"quantile": list(self.quantiles)}
 
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """See the class."""
         assert seen.retention is not None
-        log10 = jnp.mean(jnp.log10(seen.retention), axis=-1)
-        log10 = jnp.where(seen.mask, log10, 0)
-        later = jnp.concatenate([log10[:, 1:], jnp.zeros_like(log10[:, :1])], axis=1)
-        product = reverse_cumulative_sum(later, axis=1)
-        return {"forget_product_log10": mean_log10(product, seen.mask)}
+        typical, rms, units = _products(seen.retention, seen.mask)
+        quantiles = jnp.nanquantile(units, jnp.asarray(self.quantiles), axis=-1, method="nearest")
+        return {
+            **both_means("forget_product_log10", typical, seen.mask),
+            **both_means("forget_product_rms_log10", rms, seen.mask),
+            "forget_product_log10_q": jnp.moveaxis(quantiles, 0, 1),
+        }
 
 
-def reverse_cumulative_sum(terms: jax.Array, axis: int) -> jax.Array:
-    """``out[t] = Σ_{k>=t} terms[k]``, to the last bit of float32 even over 5000 terms.
+def _products(gate: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """log10 of the products of ``(L, T, B, H)`` from the step after each on.
 
-    Each partial sum is kept as a sum and its rounding error (Knuth's two-sum).
+    Returns:
+      Their mean over units and their root mean square, ``(L, T, B)`` each, and of each unit the
+      mean over the examples that are real there, ``(L, T, H)``.
     """
+    log2 = jnp.where(mask[..., None], jnp.log2(gate), 0)
 
-    def add(a, b):
-        (a_high, a_low), (b_high, b_low) = a, b
-        high = a_high + b_high
-        b_part = high - a_high
-        error = (a_high - (high - b_part)) + (b_high - b_part)
-        return high, error + (a_low + b_low)
+    def back(total: Sum, read: tuple[jax.Array, jax.Array]):
+        log2, real = read
+        product = total.high
+        largest = jnp.max(product, axis=-1, keepdims=True)
+        apart = jnp.where(jnp.isfinite(largest), product - largest, 0)
+        rms = largest[..., 0] + 0.5 * jnp.log2(jnp.mean(jnp.exp2(2 * apart), axis=-1))
+        units = mean_log10(jnp.swapaxes(product, -1, -2), real[:, None, :])
+        return total.plus(log2), (jnp.mean(product, axis=-1), rms, units)
 
-    zeros = jnp.zeros_like(terms)
-    high, low = lax.associative_scan(add, (terms, zeros), reverse=True, axis=axis)
-    # An infinite sum has no rounding error; inf - inf would make it nan.
-    return high + jnp.where(jnp.isfinite(high), low, 0)
+    def time_first(array: jax.Array) -> jax.Array:
+        return jnp.moveaxis(array, 1, 0)
+
+    nothing = jnp.zeros_like(log2[:, 0])
+    reads = (time_first(log2), time_first(mask))
+    _, found = lax.scan(back, Sum(nothing, nothing), reads, reverse=True)
+    typical, rms, units = (jnp.moveaxis(one, 0, 1) * LOG10_2 for one in found)
+    return typical, rms, units
+
+
+class Sum(NamedTuple):
+    """A sum and its rounding error, so that thousands of terms are right to the last bit."""
+
+    high: jax.Array
+    low: jax.Array
+
+    def plus(self, term: jax.Array) -> Sum:
+        """One term more (Kahan's compensated sum)."""
+        corrected = term + self.low
+        high = self.high + corrected
+        # An infinite sum has no rounding error; inf - inf would make it nan.
+        low = jnp.where(jnp.isfinite(high), corrected - (high - self.high), 0)
+        return Sum(high, low)

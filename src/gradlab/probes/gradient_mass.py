@@ -26,6 +26,12 @@ class GradientMass(StepProbe):
 
     Cost: O(T B) beside the adjoints that are seen anyway.
 
+    Mask: counted in real steps from each example's own end, to its own sum; the mean is over
+    examples of different lengths, so that the horizon of a padded batch mixes their windows.
+
+    Limits: at most T, however slowly the gradient falls. What is 10^-38 of the largest norm counts
+    as nothing beside it.
+
     How to read it: the window that backpropagation truly uses. Truncating it further back than this
     changes little. Where ``memory_horizon`` finds the first fall by e, this one weighs the whole
     curve: a long low tail, or a second hump, counts by its area.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Seen, Setting, StepProbe, mean_log10, state_log10
+from gradlab.probes.base import Seen, Setting, StepProbe, mean_over_lag, state_log10
 from gradlab.variable import Variable
 
 
@@ -17,16 +17,22 @@ class MemoryHorizon(StepProbe):
     """The lag at which the adjoint norm has first fallen by a factor e.
 
     Definition: with s the whole state ([c; h] in an LSTM, h elsewhere), the smallest lag, linearly
-    interpolated in the logarithm, at which ``ln ‖∂ℓ/∂s_t‖`` (mean over examples) is 1 below its
-    value at lag 0. If that never happens within the sequence the value is ``T``, which reads "at
-    least the whole sequence".
+    interpolated in the logarithm, at which ``ln ‖∂ℓ/∂s_t‖`` (mean over examples, the lag counted
+    from each example's own last real step) is 1 below its value at lag 0. If that never happens
+    within the sequence the value is ``T``, which reads "at least the whole sequence".
 
     Source: none; the fall by e is the time constant of an exponential decay.
 
     Cost: O(T B) beside the adjoints that are seen anyway.
 
-    How to read it: events further back than a few horizons cannot teach the network. Compare with
-    the distance that the task needs.
+    Mask: padding is left out; the lag counts from each example's own end.
+
+    Limits: one crossing of one curve. In an LSTM the first step back moves the gradient from h to
+    c, often by more than a factor e, so that a horizon of 1 stands beside a slope that takes ten
+    times as long: see ``decades_lost`` and ``decades_per_100`` beside it. Above T it is not known.
+
+    How to read it: where it agrees with the slope (-1/slope), events further back than a few
+    horizons cannot teach the network. Compare with the distance that the task needs.
     """
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
@@ -36,8 +42,8 @@ class MemoryHorizon(StepProbe):
 
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """See the class."""
-        curve = mean_log10(state_log10(seen.adjoints), seen.mask) * math.log(10)
-        return {"memory_horizon": jax.vmap(horizon)(curve[:, ::-1])}
+        curve = mean_over_lag(state_log10(seen.adjoints), seen.mask) * math.log(10)
+        return {"memory_horizon": jax.vmap(horizon)(curve)}
 
 
 def horizon(by_lag: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -32,6 +33,22 @@ def setting_of(
         clips=clips,
         trains=trains,
     )
+
+
+def coords_of(probes: Mapping[str, Probe], setting: Setting) -> dict[str, list[Any]]:
+    """The values of every dimension that probes measure over, but layers and parameters.
+
+    Raises:
+      BadInput: if two probes have different values of one dimension.
+    """
+    steps = list(range(setting.length))
+    coords: dict[str, list[Any]] = {"t": steps, "back": steps, "gate": list(setting.gates)}
+    for probe in probes.values():
+        for dim, values in probe.coords(setting).items():
+            if coords.setdefault(dim, values) != values:
+                allowed = f"the same for all probes that record it; another has {coords[dim]}"
+                raise BadInput(f"probe ({dim})", values, allowed, f"set the option {dim}s of both")
+    return coords
 
 
 def supported(

@@ -33,8 +33,9 @@ _COORDS = {
     "step": ("steps", "training step"),
     "t": ("timesteps", "timestep, from the start of the sequence"),
     "lag": ("timesteps", "lag, timesteps back from the end of the sequence"),
+    "back": ("timesteps", "lag, timesteps back from each example's own last real step"),
     "layer": ("1", "layer"),
-    "quantile": ("1", "quantile over examples"),
+    "quantile": ("1", "quantile over examples, or units"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The curves of a run kept for its end, and a picture of them: timestep over training step."""
+"""The curves of a run kept for its end, and a picture of them: the lag over training step."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NamedTuple
 import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
-from gradlab.record.keys import labels, spread, stem
+from gradlab.record.keys import curves_by_lag, labels, spread, stem
 
 MOST_COLUMNS = 400
 """Most columns of a heatmap, but for the last training step."""
-_MOST_TIMESTEPS = 512
+_MOST_LAGS = 512
 _PIXELS = 600
 
 
 class Curves(NamedTuple):
-    """One variable over ``t`` in one layer, as training went on.
+    """One variable over the lag in one layer, as training went on.
 
     Attributes:
       key: e.g. ``"adj_h/layer_0"``.
-      name: the variable's, e.g. ``"adj_h_log10"``.
+      name: the variable's, e.g. ``"adj_h_over_lag_log10"``.
       variable: what it is.
       steps: training steps ``(n,)``.
-      values: ``(n, T)``, float32.
+      values: ``(n, T)``, float32, by ascending lag.
     """
 
     key: str
@@ -35,18 +35,15 @@ class Curves(NamedTuple):
 
 
 class Histories:
-    """The curves over ``layer`` and ``t`` of a run, at no more than ``capacity`` training steps.
+    """The curves over ``layer`` and lag of a run, at no more than ``capacity`` training steps.
 
-    Iterating gives one :class:`Curves` for each variable and layer that was measured.
+    Iterating gives one :class:`Curves` for each variable and layer that was measured; of what is
+    recorded over ``t`` and by lag, that by lag.
     """
 
     def __init__(self, description: Description, capacity: int = MOST_COLUMNS):
         self._layers = labels("layer", description.coords.get("layer", []))
-        self._variables = {
-            name: variable
-            for name, variable in description.variables.items()
-            if variable.dims == ("layer", "t")
-        }
+        self._variables = curves_by_lag(description.variables)
         self._histories = {name: History(capacity) for name in self._variables}
 
     def add(self, row: Row) -> None:
@@ -57,6 +54,8 @@ class Histories:
     def __iter__(self) -> Iterator[Curves]:
         for name, variable in self._variables.items():
             steps, values = self._histories[name].all()
+            if variable.dims[-1] == "t":
+                values = values[..., ::-1]
             for index, layer in enumerate(self._layers if len(steps) else []):
                 yield Curves(f"{stem(name)}/{layer}", name, variable, steps, values[:, index])
 
@@ -90,8 +89,7 @@ def heatmap(curves: Curves) -> tuple[np.ndarray, str]:
     from gradlab.record.figures import colour_limits, heat_colours
 
     steps, variable = curves.steps, curves.variable
-    t = spread(curves.values.shape[1], _MOST_TIMESTEPS)
-    values = curves.values[:, t].T[::-1]
+    values = curves.values[:, spread(curves.values.shape[1], _MOST_LAGS)].T
     low, high = colour_limits(values)
     scaled = np.ma.masked_invalid((values - low) / (high - low))
     scaled = np.ma.where(np.isneginf(values), -1.0, scaled)
@@ -102,6 +100,6 @@ def heatmap(curves: Curves) -> tuple[np.ndarray, str]:
         f"{variable.long_name}{', log10' if log10 else ''}: "
         f"dark {low:.3g}, bright {high + 0.0:.3g}{', black exactly zero' if log10 else ''}. "
         f"Across: training step {steps[0]} to {steps[-1]}. "
-        "Up: from the first timestep (bottom) to the last (top)."
+        "Down: the lag, from the end of the sequence (top) back to its start (bottom)."
     )
     return np.repeat(np.repeat(colours, tall, 0), wide, 1), caption

@@ -14,29 +14,31 @@ from typing import Any
 import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
+from gradlab.variable import over_lag_name
 
 MOST_KEYS = 64
 """A variable with more values than this stays in the run directory."""
 FIRST = 3
 """How many of a spectrum's values, the largest, get a key."""
 _DESCENDING = {"index", "singular"}
-_IN_THE_RUN_DIRECTORY = {"t", "unit", "log10_gate"}
+_IN_THE_RUN_DIRECTORY = {"t", "back", "unit", "log10_gate"}
 
 
 class Keys:
     """Turns the rows of one run into flat dicts of finite numbers.
 
-    Scalars keep their names, arrays without a dimension too. A variable over ``layer`` and ``t``
+    Scalars keep their names, arrays without a dimension too. A variable over ``layer`` and the lag
     gets a key for each layer and each lag that is a power of two, every other small one a key for
-    each of its values.
+    each of its values. What is recorded over ``t`` and by lag has keys by lag alone.
 
     Args:
       description: of the run whose rows are to come.
     """
 
     def __init__(self, description: Description):
+        curves = curves_by_lag(description.variables)
         self._plans = {
-            name: _plan(name, variable, description.coords)
+            name: _plan(name, variable, description.coords, name in curves)
             for name, variable in description.variables.items()
         }
 
@@ -60,8 +62,19 @@ def flat(nest: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def stem(name: str) -> str:
-    """The variable's name as the first part of its keys: ``adj_h_log10`` is ``adj_h``."""
-    return name.removesuffix("_log10")
+    """The variable's name as the first part of its keys, by lag or not: ``adj_h_log10`` is
+    ``adj_h``, and so is ``adj_h_over_lag_log10``."""
+    return name.replace("_over_lag", "").removesuffix("_log10")
+
+
+def curves_by_lag(variables: Mapping[str, Variable]) -> dict[str, Variable]:
+    """The variables of each layer over the lag: those by lag, and over ``t`` those with no twin."""
+    return {
+        name: variable
+        for name, variable in variables.items()
+        if variable.dims == ("layer", "back")
+        or (variable.dims == ("layer", "t") and over_lag_name(name) not in variables)
+    }
 
 
 def key_for_wandb(key: str) -> str:
@@ -75,12 +88,9 @@ def labels(dim: str, values: Sequence[Any]) -> list[str]:
     return [prefix + str(value).replace(".", "_").replace(" ", "_") for value in values]
 
 
-def lags(t: Sequence[int]) -> list[tuple[int, int]]:
-    """Lags that are powers of two and within reach, each with its position along ``t``."""
-    last = max(t)
-    position = {last - value: index for index, value in enumerate(t)}
-    powers = (2**k for k in range(20))
-    return [(lag, position[lag]) for lag in powers if lag in position]
+def powers(length: int) -> list[int]:
+    """Lags that are powers of two, of ``length`` lags from 0 on."""
+    return [2**k for k in range(20) if 2**k < length]
 
 
 def spread(length: int, most: int) -> list[int]:
@@ -89,17 +99,17 @@ def spread(length: int, most: int) -> list[int]:
 
 
 def _plan(
-    name: str, variable: Variable, coords: Mapping[str, Sequence[Any]]
+    name: str, variable: Variable, coords: Mapping[str, Sequence[Any]], by_lag: bool
 ) -> tuple[list[str], np.ndarray]:
     """The keys of a variable, and the position of each one's value in the flattened array."""
     dims = variable.dims
     none: tuple[list[str], np.ndarray] = [], np.arange(0)
     shape = [len(coords[dim]) for dim in dims]
     positions = np.arange(math.prod(shape)).reshape(shape)
-    if dims == ("layer", "t"):
-        at = lags(coords["t"])
-        parts = [labels("layer", coords["layer"]), [f"lag_{lag:05d}" for lag, _ in at]]
-        positions = positions[:, [t for _, t in at]]
+    if by_lag:
+        at = powers(shape[1])
+        parts = [labels("layer", coords["layer"]), [f"lag_{lag:05d}" for lag in at]]
+        positions = (positions[:, ::-1] if dims[1] == "t" else positions)[:, at]
     elif _IN_THE_RUN_DIRECTORY & set(dims):
         return none
     else:

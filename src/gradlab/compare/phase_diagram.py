@@ -72,15 +72,15 @@ SLOPE = Panel(
 )
 HORIZON = Panel(
     "memory_horizon",
-    "How far back does it reach?",
-    "memory horizon (steps)\nwhere it has fallen by e; T: never",
+    "Where has it first fallen by e?",
+    "memory horizon (steps)\nT: nowhere in the sequence",
     "viridis",
     False,
 )
 LYAPUNOV = Panel(
     "lyapunov_exponent",
-    "Order or chaos?",
-    "largest Lyapunov exponent λ₁\n(nats per step); above 0: chaos",
+    "Do small changes of the state grow?",
+    "largest Lyapunov exponent λ₁\n(nats per step); above 0: they grow",
     "RdBu_r",
     True,
 )

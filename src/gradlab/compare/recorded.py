@@ -16,6 +16,7 @@ from gradlab.compare.runs import Entry
 from gradlab.compare.statistics import decay
 from gradlab.errors import BadInput, first_line
 from gradlab.record.figures.common import measured, spread
+from gradlab.record.lags import values_by_lag
 from gradlab.record.reader import Run, open_run
 from gradlab.variable import over_lag_name
 
@@ -51,6 +52,8 @@ SERIES = {
     "lyapunov_exponent": "λ₁ (nats per step)",
 }
 """Figures of each layer over training that are compared, in words."""
+SOURCES = {PER_100: SLOPE, LOST: ADJOINT, R2: ADJOINT}
+"""What decades are computed from in a run that recorded none."""
 _EMPTY = xarray.Dataset()
 T = TypeVar("T")
 
@@ -120,6 +123,10 @@ class Recorded:
         """The variables over training step alone, as ``train/loss``."""
         return tuple(map(str, self._scalars.data_vars))
 
+    def has(self, name: str) -> bool:
+        """Whether :meth:`series` may have a variable."""
+        return name in self.names or SOURCES.get(name) in self.names
+
     def curve(self, name: str, most_steps: int = 0, most_lags: int = 0) -> Curve | None:
         """A variable of :data:`CURVES`, or None if it was never measured.
 
@@ -132,22 +139,29 @@ class Recorded:
         return self._asked(name, lambda: self._curve(name, most_steps, most_lags))
 
     def _curve(self, name: str, most_steps: int, most_lags: int) -> Curve | None:
-        found = over_lag(self._curves, name)
-        if found is None:
+        kept = self._kept(name)
+        if not kept:
             return None
-        found = found.transpose("step", "layer", "back")
-        steps, length = found["step"].values, found.sizes["back"]
-        rows = measured(self._curves, str(found.name))
+        along = "t" if kept == name else "back"
+        curves = self._curves[[kept]].transpose("step", "layer", along)
+        steps = curves["step"].values
+        rows = measured(curves, kept)
         if not len(rows):
             return None
         if most_steps:
             rows = rows[spread(len(rows), most_steps)]
-        lags = np.arange(length)
+        lags = np.arange(curves[kept].shape[-1])
         if most_lags:
-            lags = lags[spread(length, most_lags)]
+            lags = lags[spread(len(lags), most_lags)]
         few = len(rows) < len(steps) / 4
-        values = found.isel(step=rows).values if few else found.values[rows]
-        return Curve(steps[rows], lags, values[:, :, lags].astype(np.float32))
+        values = values_by_lag(curves.isel(step=rows) if few else curves, name)
+        values = values[:, :, lags] if few else values[rows][:, :, lags]
+        return Curve(steps[rows], lags, values.astype(np.float32))
+
+    def _kept(self, name: str) -> str:
+        """What a curve is recorded as: by lag, or over ``t`` alone; empty for neither."""
+        names = (over_lag_name(name), name)
+        return next((one for one in names if one in self._curves), "")
 
     @property
     def rows(self) -> int:
@@ -156,10 +170,11 @@ class Recorded:
 
     def measured(self, name: str) -> tuple[int, int, int]:
         """How many training steps (an upper limit), layers and lags a curve has; zeros without."""
-        found = over_lag(self._curves, name)
-        if found is None:
+        kept = self._kept(name)
+        if not kept:
             return 0, 0, 0
-        return found.sizes["step"], found.sizes["layer"], found.sizes["back"]
+        sizes = self._curves[kept].sizes
+        return sizes["step"], sizes["layer"], sizes["t" if kept == name else "back"]
 
     def series(self, name: str) -> Series | None:
         """A scalar, or a variable of :data:`SERIES`, or None if it was never measured.
@@ -213,20 +228,6 @@ class Recorded:
         return self.run.scalars if self.run is not None else _EMPTY
 
 
-def over_lag(curves: xarray.Dataset, name: str) -> xarray.DataArray | None:
-    """A variable by lag: over ``back``, which ascends from each example's own last real step.
-
-    Of a run that recorded it over ``t`` alone it is that, from its end, which is the same where all
-    examples are of one length. None if there is neither.
-    """
-    if (twin := over_lag_name(name)) in curves:
-        return curves[twin]
-    if name not in curves:
-        return None
-    found = curves[name].isel(t=slice(None, None, -1)).drop_vars(["t", "lag"], errors="ignore")
-    return found.rename(t="back").assign_coords(back=np.arange(found.sizes["t"]))
-
-
 def decades_of(run: Recorded, name: str) -> Series | None:
     """Decades lost, their rate or its R², for a run that recorded none; None for other names.
 
@@ -234,11 +235,13 @@ def decades_of(run: Recorded, name: str) -> Series | None:
     state, whose parts were recorded: the root of the sum of their squares, each a geometric mean
     over examples, so that it is exact for one example or one part.
     """
-    slope = run.series(SLOPE) if name == PER_100 else None
-    if slope is not None:
-        return slope._replace(values=-100 / math.log(10) * slope.values)
-    parts = [run.curve(part) for part in (ADJOINT, "adj_c_log10")] if name in (LOST, R2) else []
-    parts = [one for one in parts if one is not None]
+    if name not in SOURCES:
+        return None
+    if name == PER_100:
+        slope = run.series(SLOPE)
+        return slope and slope._replace(values=-100 / math.log(10) * slope.values)
+    read = [run.curve(part) for part in (ADJOINT, "adj_c_log10")]
+    parts = [one for one in read if one is not None]
     if not parts:
         return None
     steps, lags, _ = parts[0]

@@ -15,13 +15,14 @@ from gradlab.compare.headline import headline
 from gradlab.compare.matched import Matched, matched
 from gradlab.compare.page.packed import Packing, Thinning, thinning
 from gradlab.compare.phase_diagram import Diagram, name_of
-from gradlab.compare.recorded import CURVES, SERIES, Recorded
+from gradlab.compare.recorded import ADJOINT, CURVES, SERIES, Recorded
 from gradlab.compare.runs import part, settings_that_differ
 from gradlab.compare.statistics import LEVEL, ROUNDING, UNBOUNDED, Estimate, bounds_of, students_t
 from gradlab.compare.table import HEADINGS, WHEN, heading, with_interval
 from gradlab.record.directory import plain
 from gradlab.record.figures.common import spread
 from gradlab.record.private import scrub_text
+from gradlab.variable import over_lag_name
 
 LONGEST_REASON = 300
 """Characters of the reason for which a run ended."""
@@ -119,6 +120,11 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
             f"The runs are of different lengths (T = {some}): curves are aligned by lag, the "
             "distance from each example's own last step."
         )
+    if padded := [run.entry.name for run in runs if _counts_from_the_padding(run)]:
+        words.append(
+            f"{_of(padded)} recorded no lags of each example's own: theirs count from the end of "
+            "the padded sequence."
+        )
     if unread := sum(run.unread for run in runs):
         words.append(
             f"Curves, maps and what changes in training are shown of {len(runs) - unread:,} of the "
@@ -164,12 +170,18 @@ def _bounds(runs: Sequence[Recorded]) -> dict[str, Any]:
     names = dict.fromkeys(name for run in runs for name in [*run.scalars, *SERIES])
     found = {name: bounds_of(name) for name in names}
     found |= {name: (0.0, "T") for name in names if bounds_of(name, 1.0)[1] != found[name][1]}
-    free = {-math.inf: None, math.inf: None}
+    free: dict[Any, None] = {-math.inf: None, math.inf: None}
     return {
         name: [free.get(end, end) for end in ends]
         for name, ends in found.items()
         if ends != UNBOUNDED
     }
+
+
+def _counts_from_the_padding(run: Recorded) -> bool:
+    shortest = part(run.entry.config, "task").get("min_length")
+    own = over_lag_name(ADJOINT) in run.names
+    return ADJOINT in run.names and not own and shortest not in (None, run.entry.length)
 
 
 def _value(value: Any) -> Any:

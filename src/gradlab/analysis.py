@@ -20,6 +20,7 @@ import gradlab.probes
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.parts import names_of
+from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.unroll import unroll
 from gradlab.errors import BadInput, nearest
 from gradlab.model import SequenceModel, per_example_loss
@@ -247,6 +248,7 @@ class _Plan(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
+@in_all_digits
 def _measure(plan: _Plan, state: Any, inputs: jax.Array, targets: Any):
     module = nnx.merge(plan.graph, state)
     closeup = _closeup(plan.find, module, inputs, lambda outputs: plan.loss(outputs, targets))

@@ -3,7 +3,7 @@
     python scripts/benchmark.py [--repeats 15] [--sizes 200,64,128 100,32,256 500,16,64]
     python scripts/benchmark.py --probes [--sizes 200,32,64] [--every 50] [--examples 4]
     python scripts/benchmark.py --population 16
-    python scripts/benchmark.py --accelerator [errors] [gradients] [runs] [population]
+    python scripts/benchmark.py --accelerator [--sizes 200,64,2,128]
     python scripts/benchmark.py --compare SWEEP…
 
 For each cell and size (T, B, H) it times the gradient of a last-step loss: by Flax's own
@@ -19,11 +19,11 @@ With ``--population`` it times whole sweeps over that many seeds (adding, T = 10
 steps, with all that is recorded by default): by the population launcher, by Hydra's own launcher,
 and one process for each. Wall time from start to end, and member-steps per second once steady.
 
-With ``--accelerator`` it asks what a GPU or TPU gives, in four parts (all, or those named):
-errors of the measurements against exact values and against float64; the gradient of an LSTM beside
-plain Flax, and beside cuDNN by JAX and by PyTorch where these are there; steps per second of some
-runs; a population against one of its members. Errors and gradients with the matrix products that
-gradlab asks for (float32) and with those that JAX takes of itself (TF32 on a recent GPU).
+With ``--accelerator`` it asks what a GPU gives. First the errors of the measurements against exact
+values and against float64, with matrix products in float32, as gradlab makes them, and in TF32, as
+JAX would by itself on a recent GPU. Then, for each size (T, B, I, H), the gradient of an LSTM by
+Flax, by gradlab plain and measured, and by cuDNN from JAX and PyTorch where they are there, all in
+float32; and by Flax in TF32.
 
 With ``--compare`` it makes the compare page of each folder of runs, as a process, and opens it in
 Chromium (playwright, in the extra ``dev``): seconds to make it, its size, seconds until everything
@@ -113,10 +113,10 @@ def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--sizes", nargs="+", help="T,B,H; by default three, with --probes one")
+    parser.add_argument("--sizes", nargs="+", help="T,B,H, or T,B,I,H with --accelerator")
     parser.add_argument("--probes", action="store_true", help="time the probes")
     parser.add_argument("--population", type=int, metavar="N", help="time sweeps of N members")
-    parser.add_argument("--accelerator", nargs="*", choices=PARTS, help="all parts, or some")
+    parser.add_argument("--accelerator", action="store_true", help="errors, and times beside cuDNN")
     parser.add_argument("--compare", nargs="+", metavar="SWEEP", help="time compare pages")
     parser.add_argument("--every", type=int, default=50, help="probe.every")
     parser.add_argument("--log-every", type=int, default=10, help="trainer.log_every")
@@ -131,9 +131,9 @@ def main():
         population_table(options)
     elif options.compare:
         compare_table(options)
-    elif options.accelerator is not None:
-        for part in options.accelerator or PARTS:
-            PARTS[part](options)
+    elif options.accelerator:
+        error_table()
+        accelerator_table(options)
     else:
         (probe_table if options.probes else step_table)(options)
 
@@ -208,7 +208,7 @@ def probe_variants(ours, size, options):
 PRECISIONS = ("float32", "tensorfloat32")
 
 
-def error_table(options):
+def error_table():
     """Measure errors of recorded log10, the largest over all timesteps."""
     print("| error, in decades | " + " | ".join(PRECISIONS) + " |")
     print("|---|---|---|")
@@ -304,38 +304,50 @@ ACCELERATOR_SIZES = [
     "512,256,64,512",
 ]
 
-
-def gradient_table(options):
-    """Time the gradient of an LSTM beside others."""
-    for precision in PRECISIONS:
-        print(f"matrix products in {precision}; over Flax = 1\n")
-        print("| T, B, I, H | Flax, ms | " + " | ".join(OTHERS.values()) + " |")
-        print("|---|---|" + "---|" * len(OTHERS), flush=True)
-        with jax.default_matmul_precision(precision):
-            for text in options.sizes or ACCELERATOR_SIZES:
-                steps, batch, width, hidden = map(int, text.split(","))
-                calls = variants(*CELLS["lstm"], (steps, batch, hidden), width)
-                for name, make in (("cudnn", by_cudnn), ("torch", by_torch)):
-                    if (call := make(steps, batch, width, hidden, precision)) is not None:
-                        calls[name] = call
-                took = medians(calls, options.repeats)
-                ratios = [
-                    f"{took[one] / took['flax']:.3g}" if one in took else "" for one in OTHERS
-                ]
-                sizes = text.replace(",", ", ")
-                print(f"| {sizes} | {took['flax']:.2f} | {' | '.join(ratios)} |", flush=True)
-        print()
-
-
-OTHERS = {
+WAYS = {
     "plain": "gradlab",
     "measured": "gradlab, measured",
     "cudnn": "cuDNN by JAX",
     "torch": "cuDNN by PyTorch",
+    "tf32": "Flax in TF32",
 }
 
 
-def by_cudnn(steps, batch, width, hidden, _):
+def accelerator_table(options):
+    """Time the gradient of an LSTM in several ways."""
+    print("Milliseconds of Flax, and the others' over it\n")
+    print(f"| T, B, I, H | Flax, ms | {' | '.join(WAYS.values())} |")
+    print("|---|---|" + "---|" * len(WAYS))
+    for text in options.sizes or ACCELERATOR_SIZES:
+        size = tuple(map(int, text.split(",")))
+        took = medians(lstm_variants(*size), options.repeats)
+        ratios = [f"{took[way] / took['flax']:.2f}" if way in took else "" for way in WAYS]
+        shown = f"{', '.join(map(str, size))} | {took['flax']:.2f} | {' | '.join(ratios)}"
+        print(f"| {shown} |", flush=True)
+
+
+def lstm_variants(steps, batch, width, hidden):
+    """Functions of no arguments, by name, that give the gradients of an LSTM once."""
+    found = variants(*CELLS["lstm"], (steps, batch, hidden), width)
+    in_tf32 = variants(*CELLS["lstm"], (steps, batch, hidden), width)["flax"]
+    for name, make in (("cudnn", by_cudnn), ("torch", by_torch)):
+        if (call := make(steps, batch, width, hidden)) is not None:
+            found[name] = call
+    found = {name: with_products_in("float32", call) for name, call in found.items()}
+    return found | {"tf32": with_products_in("tensorfloat32", in_tf32)}
+
+
+def with_products_in(precision, function):
+    """The same function under this setting of JAX."""
+
+    def call():
+        with jax.default_matmul_precision(precision):
+            return function()
+
+    return call
+
+
+def by_cudnn(steps, batch, width, hidden):
     """The same gradient by cuDNN's LSTM, as JAX offers it; None where there is none."""
     if jax.default_backend() != "gpu":
         return None
@@ -354,7 +366,7 @@ def by_cudnn(steps, batch, width, hidden, _):
     return lambda: gradient(weights)
 
 
-def by_torch(steps, batch, width, hidden, precision):
+def by_torch(steps, batch, width, hidden):
     """The same by PyTorch; None where it or its GPU is not there."""
     try:
         import torch
@@ -362,8 +374,7 @@ def by_torch(steps, batch, width, hidden, precision):
         return None
     if not torch.cuda.is_available():
         return None
-    torch.backends.cudnn.allow_tf32 = precision != "float32"
-    torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     lstm = torch.nn.LSTM(width, hidden).cuda()
     inputs = torch.randn(steps, batch, width, device="cuda")
 
@@ -373,49 +384,6 @@ def by_torch(steps, batch, width, hidden, precision):
         torch.cuda.synchronize()
 
     return gradient
-
-
-RUNS = [
-    ["experiment=adding", "trainer.steps=300"],
-    ["experiment=digits", "model=gru", "trainer.steps=300"],
-    ["experiment=adding", "trainer.steps=100", "probe=full"],
-]
-BARE = ["record.wandb.mode=disabled", "record.figures=false"]
-
-
-def run_table(options):
-    """Time runs by the command line."""
-    print("| run | steps per second | probed step / plain | one close look, ms |")
-    print("|---|---|---|---|")
-    for command in RUNS:
-        _, (info,) = runs_of([[*command, *BARE]])
-        look = info["timings"].get("close_look")
-        cells = f"{info['steps_per_second']:.0f} | {info['probe_overhead']:.2f}"
-        shown = "" if look is None else f"{1e3 * look:.0f}"
-        print(f"| `{' '.join(command)}` | {cells} | {shown} |", flush=True)
-    print()
-
-
-def one_and_many_table(options):
-    """Time a population, and one of its members alone."""
-    sizes = ["experiment=adding", "model.hidden=32", "trainer.steps=200", "trainer.eval_every=200"]
-    rates = {}
-    print("| members | wall, s | steps per second of each | of all, over one alone |")
-    print("|---|---|---|---|")
-    for members in (1, 32):
-        command = ["-m", "hydra/launcher=population", *sizes, f"seed=range({members})", *BARE]
-        seconds, infos = runs_of([command])
-        rates[members] = statistics.median(one["steps_per_second"] for one in infos)
-        gain = members * rates[members] / rates[1]
-        print(f"| {members} | {seconds:.1f} | {rates[members]:.0f} | {gain:.1f} |", flush=True)
-
-
-PARTS = {
-    "errors": error_table,
-    "gradients": gradient_table,
-    "runs": run_table,
-    "population": one_and_many_table,
-}
 
 
 def population_table(options):
@@ -439,21 +407,15 @@ def population_table(options):
 def sweep(commands):
     """Seconds that commands take one after another, and member-steps per second of their runs."""
     sizes = ["experiment=adding", "task.length=100", "model.hidden=32", "trainer.steps=500"]
-    seconds, infos = runs_of([[*command, *sizes] for command in commands])
-    rates = [one["steps_per_second"] * one["timings"].get("members", 1) for one in infos]
-    return seconds, statistics.median(rates)
-
-
-def runs_of(commands):
-    """Seconds that commands take one after another, and what their runs say of themselves."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         for command in commands:
-            whole = [sys.executable, "-m", "gradlab", *command]
+            whole = [sys.executable, "-m", "gradlab", *command, *sizes]
             subprocess.run(whole, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
         infos = [json.loads(path.read_text()) for path in Path(folder).rglob("run.json")]
-    return seconds, infos
+    rates = [one["steps_per_second"] * one["timings"].get("members", 1) for one in infos]
+    return seconds, statistics.median(rates)
 
 
 def compare_table(options):

@@ -21,6 +21,7 @@ from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.parts import names_of
 from gradlab.bptt.passes import Route
+from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.unroll import check_route, initial_carries, starting_carries, unroll
 from gradlab.errors import BadInput, nearest, whole_number
 from gradlab.model import SequenceModel, per_example_loss
@@ -105,6 +106,7 @@ def analyze(
     chosen, few = _enough(chosen, examples, by_preset=by_preset)
     graph, state = nnx.split(found.module)
 
+    @in_all_digits
     def measure(state: Any, inputs: jax.Array, captured: Any, lengths: Any, start: Any):
         module = nnx.merge(graph, state)
         closeup = _closeup(

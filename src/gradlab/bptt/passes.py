@@ -18,6 +18,7 @@ from jax import lax
 
 from gradlab.bptt import scaling
 from gradlab.bptt.parts import Parts
+from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import Plain, Scaled
 from gradlab.cells import stock
 
@@ -64,6 +65,7 @@ class Gradients(NamedTuple):
     start: Any
 
 
+@in_all_digits
 def forward(
     cell: nnx.RNNCellBase, start: Any, inputs: jax.Array, mask: jax.Array | None, wanted: bool
 ) -> tuple[Trace, jax.Array | None]:
@@ -81,6 +83,7 @@ def forward(
     return Trace(before, inputs, final), outputs
 
 
+@in_all_digits
 def backward(
     cell: Parts,
     trace: Trace,

@@ -19,6 +19,7 @@ from jax import lax
 from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.parts import by_name, names_of
 from gradlab.bptt.passes import Route
+from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import LOG10_2
 from gradlab.bptt.unroll import Trace, check_route, make_taps
 from gradlab.cells import stock
@@ -144,6 +145,7 @@ class Steps:
         each = per_example_loss(self.task.loss, forward.outputs, batch.targets, batch.weights)
         return jnp.mean(each), forward.traces
 
+    @in_all_digits
     def advance(self, state: State, data: Any, count: jax.Array) -> tuple[State, Report]:
         """``count`` plain steps in one compiled loop; the report holds means over them."""
 
@@ -158,6 +160,7 @@ class Steps:
         state, total = lax.fori_loop(0, count, plain, (state, zero))
         return state, jax.tree.map(lambda x: x / jnp.asarray(count, x.dtype), total)
 
+    @in_all_digits
     def probe(self, state: State, data: Any) -> tuple[State, Report, dict[str, jax.Array]]:
         """One step with the probes' measurements, of the parameters before its update."""
         batch = self.draw(state, data)
@@ -189,6 +192,7 @@ class Steps:
         """Whether there is anything for :meth:`measure` to measure."""
         return any(isinstance(one, CloseProbe) for one in self.probes.values())
 
+    @in_all_digits
     def measure(self, state: State, data: Any) -> dict[str, jax.Array]:
         """The close probes' measurements of the step ``state`` is about to make."""
         batch = self.mesh.whole(self.draw(state, data))
@@ -238,6 +242,7 @@ class Steps:
             removed=removed if self.optimizer.clips else None,
         )
 
+    @in_all_digits
     def inspect(self, state: State, data: Any) -> tuple[Any, Any, Any, Any]:
         """Loss, gradients, log10 adjoints and traces of the step ``state`` is about to make.
 

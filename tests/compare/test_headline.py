@@ -299,6 +299,18 @@ def test_at_initialisation_there_are_no_results(tmp_path):
     assert "at initialisation" in text(found)
 
 
+def test_of_which_steps_results_and_decades_are_is_said(tmp_path):
+    def options(model, seed):
+        return {"test/loss": 0.1, "best/step": 300.0 + seed}
+
+    found = make_all(tmp_path, options, lstm=LSTM, gru=GRU)
+    assert (
+        "Results are of the parameters best in validation (training step 300 to 302), decades of "
+        "the last recorded row."
+    ) in found.lines
+    assert "test loss 0.1 (identical) against 0.1 (identical)" in text(found)
+
+
 def test_accuracy_is_better_when_higher_and_comes_before_the_loss(tmp_path):
     def options(model, seed):
         accuracy = {"lstm": 0.9, "gru": 0.5}[model] + seed / 100
@@ -453,7 +465,11 @@ def test_a_run_given_twice_and_a_seed_that_is_there_twice_count_once(tmp_path):
     expected = said(tmp_path).title
     assert said(tmp_path, tmp_path / "0", tmp_path / "1").title == expected
     make(tmp_path, "lstm", LSTM[0], 0)
-    assert said(tmp_path).title == expected
+    found = said(tmp_path)
+    assert found.title == expected
+    assert found.lines[-1] == (
+        "1 run repeats the configuration and seed of another and is left out."
+    )
 
 
 # --- tasks ----------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ CONF, PAGE = ROOT / "conf" / "probe", ROOT / "docs" / "probes.md"
 FIGURES = "figures/probes"
 """Where the figures are, as the page links them."""
 
-RUNS = (["probe=full"], ["model=rnn", "probe=full"])
+RUNS = (["probe=research"], ["model=rnn", "probe=research"])
 """Overrides of the runs that are made where none are given."""
 PICTURES = {
     "adjoint": "adjoint_over_lag",
@@ -54,6 +54,8 @@ PICTURES = {
     "gate_statistics": "gates",
     "gradient_mass": "horizons",
     "gradient_noise": "gradient_noise",
+    "isometry": "isometry",
+    "jacobian_eigenvalues": "jacobian_eigenvalues",
     "long_jacobian": "long_jacobian",
     "lyapunov": "lyapunov",
     "mean_field": "lyapunov",
@@ -61,6 +63,7 @@ PICTURES = {
     "pascanu_bound": "adjoint_over_lag",
     "recurrent_matrix": "recurrent_matrix",
     "singular_spectrum": "singular_spectrum",
+    "state_covariance": "state_covariance",
     "step_jacobian": "step_jacobian",
     "temporal_contribution": "temporal_contribution",
     "truncation": "truncation",
@@ -88,7 +91,7 @@ RNN = Setting(
     hidden=32,
     clips=True,
 )
-PARAGRAPHS = ("Definition", "Source", "Cost", "How to read it")
+PARAGRAPHS = ("Definition", "Source", "Cost", "Mask", "Limits", "How to read it")
 """What every probe's docstring has, in this order."""
 
 INTRO = """\
@@ -106,7 +109,8 @@ A probe is one measurement. There are two kinds.
   default), at every `probe.every` steps (50 by default) and at the last step. In the rows between,
   their variables hold NaN.
 
-`probe=full` runs everything. A preset leaves out what the model cannot give (a plain RNN has no
+`probe=full` runs all of them but the few that cost too much or answer a special question;
+`probe=research` runs these too. A preset leaves out what the model cannot give (a plain RNN has no
 forget gate) and records why; a probe that is asked for by name is refused with the reason.
 `probe=[adjoint,lyapunov]` runs a choice, and `probe.measure.NAME.OPTION=value` sets an option.
 

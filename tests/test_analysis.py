@@ -173,7 +173,7 @@ def test_a_trajectory_that_leaves_the_floats_gives_what_is_finite():
         ((jnp.ones((B, 0, I)), last_square), {}, "inputs"),
         ((jnp.ones((B, T, I)), jnp.sum), {}, "one value per example, (3,)"),
         ((jnp.ones((B, T, I)), jnp.ones((B, T))), {}, "targets (12, 3, 4) (time first)"),
-        ((jnp.ones((B, T, I)), last_square), {"probes": "fool"}, "'full', 'standard'"),
+        ((jnp.ones((B, T, I)), last_square), {"probes": "fool"}, "'standard', 'full', 'research'"),
         ((jnp.ones((B, T, I)), last_square), {"probes": "adjoint"}, "probes=['adjoint']"),
         ((jnp.ones((B, T, I)), last_square), {"probes": ["adjoin"]}, "adjoint"),
         ((jnp.ones((B, T, I)), last_square), {"probes": ["forget_path"]}, "SimpleRNN"),

@@ -10,9 +10,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from gradlab import analysis
 from gradlab.errors import BadInput
 from gradlab.experiment import build_steps
 from gradlab.launch.build import build, plain
+from gradlab.probes import base
 from gradlab.record.reader import open_run
 from tests import ROOT
 
@@ -131,7 +133,7 @@ PLAIN = {"mean_field", "pascanu_bound"}  # of plain recurrent networks only
 @pytest.mark.parametrize(
     ("probe", "model", "measuring"),
     [
-        ("full", "gru", set(SINGLE) - PLAIN),
+        ("research", "gru", set(SINGLE) - PLAIN),
         ("[adjoint,mean_field,pascanu_bound]", "rnn", PLAIN | {"adjoint"}),
         ("none", "gru", set()),
     ],
@@ -154,16 +156,23 @@ def test_every_probe_records_all_that_it_announces(run, probe, model, measuring)
         assert variable.attrs["long_name"], name
 
 
-def test_presets_hold_single_probes_as_they_are_and_full_holds_all():
-    assert {"none", "standard", "full"} <= set(PRESETS)
+def test_presets_hold_single_probes_and_are_those_of_analyze():
+    assert {"none", *base.PRESETS} <= set(PRESETS)
     single = {name: OmegaConf.load(CONF / f"probe/{name}.yaml") for name in SINGLE}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         chosen = {name: compose("config", [f"probe={name}"]).probe for name in PRESETS}
     for preset, probe in chosen.items():
         assert probe.preset == preset
         for name, settings in probe.measure.items():
-            assert single[name] == {name: settings}
-    assert set(chosen["full"].measure) == set(SINGLE)
+            changed = {}  # but for what research sets
+            if preset == "research":
+                changed = analysis.probe_class(name).research
+            assert {**single[name][name], **changed} == settings
+    for preset in base.PRESETS:
+        assert set(chosen[preset].measure) == set(analysis._probes(preset)), preset
+    lookers = (chosen["research"].measure.lyapunov, analysis._probes("research")["lyapunov"])
+    assert [one.examples for one in lookers] == [8, 8]
+    assert set(chosen["research"].measure) == set(SINGLE)
     assert not chosen["none"].measure
 
 

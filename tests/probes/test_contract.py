@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from gradlab import analysis
 from gradlab.bptt.closeup import Closeup
 from gradlab.cells import LSTM, SimpleRNN
+from gradlab.probes import base
 from gradlab.probes.base import CloseProbe, Setting, StepProbe, Unsupported
 from gradlab.probes.setting import setting_of
 from gradlab.variable import Variable
@@ -33,7 +34,7 @@ PRESETS = {
     for path in sorted(FOLDER.glob("*.yaml"))
     if "preset" in OmegaConf.load(path)
 }
-SIZES = {"layer": L, "t": T, "quantile": 5, "gate": 3, "parameter": 2}
+SIZES = {"layer": L, "t": T, "back": T, "quantile": 5, "gate": 3, "parameter": 2}
 
 every_probe = pytest.mark.parametrize("name", list(PROBES))
 every_step_probe = pytest.mark.parametrize(
@@ -56,7 +57,11 @@ def close_look(cell, layers, masked, beside=None):
     mask = jnp.arange(T)[:, None] < jnp.array([[7, 5, 3, 6, 1]]) if masked else None
     graph, state = nnx.split(nnx.List([nnx.List(layer) for layer in layers]))
 
-    chosen = {k: v for k, v in PROBES.items() if isinstance(v, CloseProbe) and supports(v, setting)}
+    chosen = {
+        name: dataclasses.replace(probe, **probe.research)
+        for name, probe in PROBES.items()
+        if isinstance(probe, CloseProbe) and supports(probe, setting)
+    }
 
     def look(state, inputs, names):
         closeup = Closeup(
@@ -85,14 +90,16 @@ def supports(probe, setting):
     return True
 
 
-def test_presets_are_all_the_step_probes_and_all_the_probes():
-    steps = {name for name, probe in PROBES.items() if isinstance(probe, StepProbe)}
-    chosen = {
-        name: {line for line in node.get("defaults", []) if line != "_self_"}
-        for name, node in PRESETS.items()
+def test_presets_hold_the_same_probes_as_yaml_and_by_class():
+    """Each the one before it, and those probes whose class names it."""
+    assert {name for name, probe in PROBES.items() if isinstance(probe, StepProbe)} == {
+        name for name, probe in PROBES.items() if probe.preset == "standard"
     }
-    assert chosen["standard"] == steps
-    assert chosen["full"] == set(PROBES) - steps | {"standard"}
+    before = set()
+    for preset in base.PRESETS:
+        own = {name for name, probe in PROBES.items() if probe.preset == preset}
+        assert {line for line in PRESETS[preset].defaults if line != "_self_"} == own | before
+        before = {preset}
 
 
 def test_a_probe_is_named_as_its_file():
@@ -125,7 +132,7 @@ def test_a_close_probe_gives_what_it_announces(name):
         if not supports(probe, setting):
             continue
         looked += 1
-        sizes = {"layer": look[1], "t": T, "parameter": len(names)}
+        sizes = {"layer": look[1], "t": T, "back": T, "parameter": len(names)}
         sizes |= {dim: len(values) for dim, values in probe.coords(setting).items()}
         check(probe.variables(setting), measured[name], sizes)
     assert looked

@@ -192,6 +192,25 @@ CLOSE = {
     "spectral_norm": Variable(("layer", "matrix"), "1", "spectral norm"),
     "departure_from_normality": Variable(("layer", "matrix"), "1", "non-normality"),
     "transient_growth_log10": Variable(("layer", "matrix"), "log10", "transient growth"),
+    "eigenvalue_real": Variable(("layer", "share", "eigenvalue"), "1", "real part"),
+    "eigenvalue_imaginary": Variable(("layer", "share", "eigenvalue"), "1", "imaginary part"),
+    "squared_singular_mean_log10": Variable(("layer", "back"), "log10", "mean of σ²"),
+    "effective_rank": Variable(("layer", "back"), "1", "effective rank"),
+    "state_autocorrelation": Variable(("layer", "state", "delay"), "1", "autocorrelation"),
+    "participation_ratio": Variable(("layer", "state"), "1", "participation ratio"),
+    **{
+        f"adjoint_cosine_{name}_over_lag": Variable(("layer", "back"), "1", f"|cos| with {name}")
+        for name in ("end", "next", "examples", "lyapunov")
+    },
+    **{
+        f"fixed_point_{name}": Variable(("layer",), "1", f"fixed points: {name}")
+        for name in ("count", "converged", "slow")
+    },
+    "fixed_point_rest_log10": Variable(("layer",), "log10", "largest speed of the others"),
+    **{
+        f"fixed_point_eigenvalue_{part}": Variable(("layer", "point", "eigenvalue"), "1", part)
+        for part in ("real", "imaginary")
+    },
     "train/clip_rate": Variable((), "1", "share of clipped steps"),
 }
 """What the close probes record, by name."""
@@ -207,6 +226,12 @@ def describe_closely(
         "to": list(states),
         "from": list(states),
         "singular": list(range(16)),
+        "share": [0.0, 0.5, 1.0],
+        "eigenvalue": list(range(16)),
+        "point": list(range(3)),
+        "back": list(range(T)),
+        "state": list(states),
+        "delay": list(range(T)),
         "index": list(range(16)),
         "window": [2**k for k in range(12) if 2**k < T] + [T],
         "log10_gate": list(np.linspace(-3.95, -0.05, 40)),
@@ -257,7 +282,10 @@ def make_close_row(description: Description, step: int) -> Row:
     direct[:-1] = row.arrays["adj_h_log10"][:-1] - 1 - 0.3 * rng.random((L - 1, T))
     histogram = np.exp(-((np.array(coords["log10_gate"]) + 0.2 + 0.6 * (1 - late)) ** 2) * 9)
     window = np.array(coords["window"], float)
-    matrices = (L, sizes["matrix"])
+    matrices, back = (L, sizes["matrix"]), np.arange(T)
+    spectrum = rng.normal(size=(2, L, sizes["share"], S)) * (0.2 + 0.6 * late)
+    points = rng.normal(size=(2, L, sizes["point"], S)) * (0.3 + 0.6 * late)
+    points[:, :, 2] = np.nan  # there are two of them
     arrays = {
         "forget_path_log10": forget,
         "residual_path_log10": residual,
@@ -270,6 +298,22 @@ def make_close_row(description: Description, step: int) -> Row:
         - rng.random((1, sizes["to"], sizes["from"], 1)),
         "singular_value_log10": -12 * rate * (1 + index) ** 0.7 + late,
         "condition_log10": 12 * rate[:, 0] * S**0.7,
+        "eigenvalue_real": 0.3 + spectrum[0],
+        "eigenvalue_imaginary": spectrum[1],
+        "squared_singular_mean_log10": -rate * back,
+        "effective_rank": 1 + 31 * np.exp(-rate * back),
+        "state_autocorrelation": np.exp(-rate * back)[:, None] + np.zeros((sizes["state"], 1)),
+        "participation_ratio": 3 + 5 * late + rng.random((L, sizes["state"])),
+        "adjoint_cosine_end_over_lag": np.exp(-rate * back),
+        "adjoint_cosine_next_over_lag": np.where(back > 0, 0.9 + 0 * rate, np.nan),
+        "adjoint_cosine_examples_over_lag": 1 - 0.8 * np.exp(-rate * back),
+        "adjoint_cosine_lyapunov_over_lag": 1 - 0.7 * np.exp(-rate * back),
+        "fixed_point_count": np.full(L, 2.0),
+        "fixed_point_converged": np.full(L, np.round(10 + 20 * late)),
+        "fixed_point_slow": np.full(L, 2.0),
+        "fixed_point_rest_log10": np.full(L, -2.5),
+        "fixed_point_eigenvalue_real": points[0],
+        "fixed_point_eigenvalue_imaginary": points[1],
         "lyapunov_exponent": exponent,
         "lyapunov_running": running,
         "lyapunov_dimension": np.full(L, 2.4 + late),

@@ -32,6 +32,15 @@ SHOWN = {
     ],
     "step_jacobian": ["step_jacobian_log10", "step_jacobian_block_log10"],
     "singular_spectrum": ["singular_value_log10"],
+    "jacobian_eigenvalues": ["eigenvalue_imaginary"],
+    "isometry": ["squared_singular_mean_log10", "effective_rank"],
+    "state_covariance": ["state_autocorrelation"],
+    "fixed_points": ["fixed_point_eigenvalue_imaginary"],
+    "adjoint_alignment": [
+        "adjoint_cosine_end_over_lag",
+        "adjoint_cosine_examples_over_lag",
+        "adjoint_cosine_lyapunov_over_lag",
+    ],
     "lyapunov": ["lyapunov_exponent", "lyapunov_running"],
     "direct_adjoint": ["adj_h_direct_log10", "adj_h_log10"],
     "temporal_contribution": ["temporal_contribution_log10"],
@@ -49,6 +58,8 @@ OVER_TRAINING = {
     ],
     "horizons": ["gradient_mass_horizon", "noise_horizon"],
     "curvature": ["gradient_curvature", "hessian_top"],
+    "state_covariance": ["participation_ratio"],
+    "fixed_points": ["fixed_point_count", "fixed_point_converged", "fixed_point_slow"],
 }
 """The same for variables over training step."""
 

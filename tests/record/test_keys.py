@@ -6,7 +6,6 @@ import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
 from gradlab.record.keys import Keys, flat
-from gradlab.variable import over_lag_name
 from tests.record.synthetic import describe, make_row
 
 T = 40
@@ -53,10 +52,12 @@ def test_what_is_recorded_by_lag_too_keeps_its_keys_and_takes_their_values_from_
 
 
 def test_the_twin_of_a_norm_of_another_kind_has_its_key():
-    twin = over_lag_name("long_jacobian_log10_frobenius")
-    keys = Keys(description(**{twin: ("layer", "back")}))
-    found = keys(Row(0, {}, {twin: np.arange(2.0 * T).reshape(2, T)}))
-    assert found["long_jacobian_log10_frobenius/layer_1_backward/lag_00004"] == T + 4
+    twin = "long_jacobian_over_lag_log10_frobenius"
+    name = "long_jacobian_log10_frobenius"
+    keys = Keys(description(**{name: ("layer", "t"), twin: ("layer", "back")}))
+    found = keys(Row(0, {}, {name: np.ones((2, T)), twin: np.arange(2.0 * T).reshape(2, T)}))
+    assert found[f"{name}/layer_1_backward/lag_00004"] == T + 4
+    assert {key.split("/")[0] for key in found} == {name}
 
 
 def test_of_a_spectrum_the_largest_get_a_key_and_of_units_none():

@@ -15,6 +15,14 @@ def test_by_lag_as_recorded_or_else_from_the_end():
     np.testing.assert_array_equal(values_by_lag(both, "x_log10"), by_lag)
 
 
+def test_rows_of_before_it_was_recorded_by_lag_are_taken_from_the_end():
+    """A record that was begun by an older version and resumed; what no example reaches is nan."""
+    over_t = np.arange(6.0).reshape(2, 1, 3)
+    by_lag = np.array([[[NOTHING] * 3], [[7.0, 8.0, NOTHING]]])
+    found = values_by_lag({"x_log10": over_t, "x_over_lag_log10": by_lag}, "x_log10")
+    np.testing.assert_array_equal(found, [[[2.0, 1.0, 0.0]], [[7.0, 8.0, NOTHING]]])
+
+
 @pytest.mark.parametrize(
     ("forget", "residual", "share"),
     [

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
-from gradlab.record.keys import curves_by_lag, labels, spread, stem
+from gradlab.record.keys import curves_of, labels, spread, stem
+from gradlab.record.lags import values_by_lag
 
 MOST_COLUMNS = 400
 """Most columns of a heatmap, but for the last training step."""
@@ -21,7 +22,7 @@ class Curves(NamedTuple):
 
     Attributes:
       key: e.g. ``"adj_h/layer_0"``.
-      name: the variable's, e.g. ``"adj_h_over_lag_log10"``.
+      name: the variable's, e.g. ``"adj_h_log10"``.
       variable: what it is.
       steps: training steps ``(n,)``.
       values: ``(n, T)``, float32, by ascending lag.
@@ -37,25 +38,23 @@ class Curves(NamedTuple):
 class Histories:
     """The curves over ``layer`` and lag of a run, at no more than ``capacity`` training steps.
 
-    Iterating gives one :class:`Curves` for each variable and layer that was measured; of what is
-    recorded over ``t`` and by lag, that by lag.
+    Iterating gives one :class:`Curves` for each variable and layer that was measured.
     """
 
     def __init__(self, description: Description, capacity: int = MOST_COLUMNS):
         self._layers = labels("layer", description.coords.get("layer", []))
-        self._variables = curves_by_lag(description.variables)
+        self._variables = curves_of(description.variables)
         self._histories = {name: History(capacity) for name in self._variables}
 
     def add(self, row: Row) -> None:
         """Take the curves of the next row."""
         for name in self._variables.keys() & row.arrays.keys():
-            self._histories[name].add(row.step, np.array(row.arrays[name], np.float32))
+            values = np.array(values_by_lag(row.arrays, name), np.float32)
+            self._histories[name].add(row.step, values)
 
     def __iter__(self) -> Iterator[Curves]:
         for name, variable in self._variables.items():
             steps, values = self._histories[name].all()
-            if variable.dims[-1] == "t":
-                values = values[..., ::-1]
             for index, layer in enumerate(self._layers if len(steps) else []):
                 yield Curves(f"{stem(name)}/{layer}", name, variable, steps, values[:, index])
 

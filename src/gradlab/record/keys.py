@@ -14,31 +14,31 @@ from typing import Any
 import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
-from gradlab.variable import over_lag_name
+from gradlab.record.lags import values_by_lag
 
 MOST_KEYS = 64
 """A variable with more values than this stays in the run directory."""
 FIRST = 3
 """How many of a spectrum's values, the largest, get a key."""
 _DESCENDING = {"index", "singular"}
-_IN_THE_RUN_DIRECTORY = {"t", "back", "unit", "log10_gate"}
+_IN_THE_RUN_DIRECTORY = {"t", "back", "unit", "log10_gate", "eigenvalue", "delay"}
 
 
 class Keys:
     """Turns the rows of one run into flat dicts of finite numbers.
 
-    Scalars keep their names, arrays without a dimension too. A variable over ``layer`` and the lag
-    gets a key for each layer and each lag that is a power of two, every other small one a key for
-    each of its values. What is recorded over ``t`` and by lag has keys by lag alone.
+    Scalars keep their names, arrays without a dimension too. A variable over ``layer`` and ``t``
+    gets a key for each layer and each lag that is a power of two, with its value by lag where it is
+    recorded so, too; every other small one gets a key for each of its values.
 
     Args:
       description: of the run whose rows are to come.
     """
 
     def __init__(self, description: Description):
-        curves = curves_by_lag(description.variables)
+        self._curves = curves_of(description.variables)
         self._plans = {
-            name: _plan(name, variable, description.coords, name in curves)
+            name: _plan(name, variable, description.coords)
             for name, variable in description.variables.items()
         }
 
@@ -47,6 +47,8 @@ class Keys:
         values: dict[str, float] = dict(row.scalars)
         for name, array in row.arrays.items():
             keys, positions = self._plans[name]
+            if name in self._curves:
+                array = values_by_lag(row.arrays, name)
             values.update(zip(keys, np.ravel(array)[positions].tolist(), strict=True))
         return {key: float(value) for key, value in values.items() if math.isfinite(value)}
 
@@ -62,19 +64,13 @@ def flat(nest: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def stem(name: str) -> str:
-    """The variable's name as the first part of its keys, by lag or not: ``adj_h_log10`` is
-    ``adj_h``, and so is ``adj_h_over_lag_log10``."""
-    return name.replace("_over_lag", "").removesuffix("_log10")
+    """The variable's name as the first part of its keys: ``adj_h_log10`` is ``adj_h``."""
+    return name.removesuffix("_log10")
 
 
-def curves_by_lag(variables: Mapping[str, Variable]) -> dict[str, Variable]:
-    """The variables of each layer over the lag: those by lag, and over ``t`` those with no twin."""
-    return {
-        name: variable
-        for name, variable in variables.items()
-        if variable.dims == ("layer", "back")
-        or (variable.dims == ("layer", "t") and over_lag_name(name) not in variables)
-    }
+def curves_of(variables: Mapping[str, Variable]) -> dict[str, Variable]:
+    """The variables of each layer over ``t``, which are shown over the lag."""
+    return {name: one for name, one in variables.items() if one.dims == ("layer", "t")}
 
 
 def key_for_wandb(key: str) -> str:
@@ -99,17 +95,17 @@ def spread(length: int, most: int) -> list[int]:
 
 
 def _plan(
-    name: str, variable: Variable, coords: Mapping[str, Sequence[Any]], by_lag: bool
+    name: str, variable: Variable, coords: Mapping[str, Sequence[Any]]
 ) -> tuple[list[str], np.ndarray]:
     """The keys of a variable, and the position of each one's value in the flattened array."""
     dims = variable.dims
     none: tuple[list[str], np.ndarray] = [], np.arange(0)
     shape = [len(coords[dim]) for dim in dims]
     positions = np.arange(math.prod(shape)).reshape(shape)
-    if by_lag:
-        at = powers(shape[1])
-        parts = [labels("layer", coords["layer"]), [f"lag_{lag:05d}" for lag in at]]
-        positions = (positions[:, ::-1] if dims[1] == "t" else positions)[:, at]
+    if dims == ("layer", "t"):
+        lags = powers(len(coords["t"]))
+        parts = [labels("layer", coords["layer"]), [f"lag_{lag:05d}" for lag in lags]]
+        positions = positions[:, lags]
     elif _IN_THE_RUN_DIRECTORY & set(dims):
         return none
     else:

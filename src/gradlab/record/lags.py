@@ -16,14 +16,21 @@ FORGET, RESIDUAL = "forget_path_log10", "residual_path_log10"
 def values_by_lag(measured: Mapping[Any, Any], name: str) -> np.ndarray:
     """The variable ``name`` with the lag, ascending from 0, as its last axis.
 
-    Its twin ``_over_lag``, counted from each example's own last real step. Where there is none, as
-    in older records, the variable over ``t`` from the end of the padded sequence.
+    Its twin ``_over_lag``, counted from each example's own last real step. Where that was not
+    measured, as in older records and in the first rows of one that was resumed, the variable over
+    ``t`` from the end of the padded sequence.
 
     Args:
       measured: arrays by name, a row's or a dataset's; ``name`` itself has ``t`` as its last axis.
     """
     twin = over_lag_name(name)
-    return np.asarray(measured[twin]) if twin in measured else np.asarray(measured[name])[..., ::-1]
+    if twin not in measured:
+        return np.asarray(measured[name])[..., ::-1]
+    values = np.asarray(measured[twin])
+    absent = np.isnan(values).all(-1, keepdims=True)
+    if not absent.any():
+        return values
+    return np.where(absent, np.asarray(measured[name])[..., ::-1], values)
 
 
 class Share(NamedTuple):

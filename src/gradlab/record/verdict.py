@@ -46,7 +46,7 @@ def verdict(row: Row, network: Network, paths: Row | None = None) -> list[str]:
     """One line a layer: how its gradient travels, and which way where that was measured.
 
     Args:
-      row: of one training step, with ``decades_lost`` and what belongs to it, and, as far as they
+      row: of one training step, with ``adjoint_slope`` and what belongs to it, and, as far as they
         were measured, ``memory_horizon``, the adjoints and the forget product.
       network: what it is of.
       paths: the last row with the forget and the residual path, of this step or an earlier one;
@@ -55,7 +55,7 @@ def verdict(row: Row, network: Network, paths: Row | None = None) -> list[str]:
     Returns:
       Lines like ``"layer 0: vanishing. ..."``; empty if the slope was not measured.
     """
-    if not {"adjoint_slope", "decades_lost"} <= row.arrays.keys():
+    if "adjoint_slope" not in row.arrays:
         return []
     return [
         f"layer {label}: {' '.join(_Layer(row, network, paths, index).sentences())}"
@@ -133,13 +133,18 @@ class _Layer:
     def _fall(self) -> str:
         """From lag 0 to the longest, by the line, and how straight that is."""
         back, r2 = f"{self._longest()} steps back", self._number("adjoint_line_r2")
-        far = f"does not reach {back}, where it is exactly zero"
-        if not math.isinf(self.lost):
-            far = f"{_decades(self.lost)} over {back}"
-        line = f"{_decades(-100 * self.slope * E)} per 100 steps by the line"
-        but = ", but not along a line:" if self.kind == "uneven" else ","
+        by_line = -100 * self.slope * E
+        line = f"{_decades(by_line)} per 100 steps by the line"
+        far = f"does not reach {back}, where it is exactly zero; before that it"
+        if math.isnan(self.lost):
+            far = f"over {back}"
+        elif math.isfinite(self.lost):
+            far = f"{_decades(self.lost)} over {back},"
+            far += " but not along a line:" if self.kind == "uneven" else ""
+            if by_line * self.lost >= 0:
+                line = f"{abs(by_line):.3g} per 100 steps by the line"
         straight = "" if math.isnan(r2) else f", r² {r2:.2f}"
-        return f"{far}{but} {line} (slope {self.slope:+.4f} nats per step{straight})"
+        return f"{far} {line} (slope {self.slope:+.4f} nats per step{straight})"
 
     def _longest(self) -> int:
         """The longest lag of any example."""
@@ -149,12 +154,12 @@ class _Layer:
     def _horizon(self) -> list[str]:
         """The memory horizon with its definition, and whether it tells more than the first step."""
         horizon = self._number("memory_horizon")
-        definition = "the norm of the whole state's gradient is first 1/e of that at lag 0"
+        norm, there = "the norm of the whole state's gradient is", "1/e of that at lag 0"
         if math.isnan(horizon):
             return []
         if horizon >= self.network.length:
-            return [f"No memory horizon: nowhere {definition.replace(' first', '')}."]
-        told = f"Memory horizon {horizon:.1f} steps, where {definition}"
+            return [f"No memory horizon: {norm} nowhere down to {there}."]
+        told = f"Memory horizon {horizon:.1f} steps, where {norm} first {there}"
         by_line = -1 / self.slope if self.slope < 0 else math.inf
         if horizon > 2 or by_line < 2 * max(horizon, 1):
             return [f"{told}."]
@@ -194,7 +199,8 @@ class _Layer:
         if network.backward not in ways:
             return []
         way = ways[network.backward]
-        return [f"The backward pass was cut: nothing goes back through {way} ({network.backward})."]
+        option = f"trainer.backward={network.backward}"
+        return [f"The backward pass was cut: nothing goes back through {way} ({option})."]
 
     def _ways(self) -> list[str]:
         """Which way the gradient goes where that was measured, and else that it is not known."""
@@ -210,10 +216,10 @@ class _Layer:
         forget, residual = (
             values_by_lag(paths.arrays, name)[self.index] for name in (FORGET, RESIDUAL)
         )
-        share, at = share_of_rest(forget, residual), f"at step {paths.step:,}"
+        share, at = share_of_rest(forget, residual), f"in the close look at step {paths.step:,}"
         derivative = f"∂{network.memory}_T/∂{network.memory}_t"
         if share is None:
-            return [f"Nothing of {derivative} is left one step back, {at}."]
+            return [f"Nothing of {derivative} is left one step back ({at})."]
         if np.isneginf(residual[: share.lag + 1]).all():
             return [f"Nothing goes through {around}: all of {derivative} is through {gate} ({at})."]
         return [
@@ -224,8 +230,7 @@ class _Layer:
 
 def _decades(lost: float) -> str:
     """``loses 2.8 decades``, or gains."""
-    size = abs(lost)
-    return f"{'gains' if lost < 0 else 'loses'} {size:.2g} decades"
+    return f"{'gains' if lost < 0 else 'loses'} {abs(lost):.3g} decades"
 
 
 def _change(log10: np.ndarray, first: int, last: int) -> str:
@@ -241,7 +246,8 @@ def against_baseline(outcome: Outcome, description: Description) -> list[str]:
         return []
     score, guess = summary["test/loss"], baseline["loss"]
     word = "beats" if score < guess else "does not beat"
-    line = f"test loss {score:.4g} {word} the baseline {guess:.4g} ({baseline['name']})"
+    best = f" of step {summary['best/step']:,.0f}" if "best/step" in summary else ""
+    line = f"test loss {score:.4g}{best} {word} the baseline {guess:.4g} ({baseline['name']})"
     if baseline.get("accuracy") is not None and "test/accuracy" in summary:
         line += f"; test accuracy {summary['test/accuracy']:.1%} against {baseline['accuracy']:.1%}"
     return [line]

@@ -200,8 +200,9 @@ def _what(field: Field, measured: Sequence[Contender]) -> Decades:
     lengths = {run.entry.length for one in measured for run in one.measured}
     known = not any(math.isnan(final(run, LOST)) for one in measured for run in one.measured)
     alive = any(not one.dead for one in measured)
-    if field.one_problem and len(lengths) == 1 and known and alive:
-        return Decades(LOST, f" over {only(lengths, math.nan):g} steps")
+    T = only(lengths, math.nan)
+    if field.one_problem and math.isfinite(T) and known and alive:
+        return Decades(LOST, f" over {T:g} steps")
     return Decades(PER_100, " per 100 steps")
 
 

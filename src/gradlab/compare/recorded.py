@@ -48,7 +48,7 @@ SERIES = {
     PER_100: "decades lost per 100 steps",
     R2: "R² of the line over the lag",
     SLOPE: "adjoint slope (nats per step)",
-    HORIZON: "memory horizon (steps until a fall by e)",
+    HORIZON: "memory horizon (steps to 1/e)",
     "lyapunov_exponent": "λ₁ (nats per step)",
 }
 """Figures of each layer over training that are compared, in words."""

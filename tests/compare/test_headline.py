@@ -211,6 +211,17 @@ def test_a_gradient_that_is_exactly_zero_is_last_and_in_no_mean(tmp_path):
         "The GRU's gradient loses 1.9 decades over 32 steps, and nothing at all of the RNN's "
         "gradient arrives at the far end in 1 of 2 runs (2 seeds each)."
     )
+    for seed in (0, 1):
+        growing = record_run(tmp_path / f"lstm{seed}", "lstm", seed, rows=1)
+        info = json.loads((growing / "run.json").read_text())
+        info["summary"] |= {"decades_lost/layer_0": -3.0, "decades_per_100/layer_0": -10.0}
+        (growing / "run.json").write_text(json.dumps(info))
+    (tmp_path / "gru0" / "run.json").unlink()
+    (tmp_path / "gru1" / "run.json").unlink()
+    assert said(tmp_path).title == (
+        "The LSTM's gradient grows by 3.0 decades over 32 steps, and nothing at all of the RNN's "
+        "gradient arrives at the far end in 1 of 2 runs (2 seeds each)."
+    )
     one = said(tmp_path / "rnn0")
     assert one.title == (
         "Nothing at all of the RNN's gradient arrives at the far end, at training step 0."

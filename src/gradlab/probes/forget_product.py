@@ -43,10 +43,10 @@ class ForgetProduct(StepProbe):
     step. Over the lag all begin there with 1.
 
     Limits: the log10 is right to 2e-7 of itself: 1e-4 over 5000 steps, at 10^-685 (against
-    float64, as for ``adjoint``). But a gate is right to 6e-8, so that the log of one near 1 is right to 6e-8/(1 - f) of
-    itself: 1 % where f = 1 - 6e-6. A gate that is exactly 0 (its argument below -104) gives -inf.
-    A gradient lies mostly in few units, and may be larger or smaller than the root mean square
-    says: it lies between the smallest and the largest product.
+    float64, as for ``adjoint``). But a gate is right to 6e-8, so that the log of one near 1 is
+    right to 6e-8/(1 - f) of itself: 1 % where f = 1 - 6e-6. A gate that is exactly 0 (its argument
+    below -104) gives -inf. A gradient lies mostly in few units, and may be larger or smaller than
+    the root mean square says: it lies between the smallest and the largest product.
 
     How to read it: the root mean square beside ``adj_c_log10``, as the part of the gradient's fate
     that the gates alone decide. The typical unit may lie tens of decades lower: a norm is carried

@@ -162,7 +162,7 @@ def _wall(sweep: Sweep) -> Finding:
         ]
         steep[activation] = levels[2].mean - levels[1].mean
         told = " → ".join(power(level.mean) for level in levels)
-        parts.append(f"{name} {told} (± {number(levels[2].half)} decades at the last)")
+        parts.append(f"{name} {told} (log10 of the last {spread(levels[2])})")
     norms = [
         over_seeds(
             runs_of(sweep, "relu", None, gain),

@@ -178,9 +178,10 @@ def _towards_one(lstm: Sequence[Recorded], length: int) -> Finding:
     words = []
     for gate in (best_gate, typical_gate):
         first, last = (
-            over_seeds(lstm, lambda run, g=gate, r=row: g(run, r)) for row in (FIRST, LAST)
+            over_seeds(lstm, lambda run, g=gate, r=row: g(run, r), (0.0, 1.0))
+            for row in (FIRST, LAST)
         )
-        words.append(f"{first.mean:.3f} → {last.mean:.3f} (± {number(last.half)})")
+        words.append(f"{number(first.mean)} → {spread(last)}")
     return Finding(
         "Training moves f towards 1, where it is needed: in the unit that forgets least.",
         all(best_gate(run, LAST) > max(0.95, best_gate(run, FIRST)) for run in lstm),

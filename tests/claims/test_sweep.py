@@ -10,6 +10,7 @@ from gradlab.claims.sweep import (
     ENDED,
     baseline,
     curve,
+    lost,
     over_seeds,
     parameters,
     read,
@@ -90,12 +91,30 @@ def test_a_value_is_the_recorded_one(sweep):
     assert value(run, "memory_horizon", 1) == pytest.approx(float(curves["memory_horizon"][1, 0]))
 
 
+def test_decades_are_those_of_the_row(sweep):
+    run = sweep.where({"model": "rnn", "seed": 0})[0]
+    recorded = open_run(run.entry.path).curves["decades_lost"].values[:, 0]
+    assert [lost(run, row) for row in (0, 1, -1)] == recorded[[0, 1, -1]].tolist()
+
+
+def test_one_seed_given_twice_is_one_sample(folder, sweep, tmp_path):
+    again = record_run(tmp_path / "again", "rnn", 1, T=16, rows=3)
+    found = read("adding", folder, again)
+    assert [run.entry.path for run in found.runs] == [run.entry.path for run in sweep.runs]
+
+
 def test_figures_over_seeds(sweep):
     runs = sweep.where({"model": "rnn"})
     losses = [run.entry.summary["test/loss"] for run in runs]
     found = over_seeds(runs, lambda run: run.entry.figure("test/loss"))
     assert found.mean == pytest.approx(np.mean(losses))
     assert found.n == 3
+    assert over_seeds(runs, lambda run: 1.0).is_same
+    zero = over_seeds(runs, lambda run: -math.inf if setting(run, "seed") == 1 else -3.0)
+    assert (zero.mean, zero.n) == (-math.inf, 3)  # an exact zero is not left out of a mean
+    assert math.isnan(zero.half)
+    shares = over_seeds(runs, lambda run: 1 - 0.1 * setting(run, "seed"), (0.0, 1.0))
+    assert (shares.low, shares.high, shares.is_range) == (0.8, 1.0, True)
     assert parameters(runs[0]) == PARAMETERS["rnn"]
     assert baseline(runs[0], split="val") == runs[0].entry.info["baseline"]["val"]["loss"]
     assert math.isnan(baseline(runs[0], "loss", "no such split"))

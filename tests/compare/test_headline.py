@@ -211,6 +211,17 @@ def test_a_gradient_that_is_exactly_zero_is_last_and_in_no_mean(tmp_path):
         "The GRU's gradient loses 1.9 decades over 32 steps, and nothing at all of the RNN's "
         "gradient arrives at the far end in 1 of 2 runs (2 seeds each)."
     )
+    for seed in (0, 1):
+        growing = record_run(tmp_path / f"lstm{seed}", "lstm", seed, rows=1)
+        info = json.loads((growing / "run.json").read_text())
+        info["summary"] |= {"decades_lost/layer_0": -3.0, "decades_per_100/layer_0": -10.0}
+        (growing / "run.json").write_text(json.dumps(info))
+    (tmp_path / "gru0" / "run.json").unlink()
+    (tmp_path / "gru1" / "run.json").unlink()
+    assert said(tmp_path).title == (
+        "The LSTM's gradient grows by 3.0 decades over 32 steps, and nothing at all of the RNN's "
+        "gradient arrives at the far end in 1 of 2 runs (2 seeds each)."
+    )
     one = said(tmp_path / "rnn0")
     assert one.title == (
         "Nothing at all of the RNN's gradient arrives at the far end, at training step 0."
@@ -297,6 +308,18 @@ def test_at_initialisation_there_are_no_results(tmp_path):
     assert "results" not in text(found)
     assert "test loss" not in text(found)
     assert "at initialisation" in text(found)
+
+
+def test_of_which_steps_results_and_decades_are_is_said(tmp_path):
+    def options(model, seed):
+        return {"test/loss": 0.1, "best/step": 300.0 + seed}
+
+    found = make_all(tmp_path, options, lstm=LSTM, gru=GRU)
+    assert (
+        "Results are of the parameters best in validation (training step 300 to 302), decades of "
+        "the last recorded row."
+    ) in found.lines
+    assert "test loss 0.1 (identical) against 0.1 (identical)" in text(found)
 
 
 def test_accuracy_is_better_when_higher_and_comes_before_the_loss(tmp_path):
@@ -453,7 +476,11 @@ def test_a_run_given_twice_and_a_seed_that_is_there_twice_count_once(tmp_path):
     expected = said(tmp_path).title
     assert said(tmp_path, tmp_path / "0", tmp_path / "1").title == expected
     make(tmp_path, "lstm", LSTM[0], 0)
-    assert said(tmp_path).title == expected
+    found = said(tmp_path)
+    assert found.title == expected
+    assert found.lines[-1] == (
+        "1 run repeats the configuration and seed of another and is left out."
+    )
 
 
 # --- tasks ----------------------------------------------------------------------------------------

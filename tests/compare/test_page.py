@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import zarr
 from scipy import stats
 
 from gradlab import open_run
@@ -110,6 +111,39 @@ def test_a_run_says_what_it_is(tmp_path):
     assert run["steps_per_second"] == info["steps_per_second"]
     assert run["summary"]["test/loss"] == info["summary"]["test/loss"]
     assert run["baseline"]["val"]["loss"] == info["baseline"]["val"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("decades_lost", "∞, exactly zero"), ("memory_horizon", "never")]
+)
+def test_an_infinity_that_no_json_holds_is_said_in_words(tmp_path, name, words):
+    path = record_run(tmp_path / "run", T=8, rows=2)
+    for value, expected in ((np.inf, words), (np.nan, None)):
+        zarr.open_array(str(path / "arrays.zarr" / name), mode="r+")[:] = value
+        info = json.loads((path / "run.json").read_text())
+        info["summary"][f"{name}/layer_0"] = None
+        (path / "run.json").write_text(json.dumps(info))
+        (run,) = contents_of(path)["runs"]
+        assert run["summary"][f"{name}/layer_0"] == expected
+
+
+def test_bounds_are_of_what_has_some(tmp_path):
+    bounds = contents_of(record_run(tmp_path / "run", T=8, rows=2))["bounds"]
+    assert bounds["val/accuracy"] == [0, 1]
+    assert bounds["train/loss"] == [0, None]
+    assert bounds["memory_horizon"] == [0, "T"]
+    assert bounds["adjoint_line_r2"] == [0, 1]
+    assert "decades_lost" not in bounds
+
+
+def test_lags_that_count_from_the_padding_are_told(tmp_path):
+    for name, options in (("own", {"own_lags": True}), ("padded", {})):
+        path = record_run(tmp_path / name, T=8, rows=2, **options)
+        info = json.loads((path / "run.json").read_text())
+        info["config"]["task"]["min_length"] = 4
+        (path / "run.json").write_text(json.dumps(info))
+    notices = "\n".join(contents_of(tmp_path)["notices"])
+    assert "Run padded recorded no lags of each example's own" in notices
 
 
 def test_only_settings_that_differ_are_keys(tmp_path):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from gradlab import open_run
-from gradlab.compare import table
 from gradlab.compare.page import write
 from gradlab.compare.recorded import recorded
 from gradlab.compare.runs import runs_in
+from gradlab.compare.statistics import UNBOUNDED, estimates
 from tests.compare import chromium
 from tests.compare.recordings import record_run, record_sweep
 from tests.compare.sweeps import make_sweep
@@ -57,6 +59,7 @@ def lines_of(page):
             colour: line.colour, dash: line.dash, step: line.step,
             x: Array.from(chart.plot.data[0]),
             y: Array.from(chart.plot.data[chart.lineOf.indexOf(k)]),
+            low: Array.from(line.low ?? []), high: Array.from(line.high ?? []),
         })))"""
     )
 
@@ -153,17 +156,54 @@ def test_a_group_is_mean_and_interval_over_its_seeds(page, sweep):
         runs = [adjoint(sweep / str(3 * number + seed), 70)[1] for seed in range(3)]
         expected = np.mean(np.float64(runs), axis=0)
         np.testing.assert_allclose(line["y"], expected, rtol=1e-12)
-    found = page.evaluate("estimate([1, 2, 4, NaN], Store.data.student)")
-    mean, half, n = table.estimate([1, 2, 4, np.nan])
-    assert found == {"mean": mean, "half": pytest.approx(half, rel=1e-12), "n": n}
+    (line,) = [one for label, one in lines.items() if "model=rnn " in label]
+    half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(
+        np.float64([adjoint(sweep / str(seed), 70)[1] for seed in range(3)])
+    )
+    np.testing.assert_allclose(np.subtract(line["high"], line["low"]), 2 * half, rtol=1e-9)
 
 
-def test_exact_zeros_alone_are_a_zero_and_what_was_not_measured_is_none(page):
-    ask = "(values) => String(estimate(values.map(Number), Store.data.student).mean)"
-    assert page.evaluate(ask, ["-Infinity", "-Infinity"]) == "-Infinity"
-    assert page.evaluate(ask, ["-Infinity", "NaN"]) == "NaN"
-    assert page.evaluate(ask, []) == "NaN"
-    assert page.evaluate(ask, ["-Infinity", "-2"]) == "-2"
+@pytest.mark.parametrize(
+    ("table", "bounds"),
+    [
+        ([[1.0, 2.0, math.nan], [2.0, 2.0, 1.0], [4.0, 2.0, math.nan]], UNBOUNDED),
+        ([[0.31, 5.0], [0.31 + 8.6e-14, 5.1]], (0.0, math.inf)),  # equal but for rounding
+        ([[0.99, 0.5, 0.7], [0.8, 0.52, 0.7], [1.0, 0.51, 0.7]], (0.0, 1.0)),  # would be above 1
+        ([[90.0], [100.0]], (0.0, 100.0)),
+        ([[-2.0], [-1.0]], (0.0, math.inf)),  # a bound that a value leaves
+        ([[-math.inf, -math.inf, 1.0], [-math.inf, math.nan, 2.0]], UNBOUNDED),
+        ([[-math.inf, math.nan], [-2.0, math.nan]], UNBOUNDED),
+    ],
+)
+def test_the_page_has_the_same_means_and_intervals_as_files_and_tables(page, table, bounds):
+    ask = """([rows, [low, high]]) => {
+      const columns = rows[0].map((_, k) => rows.map((row) => Number(row[k])));
+      const each = columns.map((one) => estimate(one, Store.data.student, Store.data.rounding));
+      const found = bounded(each, [low, high].map((end) => (end === null ? null : Number(end))));
+      const ends = ["y", "low", "high"].map((name) => Array.from(found[name], String));
+      return [...ends, each.map(({ n }) => n), found.range];
+    }"""
+    words = {math.inf: "Infinity", -math.inf: "-Infinity"}
+    rows = [["NaN" if math.isnan(v) else words.get(v, v) for v in row] for row in table]
+    given = [rows, [None if math.isinf(end) else end for end in bounds]]
+    *ends, n, is_range = page.evaluate(ask, given)
+    expected = estimates(np.array(table), bounds)
+    for mine, theirs in zip(ends, expected[:3], strict=True):
+        np.testing.assert_allclose([float(v.replace("Infinity", "inf")) for v in mine], theirs)
+    assert (n, is_range) == (expected.n.tolist(), expected.is_range)
+
+
+def test_a_seed_that_is_there_twice_is_in_no_mean_twice(browser, tmp_path):
+    sweep = record_sweep(tmp_path / "a", models=("rnn",), seeds=(0, 1), T=8, rows=2)
+    again = record_run(tmp_path / "b", "rnn", 1, T=8, rows=2)
+    path = write(recorded(runs_in(sweep, again)), tmp_path / "page.html")
+    page, heard = chromium.opened(browser, path.as_uri())
+    assert heard.messages == []
+    assert page.evaluate("Store.runs.map((run) => run.repeats)") == [False, False, True]
+    (line,) = [line for line in lines_of(page) if line["name"] == "adj_h_log10"]
+    assert len(line["paths"]) == 2
+    assert "1 run repeats the configuration and seed of another" in page.inner_text("#notices")
+    page.context.close()
 
 
 def test_colour_dash_facet_and_group_follow_the_chosen_key(page):

@@ -10,7 +10,7 @@ import pytest
 from gradlab import open_run
 from gradlab.compare.recorded import fall, recorded
 from gradlab.compare.runs import runs_in
-from tests.compare.recordings import record_run, record_sweep
+from tests.compare.recordings import rate_of, record_run, record_sweep
 
 
 def one(path):
@@ -53,6 +53,12 @@ def test_decades_of_a_run_that_recorded_none_are_those_of_its_curves(tmp_path, o
     np.testing.assert_allclose(found.series("decades_lost").values, lost, rtol=1e-5)
     np.testing.assert_allclose(found.series("adjoint_line_r2").values, 1, rtol=1e-6)
     assert found.last("decades_lost") == pytest.approx(lost[-1, 0], rel=1e-5)
+
+
+def test_without_a_slope_the_rate_is_that_of_the_curve_too(tmp_path):
+    path = record_run(tmp_path / "run", "rnn", T=16, rows=2, only=["adj_h_log10", "train/loss"])
+    found = one(path).series("decades_per_100").values[:, 0]
+    np.testing.assert_allclose(found, [100 * rate_of("rnn", 0, k / 2) for k in (0, 1)], rtol=1e-5)
 
 
 def test_a_far_end_of_exactly_zero_is_infinitely_many_decades():

@@ -86,9 +86,9 @@ def test_one_seed_given_twice_is_one_sample(tmp_path):
 def test_what_stands_beside_the_means_is_explained(sweep):
     words = notes(settings_of(sweep), sweep)
     assert words == [
-        "mean ± 95 % interval (Student's t) over the finished runs of a setting; (range) where "
-        "that would leave what the figure can be; (identical) where all runs agree but for "
-        "rounding",
+        "mean ± 95 % interval (Student's t) over the finished runs of a setting; (a to b), the "
+        "range over runs, where that would leave what a figure can be; (identical) where all runs "
+        "agree but for rounding",
         "losses and accuracies are of the parameters best in validation, the gradient's figures of "
         "the last row",
     ]

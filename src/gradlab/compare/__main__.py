@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradlab.compare.recorded import Recorded
 
 WHAT = """\
-Many runs, one page that answers: whose gradient reaches furthest, and what did it buy?
+Many runs, one page that answers: whose gradient loses least on its way back, and for what?
 
 DIR is a run directory, the folder of a sweep, or a folder with any mix of them."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,17 @@ class Contender:
 
     def values(self, name: str) -> dict[tuple[Any, ...], list[float]]:
         """A figure's finite values in each cell that has any."""
-        return {
-            key: values
-            for key, runs in self.cells.items()
-            if (values := [v for run in counted(runs) if math.isfinite(v := final(run, name))])
-        }
+        if name not in self._values:
+            each = {
+                key: [final(run, name) for run in counted(runs)] for key, runs in self.cells.items()
+            }
+            known = {key: list(filter(math.isfinite, values)) for key, values in each.items()}
+            self._values[name] = {key: values for key, values in known.items() if values}
+        return self._values[name]
+
+    @cached_property
+    def _values(self) -> dict[str, dict[tuple[Any, ...], list[float]]]:
+        return {}
 
     def estimate(self, name: str, cells: Collection[tuple[Any, ...]] | None = None) -> Estimate:
         """A figure's mean over cells (or some of them) with equal weights; interval over seeds."""

@@ -108,10 +108,10 @@ class Decades(NamedTuple):
         """Whether in some run exactly nothing arrives at the far end."""
         return self.name == LOST and one.dead > 0
 
-    def rank(self, one: Contender) -> tuple[bool, float]:
+    def rank(self, one: Contender) -> tuple[bool, bool, float]:
         """What contenders are put in order by."""
         value = self.of(one)
-        return explodes(one), abs(value) if explodes(one) else value
+        return self.is_dead(one), explodes(one), abs(value) if explodes(one) else value
 
     def difference(self, one: Contender, other: Contender) -> Difference:
         """The first's minus the second's."""
@@ -180,9 +180,12 @@ class Decades(NamedTuple):
         close = [one for one in ranked[1:] if not self.is_ahead(first, one)]
         told = sum(self.difference(first, one).has_interval for one in ranked[1:])
         words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it"
-        calm = [one for one in ranked if not explodes(one)]
+        alive = [one for one in ranked if not self.is_dead(one)]
+        calm = [one for one in alive if not explodes(one)]
         ends = [f"{_near(calm[-1], self.of(calm[-1]))} loses most"] if calm else []
-        ends += [f"{len(ranked) - len(calm)} explode"] if len(calm) < len(ranked) else []
+        ends += [f"{len(alive) - len(calm)} explode"] if len(calm) < len(alive) else []
+        dead = len(ranked) - len(alive)
+        ends += [f"of {dead} nothing at all arrives in some run"] if dead else []
         yield _sentence("; ".join(filter(None, [words if told else "", *ends])))
         yield "The first of many is picked after the fact: its lead is flattered by chance."
 
@@ -200,8 +203,9 @@ def _what(field: Field, measured: Sequence[Contender]) -> Decades:
     lengths = {run.entry.length for one in measured for run in one.measured}
     known = not any(math.isnan(final(run, LOST)) for one in measured for run in one.measured)
     alive = any(not one.dead for one in measured)
-    if field.one_problem and len(lengths) == 1 and known and alive:
-        return Decades(LOST, f" over {only(lengths, math.nan):g} steps")
+    T = only(lengths, math.nan)
+    if field.one_problem and math.isfinite(T) and known and alive:
+        return Decades(LOST, f" over {T:g} steps")
     return Decades(PER_100, " per 100 steps")
 
 

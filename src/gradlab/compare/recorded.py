@@ -48,11 +48,11 @@ SERIES = {
     PER_100: "decades lost per 100 steps",
     R2: "R² of the line over the lag",
     SLOPE: "adjoint slope (nats per step)",
-    HORIZON: "memory horizon (steps until a fall by e)",
+    HORIZON: "memory horizon (steps to 1/e)",
     "lyapunov_exponent": "λ₁ (nats per step)",
 }
 """Figures of each layer over training that are compared, in words."""
-SOURCES = {PER_100: SLOPE, LOST: ADJOINT, R2: ADJOINT}
+SOURCES = {PER_100: (SLOPE, ADJOINT), LOST: (ADJOINT,), R2: (ADJOINT,)}
 """What decades are computed from in a run that recorded none."""
 _EMPTY = xarray.Dataset()
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class Recorded:
 
     def has(self, name: str) -> bool:
         """Whether :meth:`series` may have a variable."""
-        return name in self.names or SOURCES.get(name) in self.names
+        return not self.names.isdisjoint((name, *SOURCES.get(name, ())))
 
     def curve(self, name: str, most_steps: int = 0, most_lags: int = 0) -> Curve | None:
         """A variable of :data:`CURVES`, or None if it was never measured.
@@ -231,24 +231,29 @@ class Recorded:
 def decades_of(run: Recorded, name: str) -> Series | None:
     """Decades lost, their rate or its R², for a run that recorded none; None for other names.
 
-    The rate is the recorded slope in another unit. What is lost and R² are of the norm of the whole
-    state, whose parts were recorded: the root of the sum of their squares, each a geometric mean
-    over examples, so that it is exact for one example or one part.
+    The rate is the recorded slope in another unit. The others, and the rate where there is no slope
+    either, are of the norm of the whole state, whose parts were recorded: the root of the sum of
+    their squares, each a geometric mean over examples, so that it is exact for one example or part.
     """
     if name not in SOURCES:
         return None
-    if name == PER_100:
-        slope = run.series(SLOPE)
-        return slope and slope._replace(values=-100 / math.log(10) * slope.values)
+    slope = run.series(SLOPE) if name == PER_100 else None
+    if slope is not None:
+        return slope._replace(values=-100 / math.log(10) * slope.values)
     read = [run.curve(part) for part in (ADJOINT, "adj_c_log10")]
     parts = [one for one in read if one is not None]
     if not parts:
         return None
     steps, lags, _ = parts[0]
     squares = [2 * math.log(10) * one.values.astype(float) for one in parts]
-    log10 = np.logaddexp.reduce(squares, axis=0) / (2 * math.log(10))
-    figure = fall if name == LOST else lambda curve: decay(lags, curve).r2
-    return Series(steps, np.apply_along_axis(figure, -1, log10))
+    with np.errstate(invalid="ignore"):  # nan where there is no value
+        log10 = np.logaddexp.reduce(squares, axis=0) / (2 * math.log(10))
+    figures: dict[str, Callable[[np.ndarray], float]] = {
+        LOST: fall,
+        PER_100: lambda curve: -100 / math.log(10) * decay(lags, curve).rate,
+        R2: lambda curve: decay(lags, curve).r2,
+    }
+    return Series(steps, np.apply_along_axis(figures[name], -1, log10))
 
 
 def fall(curve: np.ndarray) -> float:

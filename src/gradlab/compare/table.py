@@ -126,7 +126,9 @@ def notes(settings: Sequence[Averages], runs: Sequence[Entry]) -> list[str]:
     if told:
         words = ["mean ± 95 % interval (Student's t) over the finished runs of a setting"]
         if any(one.is_range for one in told):
-            words.append("(range) where that would leave what the figure can be")
+            words.append(
+                "(a to b), the range over runs, where that would leave what a figure can be"
+            )
         if any(one.is_same for one in told):
             words.append("(identical) where all runs agree but for rounding")
         found.append("; ".join(words))
@@ -196,7 +198,8 @@ def _table(settings: Sequence[Averages], figures: Sequence[str]) -> Table:
         more = "\nlayer 0" if several and layer else ""
         table.add_column(HEADINGS[name] + more, justify="right", no_wrap=True)
     for one in settings:
-        cells = [with_interval(one.figures[name], one.finished) for name in figures]
+        words = [with_interval(one.figures[name], one.finished) for name in figures]
+        cells = [text.replace("(range ", "(") for text in words]  # what that is stands in the notes
         others = [f"{count} {visible(status)}" for status, count in one.others.items()]
         runs = ", ".join([str(one.finished), *others])
         table.add_row(*(visible(shown(one.values[key])) for key in names), runs, *cells)

@@ -226,12 +226,13 @@ def test_a_shade_does_not_leave_what_the_figure_can_be(tmp_path):
     assert {row["low_high"] for row in rows} == {"95 % interval"}
 
 
-def test_one_seed_given_twice_is_drawn_once(tmp_path):
+def test_one_seed_given_twice_is_drawn_once(tmp_path, monkeypatch):
     sweep = record_sweep(tmp_path / "a", models=("rnn",), seeds=(0, 1), T=16, rows=2)
     record_run(tmp_path / "b", "rnn", 1, T=16, rows=2)
     runs = recorded(runs_in(sweep, tmp_path / "b"))
     assert len(runs) == 3
     assert len(once(runs)) == 2
+    monkeypatch.setattr("gradlab.compare.figures.FIGURES", {"decades": FIGURES["decades"]})
     draw(runs, tmp_path / "out")
     assert {row["runs"] for row in table(tmp_path / "out" / "decades.csv")} == {"2"}
 

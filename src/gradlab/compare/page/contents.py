@@ -152,7 +152,7 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
 def _figure(run: Recorded, key: str) -> Any:
     """A figure of the summary; in words where it is an infinity, which the arrays alone hold."""
     value = run.entry.summary[key]
-    if math.isfinite(value):
+    if not isinstance(value, float) or math.isfinite(value):
         return value
     name, _, label = key.partition("/layer_")
     series = run.series(name) if label and name in run.names else None

@@ -35,6 +35,13 @@ class ClipRemoved(CloseProbe):
     Cost: one gradient of the whole batch, and one step forward with a tangent for each of T steps
     and E examples: O(T E |θ|) work, O(T E S) memory.
 
+    Mask: a step of padding has no part in it; t is that of the padded input, so that the ends of
+    examples of different lengths lie at different t.
+
+    Limits: ``g`` is of the few examples looked at, ``r`` of the whole batch: where the two point
+    elsewhere, ``⟨r, g⟩`` is small and the shares are large and of both signs. Parts more than 38
+    decades below the largest are 0.
+
     How to read it: a peak says where the steep part of the loss lies. A curve that grows towards
     the far past: exploding contributions of the early steps were cut. A flat curve: clipping acts
     as a smaller learning rate for all timesteps alike. Negative values are steps that pulled

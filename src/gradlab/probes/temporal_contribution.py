@@ -39,6 +39,13 @@ class TemporalContribution(CloseProbe):
     Cost: one transposed step for each of T steps and E examples, as in a gradient, but each with a
     product of its own: O(T E |θ|) work and O(E |θ|) memory.
 
+    Mask: a step of padding has no part in it, and t counts through the padding all the same. Lags
+    are those of each example, but for the readout: see above. Where lengths differ, the curve of a
+    cell is of the longer examples alone at a late t, in a backward direction at an early one.
+
+    Limits: of the mean over the few examples looked at, whose parts can cancel; each counts with
+    one over their number. No part underflows, the sums have the digits of float32.
+
     How to read it: flat curves say that all timesteps teach the parameter equally. A curve that
     falls towards the far past by many powers of ten says that the sum, the gradient that the
     optimizer sees, is that of the last steps, whatever the early ones have to say. A cosine near 1:

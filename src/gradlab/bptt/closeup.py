@@ -361,7 +361,8 @@ class Closeup:
     ):
         self._layers, self.inputs, self._losses = layers, inputs, losses
         self._readout, self.every, self._mask, self.batch = readout, every, mask, batch
-        self._start, self._route, self._removed = start, backward, removed
+        self._start, self._removed = start, removed
+        self._route: Route = backward
         self.length, self.examples = inputs.shape[:2]
         self._places = [(depth, d) for depth, one in enumerate(layers) for d in range(len(one))]
         self._prefixes = [prefix(*place) for place in self._places]

@@ -20,7 +20,8 @@ class Omega(Regularizer):
 
     Definition: ``Ω = Σ_t (‖(∂ℓ/∂s_{t+1}) J_{t+1}‖ / ‖∂ℓ/∂s_{t+1}‖ - 1)²`` over the real steps after
     the first, with s the whole state; the mean over examples, the sum over layers. A step whose
-    adjoint is exactly zero adds nothing. As in the paper, only the immediate derivative is taken:
+    adjoint is exactly zero adds nothing. The adjoint is that of the true loss, whatever
+    ``trainer.backward`` cuts. As in the paper, only the immediate derivative is taken:
     states and adjoints are constants, and J_{t+1} depends on the parameters only directly.
 
     Source: Pascanu, Mikolov & Bengio (2013), equations 9 and 10.

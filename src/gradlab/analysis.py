@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 from flax import nnx
+from flax.errors import TraceContextError
 
 import gradlab.probes
 from gradlab.bptt import scaling
@@ -22,7 +23,7 @@ from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.parts import names_of
 from gradlab.bptt.passes import Route
 from gradlab.bptt.unroll import check_route, initial_carries, starting_carries, unroll
-from gradlab.errors import BadInput, nearest, whole_number
+from gradlab.errors import BadInput, first_line, nearest, whole_number
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.probes.base import CloseProbe, Probe, Seen, Setting, StepProbe
 from gradlab.probes.setting import coords_of, setting_of, supported
@@ -50,8 +51,8 @@ def analyze(
 
     Everything is read anew at every call: parameters, what the loss closes over, a Python number
     that it looks up. What is compiled is used again where the program is the same; it is, whatever
-    the values of arrays that a loss closes over. (What a function of the caller's own under
-    ``jax.jit`` closes over is as old as JAX keeps it.)
+    the values of arrays that a loss closes over. (JAX itself keeps what a function under
+    ``jax.jit``, or the body of a ``scan``, closed over when it was first called.)
 
     Args:
       network: any Flax ``nnx.RNNCellBase``, an ``nnx.RNN`` around one that reads forward, or a
@@ -202,17 +203,20 @@ def _check_inputs(network: _Network, inputs: jax.Array) -> None:
 def _lengths(given: Any, steps: int, examples: int) -> jax.Array | None:
     if given is None:
         return None
-    lengths = np.asarray(given)
+    try:
+        lengths = np.asarray(given)
+    except ValueError:  # of lists of unequal length numpy makes no array
+        lengths = np.empty(0)
     right = lengths.shape == (examples,) and np.issubdtype(lengths.dtype, np.integer)
     if not right or not ((lengths >= 1) & (lengths <= steps)).all():
         allowed = f"a whole number from 1 to {steps} for each of {examples} examples"
-        raise BadInput("seq_lengths", lengths.tolist(), allowed)
+        raise BadInput("seq_lengths", given, allowed)
     return jnp.asarray(lengths.astype(np.int32))
 
 
 def _mask(lengths: jax.Array, steps: int) -> jax.Array:
     """``(T, B)`` bool, True where a step is real."""
-    return jnp.arange(steps)[:, None] < lengths
+    return jnp.arange(steps)[:, None] < lengths[None]
 
 
 def _start(network: _Network, inputs: jax.Array, given: Any) -> list[list[Any]] | None:
@@ -249,15 +253,15 @@ class _TargetLoss(NamedTuple):
     last: bool
 
     def __call__(self, outputs: jax.Array, targets: jax.Array, lengths: Any) -> jax.Array:
-        steps, examples = outputs.shape[0], targets.shape[0]
-        if self.last:
-            ends = steps - 1 if lengths is None else lengths - 1
-            outputs = outputs[ends, jnp.arange(examples)]
+        steps = outputs.shape[0]
+        if self.last and lengths is None:
+            outputs = outputs[-1]
+        elif self.last:
+            outputs = outputs[lengths - 1, jnp.arange(len(targets))]
         weights = None
         if outputs.ndim == 3:
-            shape, dtype = outputs.shape[:2], outputs.dtype
-            real = jnp.ones(shape, dtype) if lengths is None else _mask(lengths, steps)
-            weights = real / (steps if lengths is None else lengths.astype(dtype))
+            own = jnp.full(outputs.shape[1], steps) if lengths is None else lengths
+            weights = _mask(own, steps).astype(outputs.dtype) / own[None].astype(outputs.dtype)
         return per_example_loss(self.kind, outputs, targets, weights)
 
 
@@ -289,7 +293,12 @@ def _callers_loss(
     def loss(outputs: jax.Array) -> jax.Array:
         return given(jnp.swapaxes(outputs, 0, 1) if swap else outputs)
 
-    traced, shapes = jax.make_jaxpr(loss, return_shape=True)(outputs)
+    try:
+        traced, shapes = jax.make_jaxpr(loss, return_shape=True)(outputs)
+    except TraceContextError as error:
+        allowed = "a loss that changes nothing outside of itself"
+        hint = "module.eval(), which sets dropout and batch normalization at rest"
+        raise BadInput("targets_or_loss", first_line(error), allowed, hint) from None
     got = jax.tree.map(lambda one: one.shape, shapes)
     if got != (examples,):
         allowed = f"a loss that gives one value per example, ({examples},)"

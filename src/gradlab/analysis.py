@@ -8,7 +8,7 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 import xarray
 from flax import nnx
 from flax.errors import TraceContextError
+from jax.extend import core
 
 import gradlab.probes
 from gradlab.bptt import scaling
@@ -228,10 +229,11 @@ def _start(network: _Network, inputs: jax.Array, given: Any) -> list[list[Any]] 
         return starting_carries(network.layers, shape, given, "initial_carry")
     try:
         return starting_carries(network.layers, shape, [[given]], "initial_carry")
-    except BadInput as error:
+    except BadInput:
         own = jax.tree.map(jnp.shape, initial_carries(network.layers, shape)[0][0])
         allowed = f"the carry of the cell, real numbers {own}, or (H,) in the place of (B, H)"
-        raise BadInput("initial_carry", error.given[0][0], allowed) from None
+        got = jax.tree.map(lambda leaf: np.shape(leaf) or leaf, given)
+        raise BadInput("initial_carry", got, allowed) from None
 
 
 # The loss, as a function of (outputs, what it needs besides, lengths or None), time first.
@@ -243,7 +245,7 @@ class _CallersLoss(NamedTuple):
     jaxpr: Any
 
     def __call__(self, outputs: jax.Array, captured: Any, lengths: Any) -> jax.Array:
-        return jax.core.eval_jaxpr(self.jaxpr, captured, outputs)[0]
+        return core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, captured))(outputs)[0]
 
 
 class _TargetLoss(NamedTuple):
@@ -270,7 +272,9 @@ def _loss(network: _Network, inputs: jax.Array, given: Any, time_major: bool) ->
     outputs = jax.eval_shape(lambda x: _outputs(network, x), inputs)
     every = len(outputs.shape) == 3
     if callable(given):
-        return _callers_loss(given, outputs, inputs.shape[1], swap=every and not time_major)
+        return _callers_loss(
+            cast(PerExample, given), outputs, inputs.shape[1], swap=every and not time_major
+        )
     targets = jnp.asarray(given)
     classes = network.model is not None and jnp.issubdtype(targets.dtype, jnp.integer)
     kind = "cross_entropy" if classes else "mse"
@@ -508,8 +512,7 @@ def _run(function: Callable[..., Any], *arguments: Any) -> Any:
         hashlib.sha256(text.encode()).digest(),
         lowered.in_tree,
         lowered.out_tree,
-        tuple(leaf.sharding for leaf in jax.tree.leaves(arguments)),
-        jax.config.jax_default_device,
+        tuple(leaf.sharding for leaf in jax.tree.leaves((arguments, jnp.zeros(())))),
     )
     program = _programs.pop(key, None) or lowered.compile()
     _programs[key] = program

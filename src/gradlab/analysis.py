@@ -8,13 +8,15 @@ import inspect
 import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray
 from flax import nnx
+from flax.errors import TraceContextError
+from jax.extend import core
 
 import gradlab.probes
 from gradlab.bptt import scaling
@@ -23,7 +25,7 @@ from gradlab.bptt.parts import names_of
 from gradlab.bptt.passes import Route
 from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.unroll import check_route, initial_carries, starting_carries, unroll
-from gradlab.errors import BadInput, nearest, whole_number
+from gradlab.errors import BadInput, first_line, nearest, whole_number
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.probes.base import PRESETS, CloseProbe, Probe, Seen, Setting, StepProbe
 from gradlab.probes.setting import coords_of, setting_of, supported
@@ -48,8 +50,8 @@ def analyze(
 
     Everything is read anew at every call: parameters, what the loss closes over, a Python number
     that it looks up. What is compiled is used again where the program is the same; it is, whatever
-    the values of arrays that a loss closes over. (What a function of the caller's own under
-    ``jax.jit`` closes over is as old as JAX keeps it.)
+    the values of arrays that a loss closes over. (JAX itself keeps what a function under
+    ``jax.jit``, or the body of a ``scan``, closed over when it was first called.)
 
     Args:
       network: any Flax ``nnx.RNNCellBase``, an ``nnx.RNN`` around one that reads forward, or a
@@ -202,17 +204,20 @@ def _check_inputs(network: _Network, inputs: jax.Array) -> None:
 def _lengths(given: Any, steps: int, examples: int) -> jax.Array | None:
     if given is None:
         return None
-    lengths = np.asarray(given)
+    try:
+        lengths = np.asarray(given)
+    except ValueError:  # of lists of unequal length numpy makes no array
+        lengths = np.empty(0)
     right = lengths.shape == (examples,) and np.issubdtype(lengths.dtype, np.integer)
     if not right or not ((lengths >= 1) & (lengths <= steps)).all():
         allowed = f"a whole number from 1 to {steps} for each of {examples} examples"
-        raise BadInput("seq_lengths", lengths.tolist(), allowed)
+        raise BadInput("seq_lengths", given, allowed)
     return jnp.asarray(lengths.astype(np.int32))
 
 
 def _mask(lengths: jax.Array, steps: int) -> jax.Array:
     """``(T, B)`` bool, True where a step is real."""
-    return jnp.arange(steps)[:, None] < lengths
+    return jnp.arange(steps)[:, None] < lengths[None]
 
 
 def _start(network: _Network, inputs: jax.Array, given: Any) -> list[list[Any]] | None:
@@ -224,10 +229,11 @@ def _start(network: _Network, inputs: jax.Array, given: Any) -> list[list[Any]] 
         return starting_carries(network.layers, shape, given, "initial_carry")
     try:
         return starting_carries(network.layers, shape, [[given]], "initial_carry")
-    except BadInput as error:
+    except BadInput:
         own = jax.tree.map(jnp.shape, initial_carries(network.layers, shape)[0][0])
         allowed = f"the carry of the cell, real numbers {own}, or (H,) in the place of (B, H)"
-        raise BadInput("initial_carry", error.given[0][0], allowed) from None
+        got = jax.tree.map(lambda leaf: np.shape(leaf) or leaf, given)
+        raise BadInput("initial_carry", got, allowed) from None
 
 
 # The loss, as a function of (outputs, what it needs besides, lengths or None), time first.
@@ -239,7 +245,7 @@ class _CallersLoss(NamedTuple):
     jaxpr: Any
 
     def __call__(self, outputs: jax.Array, captured: Any, lengths: Any) -> jax.Array:
-        return jax.core.eval_jaxpr(self.jaxpr, captured, outputs)[0]
+        return core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, captured))(outputs)[0]
 
 
 class _TargetLoss(NamedTuple):
@@ -249,15 +255,15 @@ class _TargetLoss(NamedTuple):
     last: bool
 
     def __call__(self, outputs: jax.Array, targets: jax.Array, lengths: Any) -> jax.Array:
-        steps, examples = outputs.shape[0], targets.shape[0]
-        if self.last:
-            ends = steps - 1 if lengths is None else lengths - 1
-            outputs = outputs[ends, jnp.arange(examples)]
+        steps = outputs.shape[0]
+        if self.last and lengths is None:
+            outputs = outputs[-1]
+        elif self.last:
+            outputs = outputs[lengths - 1, jnp.arange(len(targets))]
         weights = None
         if outputs.ndim == 3:
-            shape, dtype = outputs.shape[:2], outputs.dtype
-            real = jnp.ones(shape, dtype) if lengths is None else _mask(lengths, steps)
-            weights = real / (steps if lengths is None else lengths.astype(dtype))
+            own = jnp.full(outputs.shape[1], steps) if lengths is None else lengths
+            weights = _mask(own, steps).astype(outputs.dtype) / own[None].astype(outputs.dtype)
         return per_example_loss(self.kind, outputs, targets, weights)
 
 
@@ -266,7 +272,9 @@ def _loss(network: _Network, inputs: jax.Array, given: Any, time_major: bool) ->
     outputs = jax.eval_shape(lambda x: _outputs(network, x), inputs)
     every = len(outputs.shape) == 3
     if callable(given):
-        return _callers_loss(given, outputs, inputs.shape[1], swap=every and not time_major)
+        return _callers_loss(
+            cast(PerExample, given), outputs, inputs.shape[1], swap=every and not time_major
+        )
     targets = jnp.asarray(given)
     classes = network.model is not None and jnp.issubdtype(targets.dtype, jnp.integer)
     kind = "cross_entropy" if classes else "mse"
@@ -289,7 +297,12 @@ def _callers_loss(
     def loss(outputs: jax.Array) -> jax.Array:
         return given(jnp.swapaxes(outputs, 0, 1) if swap else outputs)
 
-    traced, shapes = jax.make_jaxpr(loss, return_shape=True)(outputs)
+    try:
+        traced, shapes = jax.make_jaxpr(loss, return_shape=True)(outputs)
+    except TraceContextError as error:
+        allowed = "a loss that changes nothing outside of itself"
+        hint = "module.eval(), which sets dropout and batch normalization at rest"
+        raise BadInput("targets_or_loss", first_line(error), allowed, hint) from None
     got = jax.tree.map(lambda one: one.shape, shapes)
     if got != (examples,):
         allowed = f"a loss that gives one value per example, ({examples},)"
@@ -503,8 +516,7 @@ def _run(function: Callable[..., Any], *arguments: Any) -> Any:
         hashlib.sha256(text.encode()).digest(),
         lowered.in_tree,
         lowered.out_tree,
-        tuple(leaf.sharding for leaf in jax.tree.leaves(arguments)),
-        jax.config.jax_default_device,
+        tuple(leaf.sharding for leaf in jax.tree.leaves((arguments, jnp.zeros(())))),
     )
     program = _programs.pop(key, None) or lowered.compile()
     _programs[key] = program

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from gradlab.tasks.base import Task
+from gradlab.tasks.base import Baseline, Batch, Generated, Task, settle
 from tests import ROOT
 
 CONF = ROOT / "conf" / "task"
@@ -212,3 +212,29 @@ def test_baseline_is_what_its_guess_scores(task, split):
 def test_baseline_of_training(task):
     """Train is a split too, and no harder to guess than the others by an order of magnitude."""
     assert 0.1 < task.baseline("train").loss / task.baseline("test").loss < 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(Generated):
+    """All its sequences are one table, from a file whose name is its only option."""
+
+    path: str
+    held_out_examples: int = 2
+
+    def __post_init__(self):
+        settle(self, table=np.loadtxt(self.path, dtype=np.float32))
+
+    def sample(self, data, key, batch):
+        return Batch(jnp.broadcast_to(self.table[:, None, None], (3, batch, 1)), jnp.ones(batch))
+
+    def baseline(self, split):
+        return Baseline("nothing", 0.0)
+
+
+def test_a_table_that_changed_is_not_served_as_it_was(tmp_path):
+    """Two tasks with the same options are equal, and what they read need not be."""
+    path = tmp_path / "table"
+    for numbers in ("1 2 3", "4 5 6"):
+        path.write_text(numbers)
+        found = Told(str(path)).held_out("val").inputs[:, 0, 0]
+        np.testing.assert_array_equal(found, np.float32(numbers.split()))

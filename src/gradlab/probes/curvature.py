@@ -40,6 +40,15 @@ class Curvature(CloseProbe):
     forward-over-reverse differentiation of plain autodiff: O(T E H) memory per layer, and
     2 ``iterations`` vectors of the size of the parameters.
 
+    Mask: none of its own. The loss is that of the real steps, and so are its derivatives.
+
+    Limits: of the examples looked at (``probe.examples``), not of the training batch.
+    ``hessian_top`` comes from below: with 4 iterations it was within 0.6 % of 64 iterations' for an
+    LSTM and a plain network of 16 units before training (adding problem, T = 20 and 100), with 16
+    within 0.1 %; where the gradient is nearly orthogonal to the sharpest direction it is further
+    off. In float32 an eigenvalue is right to about 1e-6 of the one that is largest in modulus, and
+    saturated units have the derivatives that JAX gives them.
+
     How to read it: gradient descent with learning rate η lowers the loss along the gradient as
     long as ``gradient_curvature`` is below 2/η, and is stable as long as ``hessian_top`` is. A
     curvature that jumps together with ``grad_norm`` is a wall: the step that the gradient asks for

@@ -29,7 +29,9 @@ class GradientNoise(CloseProbe):
     enters) and +inf where all examples agree exactly. ``noise_horizon`` is the smallest lag k at
     which the signal S of all that enters from lags k and beyond is below the noise √(V/B) of the
     whole gradient in a batch; T if there is none. Both are nan with a single example (E = 1), and
-    the horizon also where the whole gradient is exactly zero.
+    the horizon also where the whole gradient is exactly zero. B is ``trainer.batch``; in
+    :func:`gradlab.analyze` its argument ``batch``, which is as many examples as are given unless it
+    says otherwise, and the attribute ``batch`` of the dataset.
 
     Source: McCandlish, Kaplan, Amodei & OpenAI Dota Team (2018), appendix A.1 (the unbiased
     estimators of the gradient noise scale), here applied to what lies beyond each lag.
@@ -37,6 +39,18 @@ class GradientNoise(CloseProbe):
     Cost: one transposed step for each of T steps and E examples, and a pass over ``(E, |θ|)`` at
     each: O(T E |θ|) work, O(E |θ|) memory. With few examples the estimate itself is noisy: its
     relative error is of the order of 1/√E.
+
+    Mask: lags count from each example's own last real step, so index t stands for the lag T - 1 - t
+    and not for a timestep; an example enters only at lags that it is long enough for, and counts as
+    zero beyond.
+
+    Limits: S² is a difference of two estimates. For gradients of 50 independent Gaussian components
+    and B = E (4000 drawings each), the log10 of a true ratio of 10, 3 and 1 is met to within 0.03,
+    0.03 and 0.11 (root mean square) by 4 examples, 0.01, 0.02 and 0.09 by 64; a ratio of 0.3 reads
+    -inf in 37 % of the cases, and 0.1 too much in the mean of the rest, however many examples.
+    Components that hang together, as those of a network do, count as fewer. In a larger batch the
+    ratio is larger by √(B/E), and what can be told from none is what it is at B = E. In float32
+    what lies below 1e-7 of the largest part so far is rounding.
 
     How to read it: above 0, a batch sees the long-range part of the gradient; below 0, the part is
     there but drowned by its own sampling noise, and only more examples would show it. The horizon

@@ -91,7 +91,7 @@ RNN = Setting(
     hidden=32,
     clips=True,
 )
-PARAGRAPHS = ("Definition", "Source", "Cost", "How to read it")
+PARAGRAPHS = ("Definition", "Source", "Cost", "Mask", "Limits", "How to read it")
 """What every probe's docstring has, in this order."""
 
 INTRO = """\

@@ -122,8 +122,13 @@ class Case(NamedTuple):
     def lag_of(self, index: int) -> np.ndarray:
         """``(T, E)``: steps from each example's last step in the direction's reading order."""
         real = self.real_of(index)
-        last = np.array([np.flatnonzero(real[:, e])[-1] for e in range(E)])
-        return last - np.arange(T)[:, None]
+        return lags(real)
+
+
+def lags(real: np.ndarray) -> np.ndarray:
+    """``(T, E)``: steps from each example's last real step; ``real`` likewise."""
+    last = np.array([np.flatnonzero(real[:, e])[-1] for e in range(E)])
+    return last - np.arange(T)[:, None]
 
 
 def make_case(
@@ -177,7 +182,7 @@ class Copies(NamedTuple):
       cells: for each direction its parameters, leaves ``(T, E, *θ.shape)`` in reading order.
       nudges: for each direction what is added to its new state, a carry of ``(T, E, H)``.
       lifts: for each direction what is added to its outputs, ``(T, E, H)``.
-      readout: leaves ``(T, *θ.shape)``, in the order of the input.
+      readout: leaves ``(T, E, *θ.shape)``, in the order of the input.
     """
 
     cells: list[Any]
@@ -220,7 +225,7 @@ class Plain:
             [repeated(one, T, E) for one in cells],
             zeros,
             [jnp.zeros((T, E, H), self.case.inputs.dtype) for _ in self.starts],
-            repeated(readout, T),
+            repeated(readout, T, E),
         )
 
     def losses(self, copies: Copies, cuts: Any = None) -> jax.Array:
@@ -235,10 +240,12 @@ class Plain:
                 ends.append(out[last, np.arange(E)])
                 index += 1
             read = jnp.concatenate(outputs, -1)
+        each = jax.vmap(self.apply[-1])
         if case.every:
-            return case.losses(jax.vmap(self.apply[-1])(copies.readout, read))
-        last = jax.tree.map(lambda leaf: leaf[-1], copies.readout)
-        return case.losses(self.apply[-1](last, jnp.concatenate(ends, -1)))
+            return case.losses(jax.vmap(each)(copies.readout, read))
+        last = T - 1 - np.argmax(case.real[::-1], axis=0)
+        own = jax.tree.map(lambda leaf: leaf[last, np.arange(E)], copies.readout)
+        return case.losses(each(own, jnp.concatenate(ends, -1)))
 
     def _direction(self, copies, index, read, direction, cuts):
         separate = isinstance(self.case.layers[0][0], Separate)

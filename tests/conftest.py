@@ -48,7 +48,7 @@ SMOKE = {
     "bptt/test_scaling.py": ["test_pow2_is_exact_over_the_whole_normal_range"],
     "bptt/test_unroll.py": ["test_scalar_linear_rnn_follows_w_to_the_lag_over_5000_steps"],
     "probes/test_measurements.py": [
-        "test_adjoint_slope_is_numpys_polyfit",
+        "test_the_line_over_lag_is_numpys_polyfit",
         "test_forget_product_is_the_product",
     ],
     "regularizers/test_regularizers.py": ["test_bad_options"],

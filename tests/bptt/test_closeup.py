@@ -98,7 +98,7 @@ def check(case: Case):
     got = jax.tree.map(np.asarray, observed(case, cuts))
     losses, by, cut = expected(case, cuts)
     np.testing.assert_allclose(got["losses"], losses, **EXACT)
-    readout = {k: v / E for k, v in named("readout/", by.readout).items()}
+    readout = {k: v.sum(1) / E for k, v in named("readout/", by.readout).items()}
     whole, truncated = {}, {}
     for index, ((depth, direction), view) in enumerate(zip(case.places, got["views"], strict=True)):
         real = case.real_of(index)

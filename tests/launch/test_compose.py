@@ -156,7 +156,7 @@ def test_every_probe_records_all_that_it_announces(run, probe, model, measuring)
         assert variable.attrs["long_name"], name
 
 
-def test_presets_hold_single_probes_as_they_are_and_are_those_of_analyze():
+def test_presets_hold_single_probes_and_are_those_of_analyze():
     assert {"none", *base.PRESETS} <= set(PRESETS)
     single = {name: OmegaConf.load(CONF / f"probe/{name}.yaml") for name in SINGLE}
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -164,9 +164,14 @@ def test_presets_hold_single_probes_as_they_are_and_are_those_of_analyze():
     for preset, probe in chosen.items():
         assert probe.preset == preset
         for name, settings in probe.measure.items():
-            assert single[name] == {name: settings}
+            changed = {}  # but for what research sets
+            if preset == "research":
+                changed = analysis.probe_class(name).research
+            assert {**single[name][name], **changed} == settings
     for preset in base.PRESETS:
         assert set(chosen[preset].measure) == set(analysis._probes(preset)), preset
+    lookers = (chosen["research"].measure.lyapunov, analysis._probes("research")["lyapunov"])
+    assert [one.examples for one in lookers] == [8, 8]
     assert set(chosen["research"].measure) == set(SINGLE)
     assert not chosen["none"].measure
 

@@ -57,7 +57,11 @@ def close_look(cell, layers, masked, beside=None):
     mask = jnp.arange(T)[:, None] < jnp.array([[7, 5, 3, 6, 1]]) if masked else None
     graph, state = nnx.split(nnx.List([nnx.List(layer) for layer in layers]))
 
-    chosen = {k: v for k, v in PROBES.items() if isinstance(v, CloseProbe) and supports(v, setting)}
+    chosen = {
+        name: dataclasses.replace(probe, **probe.research)
+        for name, probe in PROBES.items()
+        if isinstance(probe, CloseProbe) and supports(probe, setting)
+    }
 
     def look(state, inputs, names):
         closeup = Closeup(

@@ -27,6 +27,7 @@ from tests.closeups import (
     Scalar,
     Separate,
     T,
+    lags,
     make_case,
     named,
     scalar_closeup,
@@ -111,27 +112,22 @@ def check_direct(case, got, by: Copies):
 
 
 def entering(case, by: Copies):
-    """Name -> (contributions of each example ``(T, E, ...)``, lags ``(T, E)``) of the cells."""
+    """Name -> (contributions of each example ``(T, E, ...)``, lags ``(T, E)``)."""
     found = {}
     for index, (depth, direction) in enumerate(case.places):
         for name, array in named(f"layers/{depth}/{direction}/", by.cells[index]).items():
             found[name] = (array, case.lag_of(index))
+    for name, array in named("readout/", by.readout).items():
+        found[name] = (array, lags(case.real))
     return found
 
 
 def check_contributions(case, got, by: Copies, gradient):
     curves, cosines = got["temporal_contribution_log10"], got["long_short_cosine"]
-    names = list(gradient)
-    cells = entering(case, by)
-    for row, name in enumerate(names):
-        if name in cells:
-            array, lag = cells[name]
-            long = (lag >= SPLIT).reshape(T, E, *[1] * (array.ndim - 2))
-            parts, by_time = array * long, array.sum(1) / E
-            parts = (parts.sum((0, 1)), (array * ~long).sum((0, 1)))
-        else:
-            by_time = named("readout/", by.readout)[name] / E
-            parts = (by_time[: T - SPLIT].sum(0), by_time[T - SPLIT :].sum(0))
+    for row, (array, lag) in enumerate(entering(case, by).values()):
+        long = (lag >= SPLIT).reshape(T, E, *[1] * (array.ndim - 2))
+        parts, by_time = array * long, array.sum(1) / E
+        parts = (parts.sum((0, 1)), (array * ~long).sum((0, 1)))
         for t in range(T):
             np.testing.assert_allclose(curves[row, t], log10_norm(by_time[t]), atol=1e-10)
         np.testing.assert_allclose(cosines[row], cosine(*parts), atol=1e-10)
@@ -178,9 +174,7 @@ def check_clipping(case, got, by: Copies, gradient):
     by_time = np.zeros(T)
     for name, (array, _) in entering(case, by).items():
         dots = np.sum(array.mean(1) * removed[name], axis=tuple(range(1, array.ndim - 1)))
-        by_time += dots[::-1] if name.split("/")[2] == "1" else dots
-    for name, array in named("readout/", by.readout).items():
-        by_time += np.sum(array / E * removed[name], axis=tuple(range(1, array.ndim)))
+        by_time += dots[::-1] if name.split("/")[2:3] == ["1"] else dots
     size = math.sqrt(sum(np.sum(value**2) for value in removed.values()))
     want = size * by_time / sum(np.sum(removed[name] * gradient[name]) for name in gradient)
     np.testing.assert_allclose(got["clip_removed"], want, rtol=1e-9, atol=1e-11)
@@ -191,9 +185,7 @@ def check(case: Case):
     plain = Plain(case)
     got = measured(case, BY_STEP)
     by, cut = expected_parts(case, plain)
-    cells = {name: array.sum((0, 1)) / E for name, (array, _) in entering(case, by).items()}
-    readout = named("readout/", by.readout)
-    gradient = cells | {name: array.sum(0) / E for name, array in readout.items()}
+    gradient = {name: array.sum((0, 1)) / E for name, (array, _) in entering(case, by).items()}
     check_direct(case, got, by)
     check_contributions(case, got, by, gradient)
     check_noise(case, got, by)
@@ -208,8 +200,9 @@ def test_every_cell_masked_with_a_loss_at_every_step(makes):
 
 
 def test_two_ways_with_a_loss_at_the_end():
+    """The readout's part of a shorter example enters at its own last step."""
     with jax.enable_x64(True):
-        check(make_case(SimpleRNN, bidirectional=True, every=False))
+        check(make_case(SimpleRNN, bidirectional=True, masked=True, every=False))
 
 
 def test_a_cell_whose_output_is_not_its_state():
@@ -353,6 +346,36 @@ def test_a_parameter_silenced_by_zero_inputs_keeps_what_others_drown():
     assert float(got["long_short_cosine"][row]) == pytest.approx(1)
     bias = np.asarray(got["temporal_contribution_log10"])[names.index("layers/0/0/dense_i/bias")]
     assert bias[0] == pytest.approx(-10 * math.log10(2), abs=1e-3)
+
+
+def test_what_a_learned_initial_state_gets_enters_before_the_first_step():
+    """λ^n of each of two examples of n steps; of both directions, and in what clipping removes."""
+    lengths, decay = (3000, 10), 0.5
+    steps, cell = lengths[0], Scalar(decay, 1.0)
+    mask = jnp.arange(steps)[:, None] < jnp.array(lengths)[None]
+
+    @jax.jit
+    def look(start):
+        closeup = Closeup(
+            *([[cell, cell]], jnp.ones((steps, 2, 1)), lambda last: last[:, 0] + 3 * last[:, 1]),
+            mask=mask,
+            start=[[start, start]],
+            learns_start=True,
+            removed=lambda: {name: jnp.float32(2) * v for name, v in closeup.gradient.items()},
+        )
+        clipped = ClipRemoved()(closeup)["clip_removed"]
+        return TemporalContribution()(closeup), clipped, dict(closeup.gradient)
+
+    found, clipped, gradient = look(jnp.zeros(1))
+    curves = np.asarray(found["temporal_contribution_log10"])
+    # The mean over the two, in which the long one is nothing.
+    assert float(gradient["initial_state/0/0/h"][0]) == pytest.approx(decay**10 / 2)
+    for row, scale in enumerate((1, 3)):
+        assert curves[row, 0] == pytest.approx(math.log10(scale * decay**10 / 2), abs=1e-5)
+        assert np.all(curves[row, 1:] == -math.inf)
+        assert float(found["long_short_cosine"][row]) == pytest.approx(1)
+    size = 2 * np.linalg.norm([float(value.squeeze()) for value in gradient.values()])
+    assert float(np.sum(clipped)) == pytest.approx(size, rel=1e-5)
 
 
 def test_truncation_of_a_geometric_sum():

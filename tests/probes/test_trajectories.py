@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gradlab import analyze
 from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.products import random_orthonormal
 from gradlab.cells import GRU, LSTM, SimpleRNN
@@ -16,7 +17,7 @@ from gradlab.errors import BadInput
 from gradlab.probes.base import Setting, Unsupported
 from gradlab.probes.forget_path import ForgetPath
 from gradlab.probes.long_jacobian import LongJacobian
-from gradlab.probes.lyapunov import Lyapunov, kaplan_yorke
+from gradlab.probes.lyapunov import Lyapunov, entropy_rate, kaplan_yorke
 from gradlab.probes.setting import setting_of
 from gradlab.probes.singular_spectrum import SingularSpectrum
 from gradlab.probes.step_jacobian import StepJacobian
@@ -148,6 +149,8 @@ def check_spectrum(real, jacobians, index, got, examples=2):
     np.testing.assert_allclose(got["finite_time_exponent"][index], want, rtol=1e-6, atol=1e-6)
     want = np.mean(conditions)
     np.testing.assert_allclose(got["condition_log10"][index], want, rtol=1e-6, atol=1e-6)
+    lost = np.mean([np.sum(np.isneginf(one)) for one in values])
+    assert got["directions_lost"][index] == lost
 
 
 def check_paths(setting, real, jacobians, gates, index, got):
@@ -176,23 +179,29 @@ def check_exponents(real, jacobians, index, got):
         for t in range(T):
             q, r = np.linalg.qr(jacobians[t, e] @ q)
             logs[t] = log10(np.abs(np.diag(r))) * math.log(10)
-        steps = np.cumsum(real[TRANSIENT:, e])
+        steps = np.maximum(np.cumsum(real[:, e]) - TRANSIENT, 0)  # of its own
         if steps[-1]:
-            total = np.cumsum(logs[TRANSIENT:], axis=0) / np.maximum(steps, 1)[:, None]
+            logs[np.cumsum(real[:, e]) <= TRANSIENT] = 0
+            total = np.cumsum(logs, axis=0) / np.maximum(steps, 1)[:, None]
             average.append(total[-1])
             running.append(np.where(steps > 0, total[:, 0], np.nan))
-    want = np.sort([mean(one) for one in np.transpose(average)])[::-1]
+    means = np.array([mean(one) for one in np.transpose(average)])
+    order = np.argsort(-means, kind="stable")
+    want, spread = means[order], np.std(np.nan_to_num(average, neginf=-99), axis=0, ddof=1)[order]
     lost = want < -5  # rounding errors in the place of directions that are lost
     exponents = got["lyapunov_exponent"][index]
     np.testing.assert_allclose(exponents[~lost], want[~lost], rtol=1e-8, atol=1e-8)
     assert np.all(exponents[lost] < -5)
+    found = got["lyapunov_exponent_spread"][index]
+    np.testing.assert_allclose(found[~lost], spread[~lost], rtol=1e-6, atol=1e-8)
     curve = got["lyapunov_running"][index]
     assert np.isnan(curve[:TRANSIENT]).all()
     late = [mean(one[~np.isnan(one)]) for one in np.transpose(running)]
     if not lost[0]:
-        np.testing.assert_allclose(curve[TRANSIENT:], late, rtol=1e-8, atol=1e-8)
-    horizon = -1 / want[0] if want[0] < -1 / T else T
-    assert got["lyapunov_horizon"][index] == pytest.approx(horizon)
+        np.testing.assert_allclose(curve, late, rtol=1e-8, atol=1e-8)
+        horizon = -1 / want[0] if want[0] < 0 else math.inf
+        assert got["lyapunov_horizon"][index] == pytest.approx(horizon)
+    assert got["entropy_rate"][index] == pytest.approx(np.maximum(exponents, 0).sum())
     assert got["lyapunov_dimension"][index] == pytest.approx(dimension(exponents))
 
 
@@ -331,9 +340,10 @@ def test_an_orthogonal_network_keeps_everything():
         np.testing.assert_allclose(got[name], 0, atol=1e-4)
     np.testing.assert_allclose(got["long_jacobian_log10_frobenius"], math.log10(4), atol=1e-4)
     np.testing.assert_allclose(got["lyapunov_exponent"], 0, atol=1e-6)
-    assert got["lyapunov_horizon"] == 300
+    assert got["lyapunov_horizon"] > 1e6  # or inf: 0 but for rounding, on either side
     assert got["lyapunov_dimension"] == 16
     assert got["condition_log10"] == pytest.approx(0, abs=1e-4)
+    assert got["directions_lost"] == 0
 
 
 def test_lyapunov_against_two_trajectories():
@@ -358,6 +368,68 @@ def test_lyapunov_against_two_trajectories():
         logs.append(math.log(np.linalg.norm(apart)))
     assert got["lyapunov_exponent"][0] > 0.05  # it is chaotic, so that the check means something
     assert got["lyapunov_exponent"][0] == pytest.approx(np.mean(logs[begin:]), abs=1e-5)
+
+
+class QuadraticMap(nnx.RNNCellBase):
+    """``(x, y) -> (1 - a x² + b y, c x)`` plus the input, of known exponents."""
+
+    in_features, hidden_features = 1, 2
+
+    def __init__(self, a, b, c):
+        self.numbers = nnx.Param(jnp.array([a, b, c]))
+
+    def __call__(self, carry, inputs):
+        a, b, c = self.numbers[...]
+        x, y = carry[..., 0], carry[..., 1]
+        new = jnp.stack([1 - a * x**2 + b * y, c * x], axis=-1) + inputs
+        return new, new
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros((*input_shape[:-1], 2), self.numbers[...].dtype)
+
+
+class CatMap(QuadraticMap):
+    """Arnold's ``(x, y) -> (2 x + y, x + y)`` modulo 1, plus the input."""
+
+    def __call__(self, carry, inputs):
+        x, y = carry[..., 0], carry[..., 1]
+        new = jnp.mod(jnp.stack([2 * x + y, x + y], axis=-1) + inputs, 1)
+        return new, new
+
+
+def test_exponents_of_maps_that_are_known():
+    """Hénon's map, the logistic map as its conjugate 1 - 2 x², Arnold's cat map.
+
+    In float64: float32 has so few numbers between 0 and 1 that a chaotic map soon comes back to one
+    where it was, and goes round in a short cycle.
+    """
+    inputs = np.zeros((1, 6000, 1))
+    inputs[0, 0] = -0.3  # away from 0, which the logistic map leaves for its fixed point
+    with jax.enable_x64(True):
+        henon, logistic, cat = (
+            analyze(cell, inputs, lambda h: jnp.sum(h[:, -1], -1), probes=["lyapunov"])
+            for cell in (
+                QuadraticMap(1.4, 1.0, 0.3),
+                QuadraticMap(2.0, 0.0, 1.0),
+                CatMap(0.0, 0.0, 0.0),
+            )
+        )
+    first, second = henon["lyapunov_exponent"].values[0]
+    assert first == pytest.approx(0.4192, abs=0.01)
+    assert second == pytest.approx(-1.6232, abs=0.01)
+    assert first + second == pytest.approx(math.log(0.3), abs=1e-12)
+    assert henon["lyapunov_dimension"].item() == pytest.approx(1.2583, abs=0.005)
+    assert henon["entropy_rate"].item() == first
+    assert logistic["lyapunov_exponent"].values[0, 0] == pytest.approx(math.log(2), abs=2e-3)
+    assert logistic["lyapunov_exponent"].values[0, 1] < -30  # rounding: J has rank 1
+    assert logistic["entropy_rate"].item() == pytest.approx(math.log(2), abs=2e-3)  # Kolmogorov's
+    golden = math.log((3 + math.sqrt(5)) / 2)
+    np.testing.assert_allclose(cat["lyapunov_exponent"].values[0], [golden, -golden], rtol=1e-5)
+    assert golden == pytest.approx(0.96242, abs=1e-5)
+    assert cat["lyapunov_dimension"].item() == pytest.approx(2, abs=1e-5)
+    for one in (henon, logistic, cat):
+        assert one["lyapunov_horizon"].item() == math.inf
+        assert np.isnan(one["lyapunov_exponent_spread"]).all()
 
 
 @pytest.mark.slow
@@ -426,6 +498,22 @@ def test_running_exponent_is_held_between_orthonormalisations():
 )
 def test_kaplan_yorke_dimension(exponents, size, expected):
     got = kaplan_yorke(jnp.asarray(exponents, jnp.float32), size)
+    assert float(got) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("exponents", "size", "expected"),
+    [
+        ([0.3, 0.2, -0.1], 3, 0.5),
+        ([0.3, 0.2, 0.0], 9, 0.5),
+        ([0.3, 0.2], 9, math.nan),
+        ([0.3, 0.2], 2, 0.5),
+        ([-0.1, -math.inf], 2, 0.0),
+        ([math.nan, math.nan], 2, math.nan),
+    ],
+)
+def test_entropy_rate(exponents, size, expected):
+    got = entropy_rate(jnp.asarray(exponents, jnp.float32), size)
     assert float(got) == pytest.approx(expected, nan_ok=True)
 
 

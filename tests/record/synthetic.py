@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from gradlab.record.base import Description, Outcome, Row, Variable
+from gradlab.variable import over_lag, over_lag_name
 
 QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
 PARAMETERS = ["embed/kernel", "layer_0/recurrent_kernel", "readout/kernel"]
 
 
-def describe(T: int = 64, layers: list = (0,), steps: int = 400, lstm: bool = True) -> Description:
+def describe(
+    T: int = 64, layers: list = (0,), steps: int = 400, lstm: bool = True, *, by_lag: bool = False
+) -> Description:
+    """A run as older versions recorded it, or with what is recorded by lag besides."""
     layers = list(layers)
     variables = {
         "train/loss": Variable((), "nats", "training loss"),
@@ -41,6 +45,12 @@ def describe(T: int = 64, layers: list = (0,), steps: int = 400, lstm: bool = Tr
             "gate_saturation": Variable(("layer", "gate"), "1", "saturated share of the gate"),
         }
         coords["gate"] = ["i", "f", "o"]
+    if by_lag:
+        variables |= SUMMARIES
+        if lstm:
+            variables |= PRODUCTS
+        variables |= twins(variables, "adj_", "forget_product")
+        coords["back"] = list(range(T))
     return Description(
         name="adding-problem",
         config={"seed": 0, "model": {"name": "lstm", "hidden": 64}, "task": {"length": T}},
@@ -62,6 +72,39 @@ def describe(T: int = 64, layers: list = (0,), steps: int = 400, lstm: bool = Tr
     )
 
 
+SUMMARIES = {
+    "decades_lost": Variable(("layer",), "decades", "fall over the sequence"),
+    "decades_per_100": Variable(("layer",), "decades/100 steps", "fall by the line"),
+    "adjoint_line_r2": Variable(("layer",), "1", "r² of the line"),
+}
+PRODUCTS = {
+    "forget_product_rms_log10": Variable(("layer", "t"), "log10", "product, rms", {"gate": "f"}),
+    "forget_product_log10_q": Variable(
+        ("layer", "quantile", "t"), "log10", "product, quantiles over units", {"gate": "f"}
+    ),
+}
+
+
+def twins(variables, *prefixes: str) -> dict[str, Variable]:
+    """By lag, of those whose names begin like this; quantiles of the product have none."""
+    chosen = {
+        name: one
+        for name, one in variables.items()
+        if name.startswith(prefixes) and "t" in one.dims and name != "forget_product_log10_q"
+    }
+    return over_lag(chosen)
+
+
+def with_twins(arrays, description: Description):
+    """The arrays that are described, those by lag somewhat apart from those over t."""
+    found = dict(arrays)
+    for name, array in arrays.items():
+        if over_lag_name(name) in description.variables:
+            lag = np.arange(array.shape[-1])
+            found[over_lag_name(name)] = array[..., ::-1] - 0.25 * lag / lag.size
+    return {name: array for name, array in found.items() if name in description.variables}
+
+
 def make_row(description: Description, step: int, zero_beyond: int | None = None) -> Row:
     """A plausible measurement at ``step``; lags above ``zero_beyond`` are exactly zero."""
     rng = np.random.default_rng(step)
@@ -77,6 +120,7 @@ def make_row(description: Description, step: int, zero_beyond: int | None = None
         adj_h[:, lag > zero_beyond] = -np.inf
         adj_c[:, lag > zero_beyond] = -np.inf
     spread = np.array([-1.0, -0.4, 0.05, 0.4, 0.9])[:, None] * (0.3 + lag / T * 3)
+    product = -1.35 * rate[:, None] * lag - 0.002 * lag
     arrays = {
         "adj_h_log10": adj_h,
         "adj_h_log10_q": adj_h[:, None, :] + spread,
@@ -85,7 +129,12 @@ def make_row(description: Description, step: int, zero_beyond: int | None = None
         "grad_norm": rng.lognormal(size=len(PARAMETERS)),
         "update_ratio": 1e-3 * rng.lognormal(size=len(PARAMETERS)),
         "adj_c_log10": adj_c,
-        "forget_product_log10": -1.35 * rate[:, None] * lag - 0.002 * lag,
+        "forget_product_log10": product,
+        "forget_product_rms_log10": 0.6 * product,
+        "forget_product_log10_q": product[:, None] * np.linspace(1.6, 0.4, 5)[:, None],
+        "decades_lost": rate * T,
+        "decades_per_100": 100 * rate,
+        "adjoint_line_r2": np.full(layers, 0.98),
         "gate_saturation": rng.uniform(size=(layers, 3)),
     }
     loss = 0.17 / (1 + np.exp(14 * (progress - 0.55))) + 0.002
@@ -95,8 +144,7 @@ def make_row(description: Description, step: int, zero_beyond: int | None = None
     }
     if step % (steps // 8 or 1) == 0:
         scalars |= {"val/loss": loss, "val/accuracy": progress}
-    kept = {name: array for name, array in arrays.items() if name in description.variables}
-    return Row(step, scalars, kept)
+    return Row(step, scalars, with_twins(arrays, description))
 
 
 def finished() -> Outcome:
@@ -150,22 +198,37 @@ CLOSE = {
     "effective_rank": Variable(("layer", "back"), "1", "effective rank"),
     "state_autocorrelation": Variable(("layer", "state", "delay"), "1", "autocorrelation"),
     "participation_ratio": Variable(("layer", "state"), "1", "participation ratio"),
+    **{
+        f"adjoint_cosine_{name}_over_lag": Variable(("layer", "back"), "1", f"|cos| with {name}")
+        for name in ("end", "next", "examples", "lyapunov")
+    },
+    **{
+        f"fixed_point_{name}": Variable(("layer",), "1", f"fixed points: {name}")
+        for name in ("count", "converged", "slow")
+    },
+    "fixed_point_rest_log10": Variable(("layer",), "log10", "largest speed of the others"),
+    **{
+        f"fixed_point_eigenvalue_{part}": Variable(("layer", "point", "eigenvalue"), "1", part)
+        for part in ("real", "imaginary")
+    },
     "train/clip_rate": Variable((), "1", "share of clipped steps"),
 }
 """What the close probes record, by name."""
 
 
 def describe_closely(
-    T: int = 64, layers: list = (0,), steps: int = 400, states: str = "ch"
+    T: int = 64, layers: list = (0,), steps: int = 400, states: str = "ch", *, by_lag: bool = False
 ) -> Description:
     """A run with every close probe."""
-    plain = describe(T, layers, steps, lstm="c" in states)
+    plain = describe(T, layers, steps, lstm="c" in states, by_lag=by_lag)
+    paths = ("forget_path", "residual_path", "whole_path", "long_jacobian", "adj_h_direct")
     coords = {
         "to": list(states),
         "from": list(states),
         "singular": list(range(16)),
         "share": [0.0, 0.5, 1.0],
         "eigenvalue": list(range(16)),
+        "point": list(range(3)),
         "back": list(range(T)),
         "state": list(states),
         "delay": list(range(T)),
@@ -183,7 +246,7 @@ def describe_closely(
     return Description(
         name=plain.name,
         config=plain.config,
-        variables=dict(plain.variables) | CLOSE,
+        variables=dict(plain.variables) | CLOSE | (twins(CLOSE, *paths) if by_lag else {}),
         coords=dict(plain.coords) | coords,
         baseline=plain.baseline,
         facts=plain.facts,
@@ -221,6 +284,8 @@ def make_close_row(description: Description, step: int) -> Row:
     window = np.array(coords["window"], float)
     matrices, back = (L, sizes["matrix"]), np.arange(T)
     spectrum = rng.normal(size=(2, L, sizes["share"], S)) * (0.2 + 0.6 * late)
+    points = rng.normal(size=(2, L, sizes["point"], S)) * (0.3 + 0.6 * late)
+    points[:, :, 2] = np.nan  # there are two of them
     arrays = {
         "forget_path_log10": forget,
         "residual_path_log10": residual,
@@ -239,6 +304,16 @@ def make_close_row(description: Description, step: int) -> Row:
         "effective_rank": 1 + 31 * np.exp(-rate * back),
         "state_autocorrelation": np.exp(-rate * back)[:, None] + np.zeros((sizes["state"], 1)),
         "participation_ratio": 3 + 5 * late + rng.random((L, sizes["state"])),
+        "adjoint_cosine_end_over_lag": np.exp(-rate * back),
+        "adjoint_cosine_next_over_lag": np.where(back > 0, 0.9 + 0 * rate, np.nan),
+        "adjoint_cosine_examples_over_lag": 1 - 0.8 * np.exp(-rate * back),
+        "adjoint_cosine_lyapunov_over_lag": 1 - 0.7 * np.exp(-rate * back),
+        "fixed_point_count": np.full(L, 2.0),
+        "fixed_point_converged": np.full(L, np.round(10 + 20 * late)),
+        "fixed_point_slow": np.full(L, 2.0),
+        "fixed_point_rest_log10": np.full(L, -2.5),
+        "fixed_point_eigenvalue_real": points[0],
+        "fixed_point_eigenvalue_imaginary": points[1],
         "lyapunov_exponent": exponent,
         "lyapunov_running": running,
         "lyapunov_dimension": np.full(L, 2.4 + late),
@@ -263,7 +338,8 @@ def make_close_row(description: Description, step: int) -> Row:
     }
     scalars = {"train/clip_rate": float(rng.random())}
     close = {"gradient_curvature": 3 - 5 * late, "hessian_top": 10 ** (2 * late)}
-    return Row(step, dict(row.scalars) | scalars | close, _right(row.arrays, description) | arrays)
+    close_arrays = _right(row.arrays, description) | with_twins(arrays, description)
+    return Row(step, dict(row.scalars) | scalars | close, close_arrays)
 
 
 def _right(arrays, description: Description):

@@ -107,7 +107,17 @@ def test_an_interrupted_run_ends_as_the_run_that_was_never_stopped(command, reco
     assert done.code == 0, done.err
     run = open_run(folder)
     assert (run.status, run.damage, len(run.info["resumed"])) == ("finished", (), 1)
-    assert_same(everything(folder), everything(whole), exact=expected["machine"] == machine())
+    mine, theirs = everything(folder), everything(whole)
+    known = {name: mine[name] for name in theirs}
+    assert_same(known, theirs, exact=expected["machine"] == machine())
+    # What that version did not measure is measured from here on.
+    new = run.curves["decades_lost"].values[:, 0]
+    again = run.curves["step"].values > 18
+    np.testing.assert_array_equal(np.isfinite(new), again)
+    np.testing.assert_array_equal(
+        run.curves["adj_h_over_lag_log10"].values[again],
+        run.curves["adj_h_log10"].values[again][..., ::-1],
+    )
 
 
 def test_a_killed_sweep_goes_on_to_its_end(command, records):
@@ -142,10 +152,14 @@ def everything(folder: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same(mine: dict, theirs: dict, *, exact: bool) -> None:
-    """To the last bit, or to the rounding of thirty steps in float32."""
+    """To the last bit, or to the rounding of thirty steps in float32.
+
+    The slope is of the curve over the lag by now, and summed up in another order.
+    """
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
-        if exact or np.asarray(value).dtype.kind != "f":
+        exact_here = exact and not name.startswith("adjoint_slope")
+        if exact_here or np.asarray(value).dtype.kind != "f":
             np.testing.assert_array_equal(mine[name], value, err_msg=name)
         else:
             np.testing.assert_allclose(mine[name], value, rtol=1e-3, atol=1e-5, err_msg=name)

@@ -20,6 +20,12 @@ FREE = (
     *("trainer.test_lengths", KEY, "objective", "record"),
 )
 """What may be changed when a run is resumed; the curves before and after fit together still."""
+ADDED: dict[str, Any] = {
+    "model.initial_state": "zero",
+    "probe.measure.forget_product.quantiles": [0.05, 0.25, 0.5, 0.75, 0.95],
+    "trainer.backward": "full",
+}
+"""Settings that runs of an earlier version had no choice of, and what they were then."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}
 SWEEP = "multirun.yaml"
@@ -264,7 +270,8 @@ def _differences(recorded: Any, given: Any, path: str = "") -> Iterator[tuple[st
     if isinstance(recorded, Mapping) and isinstance(given, Mapping):
         for name in [*recorded, *(name for name in given if name not in recorded)]:
             inner = f"{path}.{name}" if path else str(name)
-            yield from _differences(recorded.get(name), given.get(name), inner)
+            before = recorded[name] if name in recorded else ADDED.get(inner)
+            yield from _differences(before, given.get(name), inner)
     elif recorded != given:
         yield path, recorded, given
 

@@ -1,10 +1,12 @@
 """Measurements, one a file. ``base.py`` is the contract."""
 
 from gradlab.probes.adjoint import Adjoint
+from gradlab.probes.adjoint_alignment import AdjointAlignment
 from gradlab.probes.adjoint_slope import AdjointSlope
 from gradlab.probes.clipping import ClipRemoved
 from gradlab.probes.curvature import Curvature
 from gradlab.probes.direct_adjoint import DirectAdjoint
+from gradlab.probes.fixed_points import FixedPoints
 from gradlab.probes.forget_path import ForgetPath
 from gradlab.probes.forget_product import ForgetProduct
 from gradlab.probes.gate_saturation import GateSaturation
@@ -30,10 +32,12 @@ from gradlab.probes.update_ratio import UpdateRatio
 
 __all__ = [
     "Adjoint",
+    "AdjointAlignment",
     "AdjointSlope",
     "ClipRemoved",
     "Curvature",
     "DirectAdjoint",
+    "FixedPoints",
     "ForgetPath",
     "ForgetProduct",
     "GateSaturation",

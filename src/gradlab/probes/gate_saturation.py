@@ -24,6 +24,12 @@ class GateSaturation(StepProbe):
     Cost: O(T B H) comparisons beside the gates, which are computed again from the states for all
     probes together. Memory O(T B H).
 
+    Mask: only real steps count, above and below the line; a longer example counts for more.
+
+    Limits: of the whole batch, exact but for rounding. It does not depend on T or on the loss. A
+    share says nothing of how far beyond the limits a gate is, nor whether the same units are there
+    at every step.
+
     How to read it: a saturated forget gate near 1 keeps its state and carries the gradient, but
     learns slowly itself, since σ' is below 0.09 there. A share that grows during training says
     that the network has decided what to keep.

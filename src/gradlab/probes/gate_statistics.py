@@ -28,6 +28,12 @@ class GateStatistics(CloseProbe):
 
     Cost: O(T E H bins) comparisons, fused into one pass; memory O(T E H) for the gate itself.
 
+    Mask: only real steps count; a longer example counts for more.
+
+    Limits: of the few examples looked at. In float32 f is 1 from a pre-activation of about 17 on,
+    and a time scale beyond 10⁷ steps is inf. A mean over time hides a gate that switches: a unit
+    that keeps half of the time and forgets in the other half has a time scale of 2.
+
     How to read it: f near 1 (log10 f near 0) keeps; each decade to the left costs the gradient
     along the memory a factor of ten for every step spent there. A second heap far to the left is
     the network resetting its memory. The time scales should span the lags of the task: with none as

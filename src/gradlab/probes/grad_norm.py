@@ -22,6 +22,12 @@ class GradNorm(StepProbe):
 
     Cost: O(|θ|), no memory.
 
+    Mask: the loss leaves padded steps out, so that they have no part in the gradient.
+
+    Limits: of the mean loss of one batch, sampling noise included: the norm of a mean of B
+    gradients that disagree is about 1/√B of theirs. The gradient itself is in plain float32, and
+    parts of it below 10⁻³⁸ are 0; its norm is right at any size.
+
     How to read it: spikes before clipping that are level after it are exploding gradients being
     cut. A recurrent kernel whose norm is decades below the readout's is learning from the last few
     steps only.

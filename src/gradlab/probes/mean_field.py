@@ -35,9 +35,19 @@ class MeanField(CloseProbe):
 
     Cost: O(T E I H) for the drive; O(1) for the solution.
 
+    Mask: the mean of the drive's squares is over real steps alone, each of them with the same
+    weight, so that longer examples count for more.
+
+    Limits: exact for H → ∞, at initialisation and far from the start; for g = 1.5 without input it
+    is 0.065 where simulations of H = 200 over 800 steps give 0.056, and one such network in ten
+    falls into a cycle. Of the drive it knows the mean square alone, not how it changes in time.
+    After training, when the entries of W are no longer independent, it is a reference and not a
+    forecast. It does not depend on T, and in float32 it is right to about 10⁻⁵.
+
     How to read it: χ₁ is by how much the mean square of a perturbation grows in a step, were W
-    random with independent entries: above 1 is chaos and explosion, below 1 order and vanishing, at
-    1 the edge. The theory holds for large H at initialisation. Compare with the measured exponent:
+    random with independent entries: above 1 perturbations and gradients grow (which is chaos in
+    this network, since tanh keeps its states bounded and a large one with χ₁ > 1 does not rest),
+    below 1 they die out and gradients vanish, at 1 is the edge. Compare with the measured exponent:
     where training drives them apart, W has grown structure that its variance does not show.
     """
 

@@ -35,6 +35,14 @@ class RecurrentMatrix(CloseProbe):
     Memory O(H²). The eigenvalues are LAPACK's on a CPU. On a GPU JAX takes cuSOLVER where it is
     recent enough (CUDA 12.6 update 2), else it sends the matrix to the host's LAPACK and back.
 
+    Mask: none of these sees the data. Transient growth looks at powers up to T, the length of the
+    padded batch.
+
+    Limits: what one matrix does if nothing else acts: no slope of φ, no gate, no other matrix. In
+    float32 an eigenvalue of a matrix that is far from normal moves by more than rounding, a
+    defective one of multiplicity m by the m-th root of it. Which power is the largest is chosen by
+    estimates, so that among near ties another one may be taken; its norm is exact.
+
     How to read it: in a linear network the gradient vanishes if the radius is below 1 and explodes
     above it, in the long run. The norm bounds a single step. A norm far above the radius, with a
     departure from normality of the size of the radius, means that the gradient first grows and only

@@ -29,14 +29,23 @@ class TemporalContribution(CloseProbe):
     zero. A lag is counted from each example's own last step.
 
     t runs in the direction's own reading order: for a backward direction t = 0 is the last input,
-    and lags count from the first. Contributions to the readout enter where it reads, at lag 0 if
-    it reads the last state only; there lags count from the end of the padded sequence.
+    and lags count from the first. Contributions to the readout enter where it reads, in the order
+    of the input: at an example's own last step if it reads the last state only. All of what a
+    learned initial state gets enters at t = 0, at the lag of each example's first real step.
 
     Source: Pascanu, Mikolov & Bengio (2013), equations 3 to 5: the summands ∂ε/∂θ over k, here
     summed over the losses that each step has a part in.
 
     Cost: one transposed step for each of T steps and E examples, as in a gradient, but each with a
     product of its own: O(T E |θ|) work and O(E |θ|) memory.
+
+    Mask: a padded step has no part in the gradient. ``c_t`` is over all examples, those that are
+    not real at t included with 0, since that is what the gradient sums; so a curve falls where
+    examples end, or have not begun. Lags count from each example's own last real step.
+
+    Limits: of the few examples looked at, of which the parts may cancel where those of a batch do
+    not. The cosine of sums that nearly cancel is that of their rounding. A norm keeps its digits at
+    any size; parts of examples that are 10⁷ below the largest one at the same t are lost in it.
 
     How to read it: flat curves say that all timesteps teach the parameter equally. A curve that
     falls towards the far past by many powers of ten says that the sum, the gradient that the
@@ -76,8 +85,11 @@ class TemporalContribution(CloseProbe):
         found: dict[str, tuple[jax.Array, jax.Array]] = {}
         for view in closeup.layers:
             found |= _of_layer(view, split, closeup.examples)
+            for name, each in view.start_contributions.items():
+                found[name] = _of_start(view, each, split)
+        by_lag = closeup.readout_by_lag(split)
         for name, parts in closeup.readout_contributions.items():
-            found[name] = _of_readout(parts, split)
+            found[name] = (scaling.log10_norm(*Scaled.of(parts, 1)), _cosine(*by_lag[name]))
         curves, cosines = zip(*(found[name] for name in closeup.params), strict=True)
         return {
             "temporal_contribution_log10": jnp.stack(curves),
@@ -108,17 +120,19 @@ def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax
     }
 
 
+def _of_start(view: LayerView, each: Scaled, split: int) -> tuple[jax.Array, jax.Array]:
+    """The curve and the cosine of a learned initial state, from what enters of each example."""
+    steps, examples = view.mask.shape
+    long = jnp.sum(view.mask, axis=0) > split
+    parts = Sums.of([each], jnp.stack([long, ~long]))
+    curve = _log2_norms(parts)[0] * LOG10_2 - math.log10(examples)
+    return jnp.full(steps, -jnp.inf).at[0].set(curve), _cosine(*parts.mantissa[0])
+
+
 def _log2_norms(parts: Sums) -> jax.Array:
     """Of each parameter, log2 of the norm of both parts together, ``(N,)``."""
     totals, exponent = parts.total()
     return jnp.log2(jnp.stack(list(map(norm, totals)))) + exponent.astype(totals[0].dtype)
-
-
-def _of_readout(parts: jax.Array, split: int) -> tuple[jax.Array, jax.Array]:
-    """The curve and the cosine of one parameter of the readout, from ``(T, ...)``."""
-    curve = scaling.log10_norm(*Scaled.of(parts, 1))
-    begin = len(parts) - split
-    return curve, _cosine(jnp.sum(parts[:begin], axis=0), jnp.sum(parts[begin:], axis=0))
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -24,10 +24,20 @@ class TrajectoryEnd(CloseProbe):
 
     Cost: O(T E S) time, no memory beyond the states.
 
+    Mask: the state waits while there is nothing to read, so that padding neither makes a state that
+    is not finite nor hides one. T is the length of the padded batch. A backward direction reads
+    the padding first, which t counts.
+
+    Limits: of the examples looked at alone, and the first of them to leave the floats: another may
+    go on for long. In float32 that is at 3.4·10³⁸; float64 would go on eight times as many decades.
+    A state can be far from any use long before.
+
     How to read it: T is health. Anything less says that the network itself overflowed, before any
     gradient was taken: a linear or ReLU network with a spectral radius above 1 does that at about
     ``log(largest float) / log(radius)`` steps. The other close probes measure each example up to
-    the step before its own end and see nothing after it.
+    the step before its own end and see nothing after it. A positive Lyapunov exponent is chaos only
+    where this is T, the state is bounded and it does not rest: a network on its way out of the
+    floats has one, too.
     """
 
     def variables(self, setting: Setting) -> dict[str, Variable]:

@@ -33,6 +33,13 @@ class Truncation(CloseProbe):
     Cost: log2(T) + 1 backward passes, done as one with that many times the examples:
     O(T E H log T) memory.
 
+    Mask: windows are counted back from each example's own last real step, in the order in which the
+    direction reads; a padded step ends no window. An example shorter than K is one window.
+
+    Limits: of the few examples looked at: the bias of their mean gradient, not of a whole batch's,
+    and with one example that of a single gradient. K is a power of two, and no offset of the
+    windows but that to the end is looked at. In float32 a bias below about 10⁻⁶ is rounding.
+
     How to read it: with a loss at the end only the last window counts, and the bias is what lies
     beyond K steps. A bias that is small from K on says that this network, as it is now, loses
     nothing by a window of K (which does not say that it could not learn more with a longer one). A

@@ -22,6 +22,12 @@ class UpdateRatio(StepProbe):
 
     Cost: O(|θ|), no memory.
 
+    Mask: padding is in none of it, as far as it is in none of the gradients.
+
+    Limits: of a whole array: single units may move much further. The optimizer's state is in it, so
+    that after one large gradient it stays up for as long as the moments remember. Right to
+    rounding at any size.
+
     How to read it: around 10^-3 is a common healthy size. Much larger, and a few steps rewrite the
     parameter; much smaller, and it hardly learns. nan where the parameter is exactly zero, as a
     bias is before its first step.

@@ -50,7 +50,8 @@ class Arrays:
     Args:
       folder: the group.
       description: says which arrays there are.
-      resumed: add to the arrays in ``folder``; otherwise they are made anew.
+      resumed: add to the arrays in ``folder``; otherwise they are made anew. A variable that the
+        version which began the run did not know is not measured in its rows.
 
     Raises:
       BadInput: if the arrays in ``folder`` are not those described.
@@ -60,21 +61,25 @@ class Arrays:
         self.folder, self.rows = folder, 0
         coords = with_lag(description)
         self.attributes = {"coordinates": "lag"} if "lag" in coords else {}
+        recorded: Mapping[str, Any] = {}
         if resumed:
             recorded = consolidated(folder)
             self.rows = recorded["step"]["shape"][0]
             _check_same(folder, recorded, description, coords)
         else:
             zarr.create_group(folder, overwrite=True, attributes=self.attributes)
-            for name, values in coords.items():
+        for name, values in coords.items():
+            if name not in recorded:
                 _write_coordinate(folder, name, values)
         sizes = {name: len(values) for name, values in coords.items()}
         step = Variable((), *_COORDS["step"])
-        self.step = _Growing(folder, "step", step, sizes, "int64", self.rows)
+        new = not resumed
+        self.step = _Growing(folder, "step", step, sizes, "int64", self.rows, new)
         self.columns: dict[str, _Growing] = {}
         for name, variable in description.variables.items():
             dtype = "float32" if variable.dims else "float64"
-            self.columns[name] = _Growing(folder, name, variable, sizes, dtype, self.rows)
+            new = stored_name(name) not in recorded
+            self.columns[name] = _Growing(folder, name, variable, sizes, dtype, self.rows, new)
         self.coordinates = {name: _metadata(folder / name) for name in coords}
         self.commit()
 
@@ -132,6 +137,7 @@ class _Growing:
         sizes: Mapping[str, int],
         dtype: str,
         rows: int,
+        new: bool,
     ):
         self.name = stored_name(name)
         self.folder = folder / self.name
@@ -143,7 +149,7 @@ class _Growing:
         self.block = np.full((self.length, *shape), self.fill, np.dtype(dtype).newbyteorder("<"))
         self.codec = Zstd(level=LEVEL, checksum=True)
         self.room = self.block.nbytes + self.block.nbytes // 128 + 1024
-        if rows == 0:
+        if new or rows == 0:
             self._create(name, variable, dtype)
         self.metadata = _metadata(self.folder)
         self.shard: Shard | None = None
@@ -306,11 +312,9 @@ def _check_same(
     for name, metadata in recorded.items():
         dims = metadata["dimension_names"]
         found[name] = (dims, metadata["shape"][dims[0] == "step" :])
-    wrong = sorted(
-        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-    )
+    wrong = sorted(name for name, form in found.items() if expected.get(name) != form)
     for name, values in coords.items():
-        if name not in wrong:
+        if name in found and name not in wrong:
             stored = np.asarray(zarr.open_array(folder / name, mode="r")[:])
             same = stored.tolist() == _as_stored(values).tolist()
             wrong += [] if same else [name]

@@ -38,6 +38,8 @@ FIGURES = {
         "singular_spectrum",
         "isometry",
         "lyapunov",
+        "fixed_points",
+        "adjoint_alignment",
         "direct_adjoint",
         "temporal_contribution",
         "gradient_noise",

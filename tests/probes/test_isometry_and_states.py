@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gradlab import analyze
 from gradlab.bptt.products import suffix_moments
 from gradlab.cells import GRU, LSTM
 from gradlab.errors import BadInput
@@ -217,6 +218,17 @@ def test_products_of_gaussian_matrices():
     np.testing.assert_allclose(log[::-1].mean(1), 2 * math.log10(gain) * np.arange(11), atol=0.1)
     for lag in (1, 2, 5, 10):
         assert variance[depth - lag].mean() == pytest.approx(lag, rel=0.12)
+
+
+def test_a_cut_route_carries_nothing():
+    """The lengths are of what carries the gradient: S times their mean is ‖J_{T:t}‖_F²."""
+    inputs = np.random.default_rng(0).normal(size=(1, 12, 2))
+    cell = LSTM(2, 4, rngs=nnx.Rngs(0))
+    names = ["isometry", "long_jacobian"]
+    found = analyze(cell, inputs, lambda y: y[:, -1, 0], probes=names, backward="no_h_path")
+    length = 2 * found["long_jacobian_over_lag_log10_frobenius"] - math.log10(8)
+    np.testing.assert_allclose(found["squared_singular_mean_log10"], length, atol=1e-4)
+    assert found["effective_rank"].max("layer").values[1:].max() <= 4 + 1e-5  # nothing is in h
 
 
 # States.

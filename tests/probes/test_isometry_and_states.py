@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gradlab import analyze
 from gradlab.bptt.products import suffix_moments
 from gradlab.cells import GRU, LSTM
 from gradlab.errors import BadInput
@@ -19,9 +20,9 @@ from tests.closeups import Case, E, H, T, make_case
 from tests.oracles import flat
 from tests.probes.test_trajectories import log10, look, mean, recurrent
 
-SHARES, TRANSIENT = (0.0, 0.4, 1.0), 1
+SHARES, LOOKS, TRANSIENT = (0.0, 0.4, 1.0), (0, 2, 4, 6), 1
 PROBES = (
-    JacobianEigenvalues(shares=SHARES, examples=E),
+    JacobianEigenvalues(shares=SHARES, timesteps=len(LOOKS), examples=E),
     Isometry(examples=E),
     StateCovariance(transient=TRANSIENT),
 )
@@ -62,23 +63,22 @@ def check_eigenvalues(case, direction, walked, got):
     }
     real = case.real_of(direction)
     for name, logs in numbers.items():
-        over_t = [[one[k] for e, one in enumerate(logs) for k in here[e]] for here in nth(real)]
-        want = [mean(here) for here in over_t]
+        # By timestep and example, nan where it is not real.
+        table = np.full((T, E), np.nan)
+        table.T[real.T] = np.concatenate(logs)
+        looked = [one[~np.isnan(one)] for one in table[list(LOOKS)]]
+        want = np.full(T, np.nan)
+        want[list(LOOKS)] = [mean(one) for one in looked]
         np.testing.assert_allclose(got[f"eigenvalue_{name}_log10"][direction], want, atol=1e-9)
-        typical = mean([np.median(one) for one in logs])
-        measured = got[f"eigenvalue_{name}_typical_log10"][direction]
-        np.testing.assert_allclose(measured, typical, atol=1e-9)
+        want = mean(np.nanmedian(table[list(LOOKS)], axis=0))
+        typical = got[f"eigenvalue_{name}_typical_log10"][direction]
+        np.testing.assert_allclose(typical, want, atol=1e-9)
     first = walked[0][1]
     for k, share in enumerate(SHARES):
         want = np.linalg.eigvals(first[round(share * (len(first) - 1))])
         here = got["eigenvalue_real"][direction, k] + 1j * got["eigenvalue_imaginary"][direction, k]
         np.testing.assert_allclose(np.sort_complex(here), np.sort_complex(want), atol=1e-9)
         assert np.all(np.diff(np.abs(here)) <= 1e-12)
-
-
-def nth(real):
-    """For each t and example ``[k]``, t being the example's k-th real step, or ``[]``."""
-    return [[[real[:t, e].sum()] if real[t, e] else [] for e in range(E)] for t in range(T)]
 
 
 def check_isometry(direction, walked, got):
@@ -220,6 +220,17 @@ def test_products_of_gaussian_matrices():
         assert variance[depth - lag].mean() == pytest.approx(lag, rel=0.12)
 
 
+def test_a_cut_route_carries_nothing():
+    """The lengths are of what carries the gradient: S times their mean is ‖J_{T:t}‖_F²."""
+    inputs = np.random.default_rng(0).normal(size=(1, 12, 2))
+    cell = LSTM(2, 4, rngs=nnx.Rngs(0))
+    names = ["isometry", "long_jacobian"]
+    found = analyze(cell, inputs, lambda y: y[:, -1, 0], probes=names, backward="no_h_path")
+    length = 2 * found["long_jacobian_over_lag_log10_frobenius"] - math.log10(8)
+    np.testing.assert_allclose(found["squared_singular_mean_log10"], length, atol=1e-4)
+    assert found["effective_rank"].max("layer").values[1:].max() <= 4 + 1e-5  # nothing is in h
+
+
 # States.
 
 measure = jax.jit(moments)
@@ -306,6 +317,7 @@ def test_coordinates():
     ("make", "key"),
     [
         (lambda: JacobianEigenvalues(examples=0), "jacobian_eigenvalues.examples"),
+        (lambda: JacobianEigenvalues(timesteps=0), "jacobian_eigenvalues.timesteps"),
         (lambda: JacobianEigenvalues(shares=()), "jacobian_eigenvalues.shares"),
         (lambda: JacobianEigenvalues(shares=(0.5, 0.5)), "jacobian_eigenvalues.shares"),
         (lambda: JacobianEigenvalues(shares=(1.5,)), "jacobian_eigenvalues.shares"),

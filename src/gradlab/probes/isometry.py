@@ -75,9 +75,9 @@ class Isometry(CloseProbe):
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
         layers = closeup.first(self.examples)
-        log10, variance = over_layers(lambda layer: suffix_moments(layer.jacobian), layers)
+        log10, variance = over_layers(lambda layer: suffix_moments(layer.transport), layers)
         mask = jnp.stack([layer.mask for layer in layers])
-        size = layers[0].jacobian.shape[-1]
+        size = layers[0].transport.shape[-1]
         alive = log10 > -jnp.inf
         rank = jnp.where(alive, size / (1 + variance), 0)
         return {

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
@@ -26,19 +27,20 @@ class JacobianEigenvalues(CloseProbe):
     Definition: ``J_t = ∂s_t/∂s_{t-1}`` has S eigenvalues μ, with s = [c; h] in an LSTM and h
     elsewhere. ``eigenvalue_largest_log10`` is log10 of the largest ``|μ|`` (the spectral radius),
     ``eigenvalue_median_log10`` of the median ``|μ|``, of an even number the mean of the two in the
-    middle; mean over examples of the logs, over those that are not zero. With ``typical`` in the
-    name it is the median over an example's own real steps of these logs, then the mean over
-    examples. ``eigenvalue_real`` and ``eigenvalue_imaginary`` are the eigenvalues of the first
-    example at a few ``shares`` of its own way, the largest modulus first.
+    middle; mean over examples of the logs, over those that are not zero; nan at the timesteps that
+    are not looked at. With ``typical`` in the name it is the median over those of them that are an
+    example's own real steps, then the mean over examples. ``eigenvalue_real`` and
+    ``eigenvalue_imaginary`` are the eigenvalues of the first example at a few ``shares`` of its own
+    way, the largest modulus first.
 
     Source: Can, Krishnamurthy & Schwab (2020), "Gating creates slow modes and controls phase-space
     complexity in GRUs and LSTMs": the median of the moduli for where the bulk lies, the radius for
     stability.
 
-    Cost: the Jacobians, and an eigendecomposition without vectors of each: O(T E S³) time, much the
-    most of it in LAPACK on the host, O(T E S²) memory. On a GPU JAX takes cuSOLVER where it is
-    recent enough (CUDA 12.6 update 2), else it sends the matrices to the host's LAPACK and back;
-    there is no way to it on a TPU.
+    Cost: the Jacobians, and an eigendecomposition without vectors of each that is looked at: O(S³)
+    with a large constant, some 10 ms for S = 128, which is why ``timesteps`` are few. On a GPU JAX
+    takes cuSOLVER where it is recent enough (CUDA 12.6 update 2), else it sends the matrices to the
+    host's LAPACK and back; there is no way to it on a TPU.
 
     Mask: a step of padding is left out, of every mean and median, and the shares count the first
     example's own real steps. Over t an example counts at its own steps, so that the last of them
@@ -63,12 +65,15 @@ class JacobianEigenvalues(CloseProbe):
     Args:
       shares: of the way through the first example's real steps, where its spectrum is kept; each
         from 0, the first step, to 1, the last one.
+      timesteps: at how many of them the moduli are taken, spread evenly over the sequence, first
+        and last included; all if there are fewer. None: all.
       examples: how many of the examples looked at are used; all if there are fewer.
     """
 
     preset: ClassVar[str] = "research"
 
     shares: tuple[float, ...] = (0.0, 0.5, 1.0)
+    timesteps: int | None = 16
     examples: int = 1
 
     def __post_init__(self):
@@ -78,6 +83,8 @@ class JacobianEigenvalues(CloseProbe):
         if not 0 < len(set(self.shares)) == len(self.shares):
             allowed = "a list of numbers from 0 to 1, each once, at least one"
             raise BadInput(f"{KEY}.shares", self.shares, allowed)
+        if self.timesteps is not None:
+            whole_number(f"{KEY}.timesteps", self.timesteps, 1, otherwise=", or null for all")
         whole_number(f"{KEY}.examples", self.examples, 1)
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
@@ -104,28 +111,34 @@ class JacobianEigenvalues(CloseProbe):
         return over_layers(self._layer, closeup.first(self.examples))
 
     def _layer(self, layer: LayerView) -> dict[str, jax.Array]:
-        values, exponent = eigenvalues(layer.jacobian)
-        moduli = jnp.abs(values)
+        length = len(layer.mask)
+        count = min(self.timesteps or length, length)
+        looks = np.linspace(0, length - 1, count).round().astype(int)
+        values, exponent = eigenvalues(layer.jacobian[looks])
+        moduli, real = jnp.abs(values), layer.mask[looks]
         shift = exponent.astype(moduli.dtype) * LOG10_2
-        found = {}
+        found = self._spectra(layer)
         for name, one in (("largest", moduli[..., 0]), ("median", jnp.median(moduli, axis=-1))):
             log10 = jnp.log10(one) + shift
-            typical, some = median_over_time(log10, layer.mask)
+            nowhere = jnp.full(length, jnp.nan, log10.dtype)
+            typical, some = median_over_time(log10, real)
             found |= {
-                f"eigenvalue_{name}_log10": mean_log10(log10, layer.mask),
+                f"eigenvalue_{name}_log10": nowhere.at[looks].set(mean_log10(log10, real)),
                 f"eigenvalue_{name}_typical_log10": mean_log10(typical, some),
             }
-        at, some = self._timesteps(layer.mask[:, 0])
-        for name, part in (("real", jnp.real(values)), ("imaginary", jnp.imag(values))):
-            spectrum = scaling.shift(part[at, 0], exponent[at, 0])
-            found[f"eigenvalue_{name}"] = jnp.where(some, spectrum, jnp.nan)
         return found
 
-    def _timesteps(self, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Where the shares lie among the real steps ``(T,)``, and whether there are any."""
-        shares, steps = jnp.asarray(self.shares), jnp.cumsum(real)
-        nth = jnp.round(shares * (steps[-1] - 1).astype(shares.dtype)).astype(steps.dtype)
-        return jnp.searchsorted(steps, nth + 1), steps[-1] > 0
+    def _spectra(self, layer: LayerView) -> dict[str, jax.Array]:
+        """The first example's eigenvalues at the shares of its way."""
+        steps = jnp.cumsum(layer.mask[:, 0])
+        shares = jnp.asarray(self.shares)
+        nth = 1 + jnp.round(shares * (steps[-1] - 1).astype(shares.dtype)).astype(steps.dtype)
+        values, exponent = eigenvalues(layer.jacobian[jnp.searchsorted(steps, nth), :1])
+        found = {}
+        for name, part in (("real", jnp.real(values)), ("imaginary", jnp.imag(values))):
+            plain = scaling.shift(part, exponent)[:, 0]
+            found[f"eigenvalue_{name}"] = jnp.where(steps[-1] > 0, plain, jnp.nan)
+        return found
 
 
 def eigenvalues(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -34,6 +34,7 @@ _COORDS = {
     "t": ("timesteps", "timestep, from the start of the sequence"),
     "lag": ("timesteps", "lag, timesteps back from the end of the sequence"),
     "back": ("timesteps", "lag, timesteps back from each example's own last real step"),
+    "delay": ("timesteps", "delay between two states"),
     "layer": ("1", "layer"),
     "quantile": ("1", "quantile over examples, or units"),
 }

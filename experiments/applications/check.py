@@ -18,7 +18,7 @@ from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number
 from gradlab.claims.sweep import ENDED, Sweep, baseline, parameters
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.statistics import Difference, difference, estimate
+from gradlab.compare.statistics import Difference, Estimate, difference, estimate
 from gradlab.record.figures.common import BLUE, GREEN, GREY, ORANGE, new_figure
 
 PLACE = 7
@@ -61,6 +61,11 @@ class Use:
     def sign(self) -> int:
         """1 where a higher score is better, else -1."""
         return 1 if self.score == "accuracy" else -1
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What a score cannot be below or above: a loss here is an entropy or a square."""
+        return 0.0, 100.0 if self.score == "accuracy" else math.inf
 
     def shown(self, value: float) -> str:
         """A score in digits."""
@@ -128,9 +133,9 @@ def _beats(sweep: Sweep, task: str) -> Finding:
     parts, held = [], True
     for model, name in NAMES.items():
         scores = scores_of(sweep, task, model)
-        found = estimate(scores)
-        held &= _whole(scores) and use.sign * (found.mean - guess) > found.half
-        parts.append(f"{name} {use.shown(found.mean)} ± {use.shown(found.half)}{_lost(scores)}")
+        found = estimate(scores, use.bounds)
+        held &= _whole(scores) and (found.low > guess if use.sign > 0 else found.high < guess)
+        parts.append(f"{name} {_told(use, found)}{_lost(scores)}")
     rule = rival(sweep, task)
     more = f"; {rule[1]} {use.shown(rule[0])}" if rule else ""
     return Finding(
@@ -167,6 +172,14 @@ def _gates(sweep: Sweep, task: str) -> Finding:
 def better(use: Use, first: Sequence[float], second: Sequence[float]) -> Difference:
     """By how much the first scores are better than the second, with Welch's 95 % interval."""
     return difference([([use.sign * one for one in first], [use.sign * one for one in second])])
+
+
+def _told(use: Use, found: Estimate) -> str:
+    if found.is_range:
+        return f"{use.shown(found.mean)} (range {use.shown(found.low)} to {use.shown(found.high)})"
+    if found.is_same:
+        return f"{use.shown(found.mean)} (identical)"
+    return f"{use.shown(found.mean)} ± {use.shown(found.half)}"
 
 
 def _whole(scores: Sequence[float]) -> bool:

@@ -16,8 +16,9 @@ from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number, power, spread
 from gradlab.claims.sweep import ENDED, Sweep, baseline, curve, over_seeds, setting
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.statistics import estimate
+from gradlab.compare.statistics import bounds_of, estimate
 from gradlab.record.figures.common import BLUE, DASHES, GREY, LAG, ORANGE, new_figure, step_colours
+from gradlab.record.lags import values_by_lag
 
 PLACE = 6
 QUICK = (
@@ -110,8 +111,8 @@ def removed(run: Recorded, row: int = 0) -> np.ndarray:
     NaN where it removed nothing. Parts that cancel can make it less than 0 or more than 1.
     """
     assert run.run is not None
-    found = run.run.curves[REMOVED].transpose("step", "t").values
-    look = found[~np.isnan(found).all(1)][row][::-1].astype(float)
+    found = values_by_lag(run.run.curves, REMOVED)
+    look = found[~np.isnan(found).all(1)][row].astype(float)
     return np.cumsum(look) / (look.sum() or math.nan)
 
 
@@ -189,7 +190,7 @@ def _diverges(sweep: Sweep, activation: str) -> Finding:
     told = ""
     if kept:
         zeros = sum(grown(run, -1) == -math.inf for run in kept)
-        ends = over_seeds(kept, lambda run: grown(run, -1))
+        ends = estimate(grown(run, -1) for run in kept)  # of those that are not 0
         told = (
             f"; in those that did not, the loss grows by a factor of up to "
             f"{number(max(map(_jump, kept)))} in one step, and the gradient by the first h, "
@@ -219,7 +220,11 @@ def _jump(run: Recorded) -> float:
 def _survives(sweep: Sweep) -> Finding:
     runs = [run for activation in EDGES for run in runs_of(sweep, activation, clip_of(sweep))]
     exploding = [run for run in runs if explodes(run)]
-    rates = over_seeds(exploding, lambda run: float(of_step(run, "train/clip_rate").mean()))
+    rates = over_seeds(
+        exploding,
+        lambda run: float(of_step(run, "train/clip_rate").mean()),
+        bounds_of("train/clip_rate"),
+    )
     most = max(float(np.max(of_step(run, "train/grad_norm"))) for run in runs)
     return Finding(
         f"With the norm clipped at {number(clip_of(sweep))}, every network survives.",

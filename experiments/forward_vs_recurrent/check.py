@@ -14,7 +14,7 @@ from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number, spread
 from gradlab.claims.sweep import Sweep, baseline, over_seeds, parameters, setting
 from gradlab.compare.recorded import Recorded
-from gradlab.compare.statistics import Estimate
+from gradlab.compare.statistics import Estimate, bounds_of
 from gradlab.errors import BadInput
 from gradlab.record.figures.common import BLUE, GREY, ORANGE, new_figure
 
@@ -75,7 +75,7 @@ def memoryless(length: int) -> float:
 
 def mean(runs: list[Recorded], length: int) -> Estimate:
     """The test loss over seeds."""
-    return over_seeds(runs, lambda run: loss(run, length))
+    return over_seeds(runs, lambda run: loss(run, length), bounds_of("test/loss"))
 
 
 def check(sweep: Sweep) -> list[Finding]:

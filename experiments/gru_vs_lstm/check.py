@@ -5,14 +5,16 @@ python experiments/gru_vs_lstm/check.py DIR…
 
 from __future__ import annotations
 
+import math
 import sys
 
 from matplotlib.figure import Figure
 
 from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number, spread
-from gradlab.claims.sweep import Sweep, baseline, curve, over_seeds, parameters
-from gradlab.compare.recorded import Recorded
+from gradlab.claims.sweep import Sweep, baseline, curve, lost, over_seeds, parameters
+from gradlab.compare.groups import final
+from gradlab.compare.recorded import PER_100, Recorded
 from gradlab.compare.statistics import difference
 from gradlab.record.figures.common import DASHES, GREEN, LAG, ORANGE, new_figure
 
@@ -37,6 +39,8 @@ SOLVED = 0.1
 """Adding is solved with a test loss below this share of the baseline's."""
 POINTS = 2.0
 """Accuracies of digits are similar if they differ by fewer percentage points."""
+NEAR = 1.0
+"""Gradients fall equally far if the decades that they lose differ by less."""
 
 
 def runs_of(sweep: Sweep, task: str, size: tuple[str, int]) -> list[Recorded]:
@@ -59,13 +63,13 @@ def speed(run: Recorded) -> float:
 
 
 def horizon(run: Recorded) -> float:
-    """The memory horizon after training, in steps."""
+    """The memory horizon after training: steps until the gradient has first fallen by e."""
     return run.entry.figure("memory_horizon")
 
 
-def slope(run: Recorded) -> float:
-    """The slope of the gradient over the lag after training, in nats per step."""
-    return run.entry.figure("adjoint_slope")
+def rate(run: Recorded) -> float:
+    """Decades that the gradient loses per 100 steps after training, by the line over the lag."""
+    return final(run, PER_100)
 
 
 def check(sweep: Sweep) -> list[Finding]:
@@ -109,16 +113,16 @@ def _similar(sweep: Sweep, task: str) -> Finding:
         gru, lstm = (runs_of(sweep, task, size) for size in pair)
         apart = difference([([score(run) for run in gru], [score(run) for run in lstm])])
         if "test/accuracy" in gru[0].entry.summary:
-            unit, base = "% right", 100 * baseline(gru[0], "accuracy")
+            unit, base, bounds = "% right", 100 * baseline(gru[0], "accuracy"), (0.0, 100.0)
             held &= abs(apart.value) < POINTS
             held &= all(score(run) > 2 * base for run in [*gru, *lstm])
         else:
-            unit, base = "MSE", baseline(gru[0])
+            unit, base, bounds = "MSE", baseline(gru[0]), (0.0, math.inf)
             held &= all(score(run) < SOLVED * base for run in [*gru, *lstm])
         ends = f", difference {apart.low:.2g} … {apart.high:.2g}" if apart.has_interval else ""
         parts.append(
-            f"{words}: GRU {spread(over_seeds(gru, score), unit)}, LSTM "
-            f"{spread(over_seeds(lstm, score))}{ends}"
+            f"{words}: GRU {spread(over_seeds(gru, score, bounds), unit)}, LSTM "
+            f"{spread(over_seeds(lstm, score, bounds))}{ends}"
         )
     criterion = (
         "both below a tenth of the baseline's loss"
@@ -136,15 +140,20 @@ def _reach(sweep: Sweep) -> Finding:
     parts, held = [], True
     for task in TASKS:
         for words, pair in EQUAL.items():
-            gru, lstm = (over_seeds(runs_of(sweep, task, size), horizon) for size in pair)
-            held &= 0.5 < gru.mean / lstm.mean < 2
-            slopes = [over_seeds(runs_of(sweep, task, size), slope).mean for size in pair]
+            both = [runs_of(sweep, task, size) for size in pair]
+            gru, lstm = (over_seeds(runs, lost) for runs in both)
+            held &= abs(gru.mean - lstm.mean) < NEAR
+            rates, reach = (
+                [over_seeds(runs, one).mean for runs in both] for one in (rate, horizon)
+            )
             parts.append(
-                f"{task}, {words}: GRU {spread(gru, 'steps')}, LSTM {spread(lstm)} (slopes "
-                f"{number(slopes[0])} and {number(slopes[1])} nats per step)"
+                f"{task}, {words}: GRU {spread(gru, 'decades')}, LSTM {spread(lstm)} (per 100 "
+                f"steps {number(rates[0])} and {number(rates[1])}; first fall by e after "
+                f"{number(reach[0])} and {number(reach[1])} steps)"
             )
     return Finding(
-        "After training the gradient reaches equally far: memory horizons within a factor of 2.",
+        "After training their gradients fall equally far over the sequence: by decades that differ "
+        "by less than 1.",
         held,
         "; ".join(parts),
     )

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 
 from gradlab.claims.command import main
 from gradlab.claims.finding import Finding, number, power, spread
-from gradlab.claims.sweep import Sweep, baseline, curve, over_seeds
+from gradlab.claims.sweep import Sweep, baseline, curve, lost, over_seeds, value
 from gradlab.compare.recorded import Recorded
 from gradlab.compare.statistics import Decay, decay
 from gradlab.record.figures.common import BLUE, DASHES, GREY, LAG, ORANGE, new_figure
+from gradlab.record.lags import share_of_rest
 
 PLACE = 4
 QUICK = (
@@ -29,8 +30,8 @@ QUICK = (
 CAPTION = """Top left: the gradient over the lag, first seed, at the longest length, before training
 (dashed) and after. Top right: the LSTM's true ∂c_T/∂c_t, and the part of it that is the product of
 the forget gates, of the same runs. Bottom left: what the forget gates keep at a step, in the unit
-that forgets least and in the mean over units, a line a seed. Bottom right: test loss by length, a
-dot a seed; a run has learned to add below the dotted line, a tenth of the baseline's loss."""
+that forgets least and in a typical unit, a line a seed. Bottom right: test loss by length, a dot a
+seed; a run has learned to add below the dotted line, a tenth of the baseline's loss."""
 
 COLOURS = {"rnn": BLUE, "lstm": ORANGE}
 NAMES = {"rnn": "RNN", "lstm": "LSTM"}
@@ -38,12 +39,18 @@ FIRST, LAST = 0, -1
 """Rows: before training, and at its end."""
 SOLVED = 0.1
 """A run has solved the task with a test loss below this share of the baseline's."""
-PATHS = ("forget_product_log10", "forget_path_log10", "whole_path_log10")
+TYPICAL, FORGET, REST, WHOLE = (
+    "forget_product_log10",
+    "forget_path_log10",
+    "residual_path_log10",
+    "whole_path_log10",
+)
+"""The product of the forget gates: of a typical unit, and its norm; what goes through h; both."""
 
 
 def runs_of(sweep: Sweep, model: str, length: int) -> list[Recorded]:
     """The seeds of a model at a length."""
-    needs = ("adj_h_log10", *(PATHS if model == "lstm" else ()))
+    needs = ("adj_h_log10", *((TYPICAL, FORGET, REST, WHOLE) if model == "lstm" else ()))
     return sweep.where({"model": model, "task.length": length}, needs=needs)
 
 
@@ -57,25 +64,19 @@ def fit(run: Recorded, row: int) -> Decay:
     return decay(*curve(run, "adj_h_log10", row))
 
 
-def lost(run: Recorded, row: int) -> float:
-    """Decades between the gradient by the last h and by the first, above 0 if it vanished."""
-    _, log10 = curve(run, "adj_h_log10", row)
-    return float(log10[0] - log10[-1])
-
-
 def best_gate(run: Recorded, row: int) -> float:
     """Factor a step of the unit whose forget gates have the largest product, as geometric mean.
 
     The norm of the path through the forget gates is that of the products of all units, and at a
     long lag the largest of them is nearly all of it.
     """
-    lags, log10 = curve(run, "forget_path_log10", row)
+    lags, log10 = curve(run, FORGET, row)
     return float(10 ** (log10[-1] / lags[-1]))
 
 
-def mean_gate(run: Recorded, row: int) -> float:
-    """Factor a step of the forget gates, as geometric mean over units too."""
-    lags, log10 = curve(run, "forget_product_log10", row)
+def typical_gate(run: Recorded, row: int) -> float:
+    """Factor a step of a typical unit's forget gates: the geometric mean over units too."""
+    lags, log10 = curve(run, TYPICAL, row)
     return float(10 ** (log10[-1] / lags[-1]))
 
 
@@ -114,9 +115,10 @@ def _exponential(sweep: Sweep) -> Finding:
 
 def _at_first(rnn: Sequence[Recorded], lstm: Sequence[Recorded], length: int) -> Finding:
     both = [over_seeds(runs, lambda run: lost(run, FIRST)) for runs in (rnn, lstm)]
-    rate = over_seeds(lstm, lambda run: fit(run, FIRST).rate)
+    rate = over_seeds(lstm, lambda run: value(run, "adjoint_slope", FIRST))
     return Finding(
-        "The LSTM's gradient does not vanish from the start, with a forget bias of 1.",
+        "The LSTM's gradient does not vanish from the start, with a forget bias of 1: less than a "
+        "decade is lost.",
         all(lost(run, FIRST) < 1 for run in lstm),
         f"before training, T = {length}: it loses {spread(both[1])} decades over the sequence, at "
         f"{spread(rate, 'nats per step')}; the RNN loses {spread(both[0])}",
@@ -143,19 +145,21 @@ def _after(sweep: Sweep) -> Finding:
 def _product(lstm: Sequence[Recorded], length: int) -> Finding:
     parts, held = [], True
     for words, row in (("before training", FIRST), ("after it", LAST)):
-        ends = {
-            name: over_seeds(lstm, lambda run, n=name, r=row: curve(run, n, r)[1][-1])
-            for name in PATHS
-        }
+        typical, product, whole = (
+            power(over_seeds(lstm, lambda run, n=name, r=row: curve(run, n, r)[1][-1]).mean)
+            for name in (TYPICAL, FORGET, WHOLE)
+        )
         worst = max(
-            float(np.abs(np.subtract(*(curve(run, name, row)[1] for name in PATHS[1:]))).max())
+            float(np.abs(curve(run, FORGET, row)[1] - curve(run, WHOLE, row)[1]).max())
             for run in lstm
         )
         held &= worst < math.log10(2)
+        shares = [through_h(run, row) for run in lstm]
         parts.append(
-            f"{words}, lag {length - 1}: norm of the product {power(ends[PATHS[1]].mean)} (mean "
-            f"over units {power(ends[PATHS[0]].mean)}), true norm {power(ends[PATHS[2]].mean)}, "
-            f"apart by a factor of up to {number(10**worst)}"
+            f"{words}, lag {length - 1}: norm of the product {product} (a typical unit's "
+            f"{typical}), true norm {whole}, apart by a factor of up to {number(10**worst)}; "
+            f"through h goes {number(100 * min(shares))} to {number(100 * max(shares))} % of the "
+            "squared norm"
         )
     return Finding(
         "∂c_T/∂c_t is the product of the forget gates, ∏σ(v_{t+k}), to within a factor of 2.",
@@ -164,9 +168,15 @@ def _product(lstm: Sequence[Recorded], length: int) -> Finding:
     )
 
 
+def through_h(run: Recorded, row: int) -> float:
+    """The measured share of the rest, R²/(F² + R²) of the norms of both paths, at the last lag."""
+    found = share_of_rest(curve(run, FORGET, row)[1], curve(run, REST, row)[1])
+    return found.rest if found else math.nan
+
+
 def _towards_one(lstm: Sequence[Recorded], length: int) -> Finding:
     words = []
-    for gate in (best_gate, mean_gate):
+    for gate in (best_gate, typical_gate):
         first, last = (
             over_seeds(lstm, lambda run, g=gate, r=row: g(run, r)) for row in (FIRST, LAST)
         )
@@ -174,7 +184,7 @@ def _towards_one(lstm: Sequence[Recorded], length: int) -> Finding:
     return Finding(
         "Training moves f towards 1, where it is needed: in the unit that forgets least.",
         all(best_gate(run, LAST) > max(0.95, best_gate(run, FIRST)) for run in lstm),
-        f"T = {length}, factor a step of that unit: {words[0]}; mean over all units: {words[1]}",
+        f"T = {length}, factor a step of that unit: {words[0]}; of a typical unit: {words[1]}",
     )
 
 
@@ -210,7 +220,7 @@ def draw(sweep: Sweep) -> Figure:
             dashes = DASHES[1] if row == FIRST else "-"
             gradient.plot(lags, log10, color=colour, ls=dashes, label=f"{NAMES[model]} {words}")
     for name, colour, words in zip(
-        PATHS[1:], (GREY, ORANGE), ("norm of ∏f", "true |∂c_T/∂c_t|"), strict=True
+        (FORGET, WHOLE), (GREY, ORANGE), ("norm of ∏f", "true |∂c_T/∂c_t|"), strict=True
     ):
         for row, when in ((FIRST, "before training"), (LAST, "after")):
             lags, log10 = curve(lstm[0], name, row)
@@ -218,8 +228,8 @@ def draw(sweep: Sweep) -> Figure:
             paths.plot(lags, log10, color=colour, ls=dashes, label=f"{words}, {when}")
     for index, run in enumerate(lstm):
         for name, colour, words in (
-            (PATHS[1], ORANGE, "least forgetful unit"),
-            (PATHS[0], GREY, "mean over units"),
+            (FORGET, ORANGE, "least forgetful unit"),
+            (TYPICAL, GREY, "typical unit"),
         ):
             found = run.curve(name)
             assert found is not None

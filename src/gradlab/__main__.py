@@ -16,6 +16,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # a thread of the pool, for parts of itself that want one too: with a thread a core, those of two
 # devices waited for each other for ever. With more there are always some that work.
 os.environ.setdefault("NPROC", str(8 * (os.cpu_count() or 1)))
+# Before jax, which takes three quarters of a GPU for itself unless told: then of two runs on it one
+# ended without memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import sys
 from pathlib import Path

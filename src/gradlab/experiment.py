@@ -15,7 +15,7 @@ from flax import nnx
 
 from gradlab.bptt.unroll import initial_carries
 from gradlab.errors import BadInput, cannot_be, whole_number
-from gradlab.model import MakeCell, SequenceModel
+from gradlab.model import InitialState, MakeCell, SequenceModel
 from gradlab.probes.base import CloseProbe, Probe
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Generated, Task, at_length
@@ -37,7 +37,7 @@ class Experiment:
       name: shown and recorded.
       model_name: likewise, e.g. ``"lstm"``.
       make_cell: ``make_cell(in_features, hidden_features, rngs=rngs)``.
-      hidden, layers, bidirectional: of the model.
+      hidden, layers, bidirectional, initial_state: of the model.
       task, optimizer, trainer: as built.
       probes: name -> probe.
       probes_by_preset: whether a preset chose the probes; then those that the model cannot use are
@@ -64,6 +64,7 @@ class Experiment:
     close: Schedule = Schedule(50, key="probe.every")  # noqa: RUF009  (it is frozen)
     close_examples: int = 4
     regularizer: Regularizer | None = None
+    initial_state: InitialState = "zero"
     config: Mapping[str, Any] = field(default_factory=dict)
     overrides: Sequence[str] = ()
 
@@ -72,8 +73,8 @@ def build_steps(experiment: Experiment) -> Steps:
     """The step functions of an experiment.
 
     Raises:
-      BadInput: for a cell that returns a wrong carry, a probe or regularizer that the model
-        cannot use, a batch that cannot be split over the devices, or a length that the task
+      BadInput: for a cell that returns a wrong carry, a probe, regularizer or way back that the
+        model cannot use, a batch that cannot be split over the devices, or a length that the task
         cannot be tested at.
     """
     task, lengths = experiment.task, experiment.trainer.test_lengths
@@ -95,6 +96,7 @@ def build_steps(experiment: Experiment) -> Steps:
         mesh=mesh,
         test_tasks=test_tasks,
         probes_by_preset=experiment.probes_by_preset,
+        backward=experiment.trainer.backward,
     )
     _check_regularizer(steps, experiment.regularizer)
     return steps
@@ -130,6 +132,7 @@ def _model(experiment: Experiment) -> SequenceModel:
             outputs=task.outputs,
             readout=task.readout,
             bidirectional=experiment.bidirectional,
+            initial_state=experiment.initial_state,
             rngs=nnx.Rngs(experiment.seed),
         )
     except BadInput:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from gradlab.bptt.passes import Route, state_names
 from gradlab.bptt.unroll import Trace, initial_carries, unroll
+from gradlab.errors import BadInput
 
+InitialState = Literal["zero", "random", "learned"]
 LossKind = Literal["mse", "cross_entropy"]
 Readout = Literal["last", "every"]
 MakeCell = Callable[..., nnx.RNNCellBase]
@@ -47,7 +50,11 @@ class SequenceModel(nnx.Module):
       outputs: ``O``.
       readout: read the last state (``"last"``) or every one (``"every"``).
       bidirectional: a second set of cells reads from the end, and the outputs are joined.
-      rngs: Flax random keys.
+      initial_state: the state before the first step, ``(H,)`` for each part of it, the same for all
+        examples. ``"zero"``: the cells' own, which is zero in all that gradlab and Flax have;
+        ``"random"``: drawn once by ``rngs``, standard normal, and fixed; ``"learned"``: a parameter
+        that starts as with ``"zero"``.
+      rngs: Flax random keys. The weights are the same whatever the initial state.
 
     Raises:
       BadInput: if a cell does not return a carry like the one it began with.
@@ -64,8 +71,12 @@ class SequenceModel(nnx.Module):
         outputs: int,
         readout: Readout,
         bidirectional: bool = False,
+        initial_state: InitialState = "zero",
         rngs: nnx.Rngs,
     ):
+        if initial_state not in get_args(InitialState):
+            allowed = " | ".join(get_args(InitialState))
+            raise BadInput("model.initial_state", initial_state, allowed)
         self.symbols, self.readout_at = symbols, readout
         directions = 2 if bidirectional else 1
         width = symbols or features
@@ -76,11 +87,17 @@ class SequenceModel(nnx.Module):
             stack.append(nnx.List([new(width, hidden) for _ in range(directions)]))
             width = directions * hidden
         self.layers = nnx.List(stack)
-        initial_carries(self.layers, (1, 1, self.width))  # refuses a cell with a wrong carry
+        carries = initial_carries(self.layers, (1, 1, self.width))  # refuses a wrong one
         self.readout = nnx.Linear(width, outputs, rngs=rngs)
+        self.learns_start = initial_state == "learned"
+        self.initial_state = _initial_state(initial_state, carries, rngs)
 
     def __call__(
-        self, inputs: jax.Array, mask: jax.Array | None = None, taps: Any = None
+        self,
+        inputs: jax.Array,
+        mask: jax.Array | None = None,
+        taps: Any = None,
+        backward: Route = "full",
     ) -> Forward:
         """Read ``(T, B, I)``, or ``(T, B)`` int symbols.
 
@@ -88,14 +105,32 @@ class SequenceModel(nnx.Module):
           inputs: the sequences.
           mask: ``(T, B)`` bool, True where a step is real.
           taps: from :func:`gradlab.bptt.unroll.make_taps`, to measure adjoints.
+          backward: what passes back from each step, as for :func:`gradlab.bptt.unroll.unroll`.
         """
-        every = self.readout_at == "every"
-        run = unroll(self.layers, self.encode(inputs), mask=mask, taps=taps, every=every)
+        run = unroll(
+            self.layers,
+            self.encode(inputs),
+            mask=mask,
+            taps=taps,
+            every=self.readout_at == "every",
+            start=self.start(),
+            backward=backward,
+        )
         return Forward(self.readout(run.last if run.outputs is None else run.outputs), run.traces)
 
     def encode(self, inputs: jax.Array) -> jax.Array:
         """What the first layer reads, ``(T, B, I)``: symbols become one-hot."""
         return inputs if self.symbols is None else jax.nn.one_hot(inputs, self.symbols)
+
+    def start(self) -> list[list[Any]] | None:
+        """The carries before the first step, leaves ``(H,)``; None: the cells' own."""
+        if self.initial_state is None:
+            return None
+        carries = initial_carries(self.layers, (1, 1, self.width))
+        return [
+            [_filled(*pair) for pair in zip(layer, own, strict=True)]
+            for layer, own in zip(carries, self.initial_state, strict=True)
+        ]
 
     def layer_names(self) -> list[str]:
         """Labels of the recorded layers: ``"0", "1", ...``, with ``" backward"`` for the second."""
@@ -108,6 +143,29 @@ class SequenceModel(nnx.Module):
     def cells(self) -> list[nnx.RNNCellBase]:
         """The cells, in the order of :meth:`layer_names`."""
         return [cell for layer in self.layers for cell in layer]
+
+
+def _initial_state(kind: InitialState, carries: list[list[Any]], rngs: nnx.Rngs) -> Any:
+    """What is kept of the carries before the first step, by layer, direction and part."""
+    if kind == "zero":
+        return None
+
+    def kept(leaf: jax.Array) -> nnx.Variable:
+        if kind == "learned":
+            return nnx.Param(leaf[0])
+        return nnx.Variable(rngs.params.normal(leaf[0].shape, leaf.dtype))
+
+    def parts(carry: Any) -> nnx.Dict:
+        leaves = map(kept, jax.tree.leaves(carry))
+        return nnx.Dict(zip(state_names(carry), leaves, strict=True))
+
+    return nnx.List(nnx.List(map(parts, layer)) for layer in carries)
+
+
+def _filled(carry: Any, parts: nnx.Dict) -> Any:
+    """A carry of the same form from its parts."""
+    leaves = [parts[name][...] for name in state_names(carry)]
+    return jax.tree.unflatten(jax.tree.structure(carry), leaves)
 
 
 def _new_cell(

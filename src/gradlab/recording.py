@@ -16,9 +16,10 @@ from gradlab.probes.setting import coords_of
 from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.finish import FIGURES, complete, replay
+from gradlab.record.lags import FORGET, RESIDUAL
 from gradlab.record.reader import Run, check_whole, open_run
 from gradlab.record.sinks import Guarded
-from gradlab.record.verdict import against_baseline, at_other_lengths, verdict
+from gradlab.record.verdict import Network, against_baseline, at_other_lengths, verdict
 from gradlab.tasks.base import Split
 from gradlab.training.checkpoint import FOLDER as CHECKPOINTS
 from gradlab.training.checkpoint import Checkpoints, Position
@@ -66,7 +67,7 @@ class Recording:
         if self.earlier is not None:
             check_whole(self.earlier)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
-        self.directory, self.last = RunDirectory(folder), _LastRow()
+        self.directory, self.last = RunDirectory(folder), _LastRows()
         self.is_open = False
         self.others = [Guarded(sink) for sink in sinks]
 
@@ -172,19 +173,23 @@ class Recording:
     def _verdict(self) -> list[str]:
         if self.last.row is None:
             return []
-        return verdict(
-            self.last.row.arrays,
-            self.steps.names,
-            length=self.experiment.task.length,
-            earlier_steps_have_loss=self.experiment.task.readout == "every",
-            gate=self.steps.setting.retention,
+        setting, task = self.steps.setting, self.experiment.task
+        network = Network(
+            layers=self.steps.names,
+            length=task.length,
+            gate=setting.retention,
+            memory="c" if "c" in setting.states else "h",
+            earlier_steps_have_loss=task.readout == "every",
+            backward=self.experiment.config.get("trainer", {}).get("backward", "full"),
         )
+        return verdict(self.last.row, network, self.last.paths)
 
 
-class _LastRow:
-    """A sink that keeps the last row of a step that was made, for the verdict."""
+class _LastRows:
+    """A sink that keeps, of the steps that were made, the last row and the last with the paths."""
 
     row: Row | None = None
+    paths: Row | None = None
 
     def open(self, description: Description) -> None:
         """Nothing to prepare."""
@@ -193,6 +198,8 @@ class _LastRow:
         """Keep it, unless it shows the step at which the run diverged."""
         if row.scalars:
             self.row = row
+            if {FORGET, RESIDUAL} <= row.arrays.keys():
+                self.paths = row
 
     def close(self, outcome: Outcome) -> None:
         """Nothing to end."""

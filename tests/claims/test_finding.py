@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradlab.claims.finding import Finding, number, power, spread
-from gradlab.compare.statistics import Estimate
+from gradlab.compare.statistics import Estimate, bounds_of, estimate
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,17 @@ def test_a_power_needs_no_float_that_holds_it(log10, words):
 
 
 def test_an_interval_goes_with_the_mean():
-    assert spread(Estimate(-0.31234, 0.0212, 3), "nats per step") == "-0.312 ± 0.0212 nats per step"
-    assert spread(Estimate(2.0, math.nan, 1), "steps") == "2 steps (one run)"
-    assert spread(Estimate(math.nan, math.nan, 0)) == "not measured"
+    found = Estimate(-0.31234, -0.31234 - 0.0212, -0.31234 + 0.0212, 3)
+    assert spread(found, "nats per step") == "-0.312 ± 0.0212 nats per step"
+    assert spread(Estimate(2.0, math.nan, math.nan, 1), "steps") == "2 steps (one run)"
+    assert spread(Estimate(math.nan, math.nan, math.nan, 0)) == "not measured"
+
+
+def test_where_there_is_no_interval_what_there_is_is_said():
+    same = estimate([2.0, 2.0 + 8.6e-14])
+    assert spread(same, "steps") == "2 steps (identical in 2 runs)"
+    shares = estimate([0.9, 1.0], bounds_of("test/accuracy"))
+    assert spread(shares) == "0.95 (range 0.9 to 1)"
 
 
 def test_the_verdict_says_whether_it_held():

@@ -13,6 +13,7 @@ import numpy as np
 
 from gradlab.record.base import Outcome, Row, Variable
 from gradlab.record.directory import RunDirectory
+from gradlab.variable import over_lag, over_lag_name
 from tests.record.synthetic import describe, make_row
 
 CELLS = {
@@ -22,6 +23,8 @@ CELLS = {
 }
 RATE = {"rnn": 0.20, "lstm": 0.03, "gru": 0.06}
 """log10 per step by which the made-up adjoints fall, seed 0, before training."""
+ADJOINTS = ("adj_h_log10", "adj_c_log10")
+DECADES = ("decades_lost", "decades_per_100", "adjoint_line_r2")
 PARAMETERS = {"rnn": 1217, "lstm": 4577, "gru": 3457}
 
 
@@ -64,11 +67,16 @@ def record_anew(
     name="",
     only=None,
     keep_open=False,
+    decades=True,
+    own_lags=False,
+    rms=False,
 ):
     """One that is recorded here and now.
 
     The adjoint of h falls by ``rate_of(model, seed, progress)`` decades a timestep; everything else
-    follows from that.
+    follows from that. Without ``decades`` it is a run from before there were any. With ``own_lags``
+    its adjoints are recorded by lag too, and its longest example has three quarters of the steps;
+    with ``rms`` there is the root mean square of the forget product over units.
     """
     steps = rows * every
     plain = describe(T=T, layers=list(layers), steps=steps, lstm=model == "lstm")
@@ -83,6 +91,13 @@ def record_anew(
             "long_jacobian_log10": Variable(("layer", "t"), "log10", "largest singular value"),
             "pascanu_bound_log10": Variable(("layer", "t"), "log10", "bound"),
         }
+    if decades:
+        variables |= {name: Variable(("layer",), "decades", name) for name in DECADES}
+    if rms:
+        root = Variable(("layer", "t"), "log10", "forget product, root mean square over units")
+        variables |= {"forget_product_rms_log10": root}
+    if own_lags:
+        variables |= over_lag({name: variables[name] for name in ADJOINTS if name in variables})
     if only is not None:
         variables = {key: value for key, value in variables.items() if key in only}
     config = {
@@ -106,7 +121,7 @@ def record_anew(
         name=name or task,
         config=config,
         variables=variables,
-        coords=dict(plain.coords) | {"index": [0, 1]},
+        coords=dict(plain.coords) | {"index": [0, 1], "back": list(range(T))},
         facts=facts,
         id=run_id,
     )
@@ -125,6 +140,10 @@ def record_anew(
         "memory_horizon/layer_0": float(horizon),
         "adjoint_slope/layer_0": -rate_of(model, seed, (rows - 1) / rows) * np.log(10),
     }
+    if decades:
+        rate = rate_of(model, seed, (rows - 1) / rows)
+        line = zip(DECADES, ((T - 1) * rate, 100 * rate, 1.0), strict=True)
+        summary |= {f"{name}/layer_0": float(value) for name, value in line}
     timings = {"steps_per_second": 100.0 + seed, "probe_overhead": 1.1}
     directory.close(Outcome(status, reason, summary, timings, ["Layer 0: a verdict."]))
     path = Path(folder)
@@ -151,12 +170,20 @@ def make_measured_row(description, index, every, model, seed, close):
     if "adj_c_log10" in arrays:
         arrays["adj_c_log10"] = -0.5 - rate * lag
     arrays["forget_product_log10"] = -1.35 * rate * lag
+    arrays["forget_product_rms_log10"] = -rate * lag
     arrays["memory_horizon"] = np.minimum(np.log10(np.e) / rate[:, 0], T)
     arrays["adjoint_slope"] = -rate[:, 0] * np.log(10)
+    ones = np.ones(layers)
+    arrays |= dict(zip(DECADES, ((T - 1) * rate[:, 0], 100 * rate[:, 0], ones), strict=True))
     if close and index % 2 == 0:
         arrays["lyapunov_exponent"] = np.stack([-rate[:, 0], -2 * rate[:, 0]], 1)
         arrays["long_jacobian_log10"] = -0.8 * rate * lag
         arrays["pascanu_bound_log10"] = 0.01 * lag + 0 * rate
+    for name in ADJOINTS:
+        if name in arrays:
+            by_lag = arrays[name][:, ::-1].copy()
+            by_lag[:, 3 * T // 4 :] = np.nan
+            arrays[over_lag_name(name)] = by_lag
     scalars = dict(row.scalars)
     scalars["train/loss"] = rate_of(model, seed, step / steps)
     known = description.variables

@@ -8,21 +8,24 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+import zarr
 
 from gradlab.compare.headline import headline
 from gradlab.compare.recorded import recorded
 from gradlab.compare.runs import runs_in
-from tests.compare.recordings import CELLS, record_run, record_sweep
+from tests.compare.recordings import CELLS, DECADES, rate_of, record_run, record_sweep
 from tests.compare.sweeps import make_run
 
-LSTM, GRU, RNN = [80.0, 90.0, 87.0], [20.0, 24.0, 19.0], [5.0, 5.5, 4.5]
+LSTM, GRU, RNN = [1.0, 1.2, 1.1], [5.0, 6.0, 5.5], [40.0, 46.0, 43.0]
+"""Decades lost by three seeds each."""
 
 
-def make(folder, name, horizon=None, seed=0, status="finished", said=(), facts=None, **figures):
-    """A run of T = 100 by its summary alone."""
+def make(folder, name, lost=None, seed=0, status="finished", said=(), facts=None, **figures):
+    """A run of T = 100 by its summary alone; it loses ``lost`` decades, along a line."""
     summary = dict(figures)
-    if horizon is not None:
-        summary["memory_horizon/layer_0"] = horizon
+    if lost is not None:
+        line = {"decades_lost": lost, "decades_per_100": lost * 100 / 99, "adjoint_line_r2": 1.0}
+        summary = {f"{key}/layer_0": value for key, value in line.items()} | summary
     path = folder / f"{len(list(folder.iterdir())) if folder.is_dir() else 0}"
     keys = [one for one in said if not one.startswith("model=")]
     make_run(path, [f"seed={seed}", *keys], summary, status, steps=400)
@@ -36,12 +39,12 @@ def make(folder, name, horizon=None, seed=0, status="finished", said=(), facts=N
     (path / "run.json").write_text(json.dumps(info))
 
 
-def make_all(folder, options=None, **horizons):
-    """A run for each horizon of each model; ``options(model, seed)`` gives more of each."""
-    for name, values in horizons.items():
-        for seed, horizon in enumerate(values):
+def make_all(folder, options=None, **losses):
+    """A run for each number of decades of each model; ``options(model, seed)`` gives more."""
+    for name, values in losses.items():
+        for seed, lost in enumerate(values):
             more = options(name, seed) if options else {}
-            make(folder, name, horizon, seed, **more)
+            make(folder, name, lost, seed, **more)
     return said(folder)
 
 
@@ -59,129 +62,191 @@ def numbers(words):
     return [float(one.rstrip(".")) for one in cleaned.split() if any(c.isdigit() for c in one)]
 
 
+def welch(first, second):
+    """The interval of the difference of means, by scipy."""
+    return scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+
+
 # --- who is ahead, and by how much ----------------------------------------------------------------
 
 
-def test_the_furthest_is_named_with_ratio_and_welch_interval_of_the_logs(tmp_path):
+def test_who_loses_least_is_named_with_the_difference_and_welchs_interval(tmp_path):
     found = make_all(tmp_path, lstm=LSTM, rnn=RNN, gru=GRU)
-    logs = [np.log(values) for values in (LSTM, GRU)]
-    interval = scipy.stats.ttest_ind(*logs, equal_var=False).confidence_interval(0.95)
-    low, high = np.exp([interval.low, interval.high])
-    mine, theirs = (np.exp(one.mean()) for one in logs)
+    low, high = welch(GRU, LSTM)
     assert found.title == (
-        f"The LSTM's gradient reaches furthest: {mine:.0f} steps, {mine / theirs:.1f} times "
-        f"[{low:.1f} to {high:.1f}] as far as the GRU's {theirs:.0f} (3 seeds each, 95 % interval)."
+        f"The LSTM's gradient loses least: 1.1 decades over 100 steps, 4.4 [{low:.1f} to "
+        f"{high:.1f}] fewer than the GRU's 5.5 (3 seeds each, 95 % interval)."
     )
-    third = np.exp(np.log(RNN).mean())
-    (line,) = [line for line in found.lines if line.startswith("The RNN's gradient")]
-    assert numbers(line)[:2] == pytest.approx([third, third / mine], rel=0.05)
+    low, high = welch(RNN, LSTM)
+    assert (
+        f"The RNN's gradient loses 43 decades over 100 steps, 42 [{low:.0f} to {high:.0f}] more "
+        "than the LSTM's."
+    ) in found.lines
+    assert (
+        "Decades are powers of ten of |∂ℓ/∂s_t|, the gradient by the whole state, from lag 0 to "
+        "the longest, at the last recorded row of 400 training steps."
+    ) in found.lines
 
 
-def test_an_interval_that_includes_1_names_no_winner(tmp_path):
-    found = make_all(tmp_path, lstm=[30.0, 80.0, 40.0], gru=[25.0, 60.0, 50.0])
-    logs = [np.log([30, 80, 40]), np.log([25, 60, 50])]
-    mine, theirs = (np.exp(one.mean()) for one in logs)
-    interval = scipy.stats.ttest_ind(*logs, equal_var=False).confidence_interval(0.95)
-    low, high = np.exp([interval.low, interval.high])
+def test_an_interval_that_includes_0_names_no_winner(tmp_path):
+    lstm, gru = [3.0, 8.0, 4.0], [2.5, 9.0, 5.0]
+    found = make_all(tmp_path, lstm=lstm, gru=gru)
+    low, high = welch(gru, lstm)
     assert found.title == (
-        f"The LSTM's gradient and the GRU's cannot be told apart: {mine:.0f} steps and "
-        f"{theirs:.0f} steps, a ratio of {mine / theirs:.2f} [{low:.2f} to {high:.1f}] "
-        "(3 seeds each, 95 % interval)."
+        "The LSTM's gradient and the GRU's cannot be told apart: 5.0 and 5.5 decades lost over "
+        f"100 steps, a difference of 0.50 [{low:.1f} to {high:.1f}] (3 seeds each, 95 % interval)."
     )
 
 
 def test_without_seeds_there_is_no_interval_and_that_is_said(tmp_path):
-    found = make_all(tmp_path, lstm=[80.0], gru=[20.0])
+    found = make_all(tmp_path, lstm=[1.0], gru=[5.0])
     assert found.title == (
-        "The LSTM's gradient reaches furthest: 80 steps, 4.0 times as far as the GRU's 20 "
+        "The LSTM's gradient loses least: 1.0 decades over 100 steps, 4.0 fewer than the GRU's 5.0 "
         "(one seed each, so no interval)."
     )
 
 
 def test_one_seed_on_one_side_is_too_few_for_an_interval(tmp_path):
-    found = make_all(tmp_path, lstm=[80.0, 90.0], gru=[20.0])
+    found = make_all(tmp_path, lstm=[1.0, 1.2], gru=[5.0])
     assert "(2 and 1 seeds, too few for an interval)" in found.title
     assert "[" not in found.title
 
 
 def test_a_model_alone_has_its_own_interval(tmp_path):
     found = make_all(tmp_path, lstm=LSTM)
-    low, high = np.exp(scipy.stats.t.interval(0.95, 2, *mean_and_error(np.log(LSTM))))
+    low, high = scipy.stats.t.interval(0.95, 2, np.mean(LSTM), scipy.stats.sem(LSTM))
     assert found.title == (
-        f"The LSTM's gradient reaches 86 steps [{low:.0f} to {high:.0f}] back "
-        "(3 seeds, 95 % interval)."
+        f"The LSTM's gradient loses 1.1 decades [{low:#.2g} to {high:.1f}] over 100 steps (3 "
+        "seeds, 95 % interval)."
     )
 
 
-def mean_and_error(values):
-    return np.mean(values), scipy.stats.sem(values)
-
-
-# --- the whole sequence ---------------------------------------------------------------------------
-
-
-def test_the_whole_sequence_is_a_lower_bound(tmp_path):
-    found = make_all(tmp_path, lstm=[100.0] * 3, gru=GRU)
-    mean, error = mean_and_error(np.log(GRU))
-    low = 100 / np.exp(scipy.stats.t.interval(0.95, 2, mean, error)[1])
+def test_seeds_that_all_give_the_same_have_no_interval(tmp_path):
+    found = make_all(tmp_path, lstm=[1.0, 1.0 + 1e-9, 1.0], gru=[5.0] * 3)
     assert found.title == (
-        "The LSTM's gradient reaches furthest: at least 100 steps, the whole sequence, at least "
-        f"{100 / np.exp(mean):.1f} times [{low:.1f} or more] as far as the GRU's 21 "
-        "(3 seeds each, 95 % interval)."
+        "The LSTM's gradient loses least: 1.0 decades over 100 steps, 4.0 fewer than the GRU's 5.0 "
+        "(3 seeds each, all alike)."
+    )
+    same = make_all(tmp_path / "b", lstm=[1.0, 1.0], gru=[1.0 + 1e-9, 1.0])
+    assert same.title == (
+        "The LSTM's gradient and the GRU's are the same: each loses 1.0 decades over 100 steps "
+        "(2 seeds each, all alike)."
     )
 
 
-def test_in_some_runs_the_whole_sequence_is_a_lower_bound_too(tmp_path):
-    found = make_all(tmp_path, lstm=[100.0, 100.0, 90.0], gru=GRU)
-    assert "at least 97 steps, in 2 of 3 runs the whole sequence" in found.title
-
-
-SLOPES = {"lstm": [-0.001, -0.002, -0.0015], "gru": [-0.008, -0.007, -0.0075]}
-
-
-def with_slopes(slopes):
-    return lambda model, seed: {"adjoint_slope/layer_0": slopes[model][seed]}
-
-
-def test_two_that_reach_the_whole_sequence_are_told_apart_by_their_slopes(tmp_path):
-    found = make_all(tmp_path, with_slopes(SLOPES), gru=[100.0] * 3, lstm=[100.0] * 3)
-    interval = scipy.stats.ttest_ind(SLOPES["lstm"], SLOPES["gru"], equal_var=False)
-    low, high = interval.confidence_interval(0.95)
-    assert found.title == (
-        "The LSTM's gradient and the GRU's reach the whole sequence of 100 steps, and the LSTM's "
-        "keeps more on its way back: slopes -0.0015 and -0.0075 nats per step, a difference of "
-        f"+0.006 [{low:+.2g} to {high:+.2g}] (3 seeds each, 95 % interval)."
+def test_a_short_horizon_does_not_rank(tmp_path):
+    """As the first step back moves an LSTM's gradient from h to c, its horizon may be one step."""
+    horizons = {"lstm": 1.0, "rnn": 4.0}
+    found = make_all(
+        tmp_path,
+        lambda model, _: {"memory_horizon/layer_0": horizons[model]},
+        lstm=LSTM,
+        rnn=RNN,
     )
+    assert found.title.startswith("The LSTM's gradient loses least: 1.1 decades over 100 steps")
+    assert (
+        "The memory horizon, the lag at which the gradient has first fallen by e, rests on the "
+        "first steps back alone: the LSTM's 1.0 steps and the RNN's 4.0 steps (medians)."
+    ) in found.lines
 
 
-def test_slopes_with_an_interval_around_0_name_no_winner(tmp_path):
-    slopes = {"lstm": [-0.001, -0.004, -0.002], "gru": [-0.003, -0.002, -0.001]}
-    found = make_all(tmp_path, with_slopes(slopes), gru=[100.0] * 3, lstm=[100.0] * 3)
-    assert "cannot be told apart by their slopes" in found.title
-
-
-def test_a_tie_in_some_runs_says_in_how_many(tmp_path):
-    found = make_all(tmp_path, with_slopes(SLOPES), gru=[100.0, 90.0, 80.0], lstm=[100.0] * 3)
-    assert found.title.startswith(
-        "The LSTM's gradient reaches the whole sequence of 100 steps in 3 of 3 runs, the GRU's in "
-        "1 of 3 runs, and the LSTM's keeps more on its way back: slopes"
+def test_how_straight_the_lines_are_is_said(tmp_path):
+    found = make_all(
+        tmp_path,
+        lambda model, _: {"adjoint_line_r2/layer_0": 0.62 if model == "lstm" else 0.98},
+        lstm=LSTM,
+        rnn=RNN,
     )
+    assert (
+        "By straight lines over the lag, per 100 steps: the LSTM's 1.1 (R² 0.62, no straight line) "
+        "and the RNN's 43 (R² 0.98)."
+    ) in found.lines
 
 
-def test_a_tie_without_slopes_is_said_to_be_one(tmp_path):
-    found = make_all(tmp_path, gru=[100.0] * 3, lstm=[100.0] * 3, rnn=RNN)
-    assert found.title == (
-        "Several gradients do not fall by e within the sequence: the GRU's and the LSTM's."
-    )
+# --- exploding, and exactly zero ------------------------------------------------------------------
 
 
 def test_a_gradient_that_explodes_is_not_praised(tmp_path):
-    slopes = {"rnn": [0.05, 0.06, 0.055], "lstm": SLOPES["lstm"]}
-    found = make_all(tmp_path, with_slopes(slopes), rnn=[100.0] * 3, lstm=[100.0] * 3)
-    assert "the RNN's grows on its way back: slopes +0.055 and -0.0015" in found.title
-    assert "The RNN's gradient explodes on its way back" in text(found)
-    alone = make_all(tmp_path / "b", with_slopes(slopes), rnn=[100.0] * 3, lstm=[50.0, 60.0, 55.0])
-    assert "so that a long reach is no merit of it" in text(alone)
+    rnn, lstm = [-2.4, -2.6, -2.5], [0.06, 0.07, 0.065]
+    found = make_all(tmp_path, rnn=rnn, lstm=lstm)
+    low, high = welch(lstm, rnn)
+    assert found.title == (
+        "The LSTM's gradient loses 0.065 decades over 100 steps and the RNN's grows by 2.5, a "
+        f"difference of 2.6 [{low:.1f} to {high:.1f}] (3 seeds each, 95 % interval)."
+    )
+    third = make_all(tmp_path / "b", rnn=rnn, lstm=lstm, gru=GRU)
+    assert third.title.startswith("The LSTM's gradient loses least: 0.065 decades")
+    assert "The RNN's gradient grows by 2.5 decades over 100 steps." in third.lines
+
+
+def test_where_all_explode_the_least_growth_comes_first(tmp_path):
+    found = make_all(tmp_path, rnn=[-9.0, -9.2], lstm=[-2.0, -2.1])
+    assert found.title.startswith(
+        "The LSTM's gradient grows least on its way back: by 2.0 decades over 100 steps, 7.0 ["
+    )
+    assert "] fewer than the RNN's 9.1" in found.title
+
+
+def test_growth_by_less_than_e_is_no_explosion(tmp_path):
+    assert "loses least: -0.20 decades" in make_all(tmp_path, lstm=[-0.2], gru=[1.0]).title
+
+
+def dead(folder, model, seed):
+    """A run of whose gradient exactly nothing arrives at the first step."""
+    path = record_run(folder, model, seed, rows=1, only=[*DECADES, "adj_h_log10", "train/loss"])
+    arrays = zarr.open(str(path / "arrays.zarr"), mode="r+")
+    arrays["decades_lost"][:] = np.inf
+    info = json.loads((path / "run.json").read_text())
+    info["summary"]["decades_lost/layer_0"] = None  # no JSON holds an infinity
+    (path / "run.json").write_text(json.dumps(info))
+
+
+def test_a_gradient_that_is_exactly_zero_is_last_and_in_no_mean(tmp_path):
+    for seed in (0, 1):
+        record_run(tmp_path / f"gru{seed}", "gru", seed, rows=1)
+    dead(tmp_path / "rnn0", "rnn", 0)
+    record_run(tmp_path / "rnn1", "rnn", 1, rows=1)
+    found = said(tmp_path)
+    assert found.title == (
+        "The GRU's gradient loses 1.9 decades over 32 steps, and nothing at all of the RNN's "
+        "gradient arrives at the far end in 1 of 2 runs (2 seeds each)."
+    )
+    one = said(tmp_path / "rnn0")
+    assert one.title == (
+        "Nothing at all of the RNN's gradient arrives at the far end, at training step 0."
+    )
+
+
+# --- runs that were recorded before there were decades --------------------------------------------
+
+
+def test_decades_of_earlier_runs_are_computed_from_slopes_and_curves(tmp_path):
+    for model, seed in (("lstm", 0), ("rnn", 0)):
+        record_run(tmp_path / model, model, seed, T=32, decades=False)
+    found = said(tmp_path)
+    rate = {model: rate_of(model, 0, 4 / 5) for model in ("lstm", "rnn")}
+    squares = [10 ** (2 * (start - rate["lstm"] * lag)) for start in (-1, -0.5) for lag in (0, 31)]
+    lstm = np.log10((squares[0] + squares[2]) / (squares[1] + squares[3])) / 2
+    assert found.title == (
+        f"The LSTM's gradient loses least: {lstm:.2f} decades over 32 steps, "
+        f"{31 * rate['rnn'] - lstm:.1f} fewer than the RNN's {31 * rate['rnn']:.1f} (one seed "
+        "each, so no interval)."
+    )
+    assert (
+        "Of runs that recorded no decades they are computed from slopes and curves." in found.lines
+    )
+
+
+def test_without_curves_the_recorded_slope_is_what_there_is(tmp_path):
+    for name, slope in (("lstm", -0.02), ("gru", -0.1)):
+        make(tmp_path, name, **{"adjoint_slope/layer_0": slope})
+    found = said(tmp_path)
+    rates = [100 * slope / math.log(10) for slope in (0.02, 0.1)]
+    assert found.title == (
+        f"The LSTM's gradient loses least: {rates[0]:.2f} decades per 100 steps, "
+        f"{rates[1] - rates[0]:.1f} fewer than the GRU's {rates[1]:.1f} (one seed each, so no "
+        "interval)."
+    )
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -205,8 +270,9 @@ def test_what_the_reach_went_with(tmp_path, lstm, gru, words):
     (line,) = [line for line in found.lines if line.startswith(words)]
     for values in (lstm, gru):
         half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(values)
-        assert any(n == pytest.approx(np.mean(values), rel=0.01) for n in numbers(line))
-        assert any(n == pytest.approx(half, rel=0.05) for n in numbers(line))
+        told = [half] if half < np.mean(values) else [min(values), max(values)]
+        for expected in (np.mean(values), *told):
+            assert any(n == pytest.approx(expected, rel=0.05) for n in numbers(line))
     assert line.endswith("(baseline 0.5).")
 
 
@@ -256,7 +322,7 @@ def test_without_results_that_is_said(tmp_path):
 
 def test_single_seeds_are_told_as_such(tmp_path):
     options = results("val/loss", lstm=[0.1], gru=[0.2])
-    found = make_all(tmp_path, options, lstm=[80.0], gru=[20.0])
+    found = make_all(tmp_path, options, lstm=[1.0], gru=[5.0])
     assert "as far as single seeds tell: validation loss 0.1 against 0.2" in text(found)
 
 
@@ -264,14 +330,16 @@ def test_single_seeds_are_told_as_such(tmp_path):
 
 
 def test_settings_of_one_model_are_compared_by_their_names(tmp_path):
-    for bias, horizons in ((1, [80.0, 84.0]), (2, [40.0, 42.0])):
-        for seed, horizon in enumerate(horizons):
+    for bias, losses in ((1, [4.0, 4.2]), (2, [8.0, 8.4])):
+        for seed, horizon in enumerate(losses):
             make(tmp_path, "lstm", horizon, seed, said=[f"model.cell.forget_bias={bias}"])
     found = said(tmp_path)
     assert found.title.startswith(
-        "The gradient with forget_bias = 1 reaches furthest: 82 steps, 2."
+        "The gradient with forget_bias = 1 loses least: 4.1 decades over 100 steps, 4.1 ["
     )
-    assert "as far as that with forget_bias = 2 (41 steps) (2 seeds each" in found.title
+    assert "fewer than that with forget_bias = 2 (8.2 decades) (2 seeds each" in found.title
+    assert "100: that with" not in text(found)
+    assert "that with forget_bias = 1: 4.1 (R² 1.00)" in text(found)
 
 
 def rates(tmp_path, horizons):
@@ -284,53 +352,52 @@ def rates(tmp_path, horizons):
 
 
 def test_models_are_compared_at_settings_that_all_of_them_have(tmp_path):
-    lstm = {0.1: [80.0, 90.0], 0.01: [30.0, 33.0]}
-    gru = {0.1: [20.0, 22.0], 0.01: [10.0, 12.0], 0.001: [500.0, 500.0]}
+    lstm = {0.1: [2.0, 2.2], 0.01: [1.0, 1.2]}
+    gru = {0.1: [8.0, 9.0], 0.01: [3.0, 3.3], 0.001: [0.1, 0.1]}
     rates(tmp_path, {"lstm": lstm, "gru": gru})
     found = said(tmp_path)
-    ratio = math.exp(
-        np.mean([np.log(lstm[rate]).mean() - np.log(gru[rate]).mean() for rate in (0.1, 0.01)])
-    )
-    assert f"{ratio:.1f} times [" in found.title
+    apart = np.mean([np.mean(gru[rate]) - np.mean(lstm[rate]) for rate in (0.1, 0.01)])
+    assert f"{apart:.1f} [" in found.title
     assert "(4 runs each, 95 % interval)" in found.title
     assert "Averaged over learning_rate = 0.1 and 0.01, the same for each." in found.lines
-    assert "The LSTM's gradient reaches furthest in 2 of these 2 settings." in found.lines
+    assert "The LSTM's gradient loses least in 2 of these 2 settings." in found.lines
     assert "2 runs at settings that not every model has are left out." in found.lines
 
 
 def test_with_one_seed_at_each_of_several_settings_the_interval_is_over_settings(tmp_path):
-    lstm, gru = [80.0, 30.0, 50.0, 60.0, 70.0, 90.0], [20.0, 10.0, 15.0, 14.0, 19.0, 25.0]
+    lstm, gru = [2.0, 1.0, 1.5, 1.4, 1.9, 2.5], [8.0, 3.0, 5.0, 6.0, 7.0, 9.0]
     learning = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     rates(tmp_path, {"lstm": {r: [h] for r, h in zip(learning, lstm, strict=True)}})
     rates(tmp_path, {"gru": {r: [h] for r, h in zip(learning, gru, strict=True)}})
     found = said(tmp_path)
-    oracle = scipy.stats.ttest_rel(np.log(lstm), np.log(gru)).confidence_interval(0.95)
-    low, high = np.exp([oracle.low, oracle.high])
+    low, high = scipy.stats.ttest_rel(gru, lstm).confidence_interval(0.95)
     assert f"[{low:.1f} to {high:.1f}]" in found.title
     assert "(6 runs each, 95 % interval over settings)" in found.title
     assert "Averaged over learning_rate = 0.1 to 0.6 (6 values), the same for each." in found.lines
 
 
 def test_where_no_setting_is_common_each_is_a_contender(tmp_path):
-    rates(tmp_path, {"lstm": {0.1: [80.0, 90.0]}, "gru": {0.01: [20.0, 22.0]}})
+    rates(tmp_path, {"lstm": {0.1: [1.0, 1.1]}, "gru": {0.01: [5.0, 5.1]}})
     found = said(tmp_path)
-    assert found.title.startswith("The LSTM's gradient with learning_rate = 0.1 reaches furthest")
+    assert found.title.startswith("The LSTM's gradient with learning_rate = 0.1 loses least")
     assert "the GRU's with learning_rate = 0.01" in found.title
 
 
 def test_of_many_settings_the_best_and_how_many_others(tmp_path):
     for index in range(12):
         for seed in range(2):
-            horizon = 10 + 3 * index + seed
+            horizon = 50 - 3 * index + seed
             said_ = [f"model.cell.forget_bias={index}"]
             loss = 1 / (index + 1) + seed / 1000
             make(tmp_path, "lstm", horizon, seed, said=said_, **{"test/loss": loss})
     found = said(tmp_path)
     assert found.title.startswith("Of 12 settings, ")
     assert sum(map(len, found.lines)) < 1200
-    assert "of the other 11 cannot be told apart from it; the shortest reach is" in text(found)
+    assert "of the other 11 cannot be told apart from it; that with forget_bias = 0 (50" in text(
+        found
+    )
     assert "picked after the fact" in text(found)
-    assert "a longer reach went with a lower test loss: rank correlation -1.00" in text(found)
+    assert "fewer decades lost went with a lower test loss: rank correlation 1.00" in text(found)
 
 
 def test_what_was_measured_is_no_setting(tmp_path):
@@ -342,19 +409,19 @@ def test_what_was_measured_is_no_setting(tmp_path):
         info["config"]["probe"] = {"every": 10 * (number % 2 + 1)}
         info["overrides"].append(f"probe.every={10 * (number % 2 + 1)}")
         (path / "run.json").write_text(json.dumps(info))
-    assert said(tmp_path).title.startswith("The LSTM's gradient reaches furthest: 86 steps")
+    assert said(tmp_path).title.startswith("The LSTM's gradient loses least: 1.1 decades over")
 
 
 # --- which runs count -----------------------------------------------------------------------------
 
 
-def test_diverged_runs_are_counted_and_have_no_reach(tmp_path):
+def test_diverged_runs_are_counted_and_in_no_mean(tmp_path):
     make_all(tmp_path, lstm=LSTM, gru=GRU)
     make(tmp_path, "gru", 1.0, 3, status="diverged")
     make(tmp_path, "rnn", 1.0, 0, status="diverged")
     found = said(tmp_path)
-    assert "21 (3 seeds each" in found.title
-    line = "Diverged runs have no reach: 1 of 4 of the GRU's and 1 of 1 of the RNN's diverged."
+    assert "5.5 (3 seeds each" in found.title
+    line = "Diverged runs do not count: 1 of 4 of the GRU's and 1 of 1 of the RNN's diverged."
     assert line in found.lines
 
 
@@ -362,14 +429,14 @@ def test_all_diverged(tmp_path):
     for seed in range(3):
         make(tmp_path, "rnn", 1.0, seed, status="diverged")
     found = said(tmp_path)
-    assert found.title == "All 3 runs diverged: there is no reach to compare."
+    assert found.title == "All 3 runs diverged: there is nothing to compare."
 
 
 def test_runs_that_have_not_finished_stand_in_where_none_has(tmp_path):
     folder = record_sweep(tmp_path / "a", models=("lstm",))
     record_sweep(tmp_path / "b", models=("gru",), seeds=(0, 1), status="interrupted")
     found = said(folder, tmp_path / "b")
-    assert "as far as the GRU's" in found.title
+    assert "fewer than the GRU's" in found.title
     assert "2 of 5 runs have not finished; their last recorded rows are used." in found.lines
 
 
@@ -397,18 +464,18 @@ def test_of_several_tasks_the_one_with_most_runs_counts(tmp_path):
     for name, horizon in (("lstm", 1.0), ("gru", 99.0)):
         make(tmp_path, name, horizon, facts={"task": "Copying"})
     found = said(tmp_path)
-    assert found.title.startswith("The LSTM's gradient reaches furthest: 86 steps")
+    assert found.title.startswith("The LSTM's gradient loses least: 1.1 decades over")
     line = "Compared within Adding, T = 100; the 2 runs of other tasks or lengths do not compare."
     assert line in found.lines
 
 
-def test_lengths_alone_are_compared_by_lag_and_not_by_results(tmp_path):
-    for length, horizons in ((100, [40.0, 44.0]), (200, [80.0, 85.0])):
-        for seed, horizon in enumerate(horizons):
+def test_lengths_alone_are_compared_per_100_steps_and_not_by_results(tmp_path):
+    for length, losses in ((100, [8.0, 8.2]), (200, [4.0, 4.2])):
+        for seed, horizon in enumerate(losses):
             said_ = [f"task.length={length}"]
             make(tmp_path, "lstm", horizon, seed, said=said_, facts={"T": length}, **LOSS)
     found = said(tmp_path)
-    assert found.title.startswith("The gradient with length = 200 reaches furthest: 82 steps, 2.0")
+    assert found.title.startswith("The gradient with length = 200 loses least: 4.1 decades per 100")
     assert "Results of different tasks or lengths are not compared" in text(found)
     assert "test loss" not in text(found)
 
@@ -426,32 +493,27 @@ def test_a_loss_at_every_step_says_little_about_transport(tmp_path):
 # --- little or nothing ----------------------------------------------------------------------------
 
 
-def test_one_run_says_how_far_at_which_step_and_its_verdict(tmp_path):
+def test_one_run_says_how_much_at_which_step_and_its_verdict(tmp_path):
     path = record_run(tmp_path / "run", T=32, rows=5, every=10)
     found = said(path)
-    horizon = json.loads((path / "run.json").read_text())["summary"]["memory_horizon/layer_0"]
-    assert (
-        found.title == f"The LSTM's gradient reaches {horizon:.0f} steps back at training step 40."
+    lost = json.loads((path / "run.json").read_text())["summary"]["decades_lost/layer_0"]
+    assert found.title == (
+        f"The LSTM's gradient loses {lost:.2f} decades over 32 steps, at training step 40."
     )
     assert found.lines == ("Layer 0: a verdict.",)
 
 
-def test_one_run_that_reaches_the_whole_sequence(tmp_path):
-    found = said(record_run(tmp_path / "run", T=8))
-    assert found.title.startswith("The LSTM's gradient reaches all of the 8 steps of the sequence")
-
-
-def test_no_horizon_names_the_probe(tmp_path):
+def test_no_decades_names_the_probe(tmp_path):
     folder = record_sweep(tmp_path / "a", seeds=(0,), status="interrupted", only=["train/loss"])
     for path in folder.iterdir():
         info = json.loads((path / "run.json").read_text())
         info["summary"] = {}
         (path / "run.json").write_text(json.dumps(info))
     found = said(folder)
-    assert found.title == "How far the gradient reaches was not measured."
+    assert found.title == "How many decades the gradient loses was not measured."
     assert "probe=standard" in text(found)
     one = said(folder / "0")
-    assert one.title == "How far the RNN's gradient reaches was not measured."
+    assert one.title == "How many decades the RNN's gradient loses was not measured."
     assert "probe=standard" in text(one)
 
 

@@ -121,9 +121,7 @@ def test_a_run_that_has_not_finished_is_told_when_its_arrays_are_not_read(tmp_pa
         for run in runs_in(tmp_path)
     ]
     lines = headline(recorded_of_some(runs, 2)).lines
-    assert (
-        "1 of 3 runs has no memory horizon in the summary, and the arrays were not read." in lines
-    )
+    assert "1 of 3 runs has no adjoint slope in the summary, and the arrays were not read." in lines
 
 
 @pytest.mark.parametrize("hidden", [1, 301])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from gradlab import open_run
-from gradlab.compare.recorded import recorded
+from gradlab.compare.recorded import fall, recorded
 from gradlab.compare.runs import runs_in
 from tests.compare.recordings import record_run, record_sweep
 
@@ -25,6 +27,38 @@ def test_a_curve_by_lag_is_what_open_run_gives(tmp_path):
             row = curves["adj_h_log10"].sel(step=step).isel(layer=layer)
             by_lag = row.swap_dims({"t": "lag"}).sel(lag=curve.lags)
             np.testing.assert_array_equal(curve.values[index, layer], by_lag.values)
+
+
+def test_a_curve_over_lag_that_was_recorded_is_taken_before_the_one_over_t(tmp_path):
+    """Where examples differ in length, the lag is each example's own."""
+    path = record_run(tmp_path / "run", T=16, layers=(0, 1), own_lags=True)
+    found = one(path)
+    twin = open_run(path).curves["adj_h_over_lag_log10"]
+    np.testing.assert_array_equal(found.curve("adj_h_log10").values, twin.values)
+    assert found.measured("adj_h_log10") == (5, 2, 16)
+    assert not np.isnan(found.curve("adj_h_log10").values[:, :, :12]).any()
+    assert np.isnan(found.curve("adj_h_log10").values[:, :, 12:]).all()
+
+
+@pytest.mark.parametrize("own_lags", [True, False])
+def test_decades_of_a_run_that_recorded_none_are_those_of_its_curves(tmp_path, own_lags):
+    path = record_run(tmp_path / "run", "rnn", T=16, decades=False, own_lags=own_lags)
+    found, curves = one(path), open_run(path).curves
+    slope = curves["adjoint_slope"].values
+    np.testing.assert_allclose(
+        found.series("decades_per_100").values, -100 * slope / math.log(10), rtol=1e-6
+    )
+    last = 11 if own_lags else 15
+    lost = curves["adjoint_slope"].values * -last / math.log(10)  # along a line
+    np.testing.assert_allclose(found.series("decades_lost").values, lost, rtol=1e-5)
+    np.testing.assert_allclose(found.series("adjoint_line_r2").values, 1, rtol=1e-6)
+    assert found.last("decades_lost") == pytest.approx(lost[-1, 0], rel=1e-5)
+
+
+def test_a_far_end_of_exactly_zero_is_infinitely_many_decades():
+    assert fall(np.array([0.0, -1.0, -np.inf])) == np.inf
+    assert fall(np.array([0.5, -1.0, np.nan])) == 1.5
+    assert np.isnan(fall(np.array([-np.inf, -1.0])))
 
 
 def test_only_steps_at_which_a_curve_was_measured_are_there(tmp_path):

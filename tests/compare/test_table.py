@@ -13,6 +13,7 @@ from gradlab.compare.table import (
     Estimate,
     estimate,
     figures_of,
+    notes,
     printed,
     settings_of,
     short,
@@ -56,8 +57,9 @@ def test_interval_is_students_t(n):
 
 
 def test_one_value_has_no_interval_and_none_no_mean():
-    assert estimate([2.0]) == (2.0, pytest.approx(math.nan, nan_ok=True), 1)
-    assert estimate([math.nan]) == (*[pytest.approx(math.nan, nan_ok=True)] * 2, 0)
+    none = pytest.approx(math.nan, nan_ok=True)
+    assert estimate([2.0]) == (2.0, none, none, 1, False)
+    assert estimate([math.nan]) == (none, none, none, 0, False)
 
 
 def test_a_setting_is_what_differs_by_the_seed_alone(sweep):
@@ -66,7 +68,30 @@ def test_a_setting_is_what_differs_by_the_seed_alone(sweep):
     assert lstm.figures["val/loss"].mean == pytest.approx(0.2)
     assert lstm.figures["adjoint_slope"].mean == pytest.approx(-0.25)  # one of three is NaN
     assert lstm.figures["adjoint_slope"].n == 2
-    assert lstm.figures["memory_horizon"] == (12.0, 0.0, 3)
+    assert lstm.figures["memory_horizon"] == (12.0, 12.0, 12.0, 3, False)
+
+
+def test_one_seed_given_twice_is_one_sample(tmp_path):
+    folder = make_sweep(tmp_path / "a", lambda seed: {"val/loss": LOSSES["rnn"][seed]}, seed=[0, 1])
+    (expected,) = settings_of(runs_in(folder))
+    again = runs_in(folder, make_sweep(tmp_path / "b", lambda seed: {"val/loss": 9.0}, seed=[1]))
+    (found,) = settings_of(again)
+    assert found.figures == expected.figures
+    assert found.figures["val/loss"].n == 2
+    assert notes([found], again)[-1] == (
+        "1 run repeats the configuration and seed of another and is left out"
+    )
+
+
+def test_what_stands_beside_the_means_is_explained(sweep):
+    words = notes(settings_of(sweep), sweep)
+    assert words == [
+        "mean ± 95 % interval (Student's t) over the finished runs of a setting; (range) where "
+        "that would leave what the figure can be; (identical) where all runs agree but for "
+        "rounding",
+        "losses and accuracies are of the parameters best in validation, the gradient's figures of "
+        "the last row",
+    ]
 
 
 def test_runs_that_did_not_finish_are_counted_and_not_averaged(sweep):
@@ -78,12 +103,14 @@ def test_runs_that_did_not_finish_are_counted_and_not_averaged(sweep):
     assert "-0.250 ± 0.64 (n=2)" in text
 
 
-def test_accuracy_takes_the_place_of_the_test_loss(sweep, tmp_path):
+def test_accuracy_takes_the_place_of_the_test_loss_and_decades_of_the_slope(sweep, tmp_path):
     assert figures_of(sweep) == [
         *("val/loss", "test/loss", "adjoint_slope", "memory_horizon", "steps_per_second")
     ]
-    make_run(tmp_path, summary={"test/loss": 1.0, "test/accuracy": 0.5})
-    assert figures_of(runs_in(tmp_path)) == ["test/accuracy", "steps_per_second"]
+    gradient = {"adjoint_slope/layer_0": -0.1, "decades_per_100/layer_0": 4.3}
+    make_run(tmp_path, summary={"test/loss": 1.0, "test/accuracy": 0.5, **gradient})
+    found = figures_of(runs_in(tmp_path))
+    assert found == ["test/accuracy", "decades_per_100", "steps_per_second"]
 
 
 def test_columns_without_room_are_named(sweep):
@@ -112,16 +139,21 @@ def test_file_holds_what_was_recorded(sweep, tmp_path):
     assert rows[3]["adjoint_slope/layer_0"] == ""
 
 
+def within(mean, half):
+    return Estimate(mean, mean - half, mean + half, 3)
+
+
 @pytest.mark.parametrize(
     ("found", "text"),
     [
-        (Estimate(0.16666, 0.00123, 3), "0.1667 ± 0.0012"),
-        (Estimate(1234.5, 250.0, 3), "1230 ± 250"),
-        (Estimate(0.123456, math.nan, 3), "0.1235"),
-        (Estimate(0.599, 5.8, 3), "0.599 ± 5.8"),
-        (Estimate(1e-9, 1e-10, 3), "1e-09 ± 1e-10"),
-        (Estimate(2.0, 0.0, 2), "2 ± 0 (n=2)"),
-        (Estimate(math.nan, math.nan, 0), "–"),
+        (within(0.16666, 0.00123), "0.1667 ± 0.0012"),
+        (within(1234.5, 250.0), "1230 ± 250"),
+        (within(0.123456, math.nan), "0.1235"),
+        (within(0.599, 5.8), "0.599 ± 5.8"),
+        (within(1e-9, 1e-10), "1e-09 ± 1e-10"),
+        (Estimate(2.0, 2.0, 2.0, 2), "2 (identical) (n=2)"),
+        (Estimate(0.95, 0.9, 1.0, 3, is_range=True), "0.95 (range 0.9 to 1)"),
+        (Estimate(math.nan, math.nan, math.nan, 0), "–"),
     ],
 )
 def test_numbers_are_shown_to_two_digits_of_their_interval(found, text):

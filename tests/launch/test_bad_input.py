@@ -123,6 +123,18 @@ TYPED = {
     "model.hidden=0": ["model.hidden: got 0", "from 1 to"],
     "model.layers=-1": ["model.layers: got -1", "from 1 to"],
     "model.layers=null": ["model.layers: got nothing (null)", "a whole number"],
+    "model.initial_state=learn": [
+        "model.initial_state: got 'learn'",
+        "zero | random | learned",
+        "try: model.initial_state=learned",
+    ],
+    "model.initial_state=0": ["model.initial_state: got 0", "zero | random | learned"],
+    "trainer.backward=no_h": ["trainer.backward: got 'no_h'", "full | no_h_path | no_c_path"],
+    "model=rnn trainer.backward=no_h_path": [
+        "trainer.backward: got 'no_h_path'",
+        "SimpleRNN has no retention gate",
+        "try: an LSTM or a GRU",
+    ],
     "model.cell=null": ["model.cell: got nothing (null)", "a section"],
     "task.length=0": ["task.length: got 0", "at least 2"],
     "seed=-1": ["seed: got -1", "from 0 to"],

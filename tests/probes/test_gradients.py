@@ -348,6 +348,36 @@ def test_a_parameter_silenced_by_zero_inputs_keeps_what_others_drown():
     assert bias[0] == pytest.approx(-10 * math.log10(2), abs=1e-3)
 
 
+def test_what_a_learned_initial_state_gets_enters_before_the_first_step():
+    """λ^n of each of two examples of n steps; of both directions, and in what clipping removes."""
+    lengths, decay = (3000, 10), 0.5
+    steps, cell = lengths[0], Scalar(decay, 1.0)
+    mask = jnp.arange(steps)[:, None] < jnp.array(lengths)[None]
+
+    @jax.jit
+    def look(start):
+        closeup = Closeup(
+            *([[cell, cell]], jnp.ones((steps, 2, 1)), lambda last: last[:, 0] + 3 * last[:, 1]),
+            mask=mask,
+            start=[[start, start]],
+            learns_start=True,
+            removed=lambda: {name: jnp.float32(2) * v for name, v in closeup.gradient.items()},
+        )
+        clipped = ClipRemoved()(closeup)["clip_removed"]
+        return TemporalContribution()(closeup), clipped, dict(closeup.gradient)
+
+    found, clipped, gradient = look(jnp.zeros(1))
+    curves = np.asarray(found["temporal_contribution_log10"])
+    # The mean over the two, in which the long one is nothing.
+    assert float(gradient["initial_state/0/0/h"][0]) == pytest.approx(decay**10 / 2)
+    for row, scale in enumerate((1, 3)):
+        assert curves[row, 0] == pytest.approx(math.log10(scale * decay**10 / 2), abs=1e-5)
+        assert np.all(curves[row, 1:] == -math.inf)
+        assert float(found["long_short_cosine"][row]) == pytest.approx(1)
+    size = 2 * np.linalg.norm([float(value.squeeze()) for value in gradient.values()])
+    assert float(np.sum(clipped)) == pytest.approx(size, rel=1e-5)
+
+
 def test_truncation_of_a_geometric_sum():
     """λ = 0.99: the last K steps hold 1 - λ^K of the gradient; see also ``test_closeup``."""
     steps, decay = 2048, 0.99

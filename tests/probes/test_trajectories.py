@@ -149,6 +149,8 @@ def check_spectrum(real, jacobians, index, got, examples=2):
     np.testing.assert_allclose(got["finite_time_exponent"][index], want, rtol=1e-6, atol=1e-6)
     want = np.mean(conditions)
     np.testing.assert_allclose(got["condition_log10"][index], want, rtol=1e-6, atol=1e-6)
+    lost = np.mean([np.sum(np.isneginf(one)) for one in values])
+    assert got["directions_lost"][index] == lost
 
 
 def check_paths(setting, real, jacobians, gates, index, got):
@@ -341,6 +343,7 @@ def test_an_orthogonal_network_keeps_everything():
     assert got["lyapunov_horizon"] > 1e6  # or inf: 0 but for rounding, on either side
     assert got["lyapunov_dimension"] == 16
     assert got["condition_log10"] == pytest.approx(0, abs=1e-4)
+    assert got["directions_lost"] == 0
 
 
 def test_lyapunov_against_two_trajectories():

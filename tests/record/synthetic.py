@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from gradlab.record.base import Description, Outcome, Row, Variable
+from gradlab.variable import over_lag, over_lag_name
 
 QUANTILES = [0.05, 0.25, 0.5, 0.75, 0.95]
 PARAMETERS = ["embed/kernel", "layer_0/recurrent_kernel", "readout/kernel"]
 
 
-def describe(T: int = 64, layers: list = (0,), steps: int = 400, lstm: bool = True) -> Description:
+def describe(
+    T: int = 64, layers: list = (0,), steps: int = 400, lstm: bool = True, *, by_lag: bool = False
+) -> Description:
+    """A run as older versions recorded it, or with what is recorded by lag besides."""
     layers = list(layers)
     variables = {
         "train/loss": Variable((), "nats", "training loss"),
@@ -41,6 +45,12 @@ def describe(T: int = 64, layers: list = (0,), steps: int = 400, lstm: bool = Tr
             "gate_saturation": Variable(("layer", "gate"), "1", "saturated share of the gate"),
         }
         coords["gate"] = ["i", "f", "o"]
+    if by_lag:
+        variables |= SUMMARIES
+        if lstm:
+            variables |= PRODUCTS
+        variables |= twins(variables, "adj_", "forget_product")
+        coords["back"] = list(range(T))
     return Description(
         name="adding-problem",
         config={"seed": 0, "model": {"name": "lstm", "hidden": 64}, "task": {"length": T}},
@@ -62,6 +72,39 @@ def describe(T: int = 64, layers: list = (0,), steps: int = 400, lstm: bool = Tr
     )
 
 
+SUMMARIES = {
+    "decades_lost": Variable(("layer",), "decades", "fall over the sequence"),
+    "decades_per_100": Variable(("layer",), "decades/100 steps", "fall by the line"),
+    "adjoint_line_r2": Variable(("layer",), "1", "r² of the line"),
+}
+PRODUCTS = {
+    "forget_product_rms_log10": Variable(("layer", "t"), "log10", "product, rms", {"gate": "f"}),
+    "forget_product_log10_q": Variable(
+        ("layer", "quantile", "t"), "log10", "product, quantiles over units", {"gate": "f"}
+    ),
+}
+
+
+def twins(variables, *prefixes: str) -> dict[str, Variable]:
+    """By lag, of those whose names begin like this; quantiles of the product have none."""
+    chosen = {
+        name: one
+        for name, one in variables.items()
+        if name.startswith(prefixes) and "t" in one.dims and name != "forget_product_log10_q"
+    }
+    return over_lag(chosen)
+
+
+def with_twins(arrays, description: Description):
+    """The arrays that are described, those by lag somewhat apart from those over t."""
+    found = dict(arrays)
+    for name, array in arrays.items():
+        if over_lag_name(name) in description.variables:
+            lag = np.arange(array.shape[-1])
+            found[over_lag_name(name)] = array[..., ::-1] - 0.25 * lag / lag.size
+    return {name: array for name, array in found.items() if name in description.variables}
+
+
 def make_row(description: Description, step: int, zero_beyond: int | None = None) -> Row:
     """A plausible measurement at ``step``; lags above ``zero_beyond`` are exactly zero."""
     rng = np.random.default_rng(step)
@@ -77,6 +120,7 @@ def make_row(description: Description, step: int, zero_beyond: int | None = None
         adj_h[:, lag > zero_beyond] = -np.inf
         adj_c[:, lag > zero_beyond] = -np.inf
     spread = np.array([-1.0, -0.4, 0.05, 0.4, 0.9])[:, None] * (0.3 + lag / T * 3)
+    product = -1.35 * rate[:, None] * lag - 0.002 * lag
     arrays = {
         "adj_h_log10": adj_h,
         "adj_h_log10_q": adj_h[:, None, :] + spread,
@@ -85,7 +129,12 @@ def make_row(description: Description, step: int, zero_beyond: int | None = None
         "grad_norm": rng.lognormal(size=len(PARAMETERS)),
         "update_ratio": 1e-3 * rng.lognormal(size=len(PARAMETERS)),
         "adj_c_log10": adj_c,
-        "forget_product_log10": -1.35 * rate[:, None] * lag - 0.002 * lag,
+        "forget_product_log10": product,
+        "forget_product_rms_log10": 0.6 * product,
+        "forget_product_log10_q": product[:, None] * np.linspace(1.6, 0.4, 5)[:, None],
+        "decades_lost": rate * T,
+        "decades_per_100": 100 * rate,
+        "adjoint_line_r2": np.full(layers, 0.98),
         "gate_saturation": rng.uniform(size=(layers, 3)),
     }
     loss = 0.17 / (1 + np.exp(14 * (progress - 0.55))) + 0.002
@@ -95,8 +144,7 @@ def make_row(description: Description, step: int, zero_beyond: int | None = None
     }
     if step % (steps // 8 or 1) == 0:
         scalars |= {"val/loss": loss, "val/accuracy": progress}
-    kept = {name: array for name, array in arrays.items() if name in description.variables}
-    return Row(step, scalars, kept)
+    return Row(step, scalars, with_twins(arrays, description))
 
 
 def finished() -> Outcome:
@@ -169,10 +217,11 @@ CLOSE = {
 
 
 def describe_closely(
-    T: int = 64, layers: list = (0,), steps: int = 400, states: str = "ch"
+    T: int = 64, layers: list = (0,), steps: int = 400, states: str = "ch", *, by_lag: bool = False
 ) -> Description:
     """A run with every close probe."""
-    plain = describe(T, layers, steps, lstm="c" in states)
+    plain = describe(T, layers, steps, lstm="c" in states, by_lag=by_lag)
+    paths = ("forget_path", "residual_path", "whole_path", "long_jacobian", "adj_h_direct")
     coords = {
         "to": list(states),
         "from": list(states),
@@ -197,7 +246,7 @@ def describe_closely(
     return Description(
         name=plain.name,
         config=plain.config,
-        variables=dict(plain.variables) | CLOSE,
+        variables=dict(plain.variables) | CLOSE | (twins(CLOSE, *paths) if by_lag else {}),
         coords=dict(plain.coords) | coords,
         baseline=plain.baseline,
         facts=plain.facts,
@@ -289,7 +338,8 @@ def make_close_row(description: Description, step: int) -> Row:
     }
     scalars = {"train/clip_rate": float(rng.random())}
     close = {"gradient_curvature": 3 - 5 * late, "hessian_top": 10 ** (2 * late)}
-    return Row(step, dict(row.scalars) | scalars | close, _right(row.arrays, description) | arrays)
+    close_arrays = _right(row.arrays, description) | with_twins(arrays, description)
+    return Row(step, dict(row.scalars) | scalars | close, close_arrays)
 
 
 def _right(arrays, description: Description):

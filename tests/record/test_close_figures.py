@@ -15,13 +15,15 @@ from gradlab.record.base import Row
 from gradlab.record.directory import RunDirectory
 from gradlab.record.figures import FIGURES, draw
 from gradlab.record.figures.common import STYLE
+from gradlab.record.lags import values_by_lag
 from gradlab.record.reader import open_run
 from tests.record.synthetic import describe_closely, finished, make_close_row, make_row
 from tests.record.test_figures import check_not_empty
 
 STEPS, EVERY = 20, 6
 SHOWN = {
-    "adjoint_over_lag": ["adj_h_log10"],
+    "adjoint_over_lag": ["adj_h_log10", "adj_c_log10"],
+    "forget_product": ["forget_product_log10", "forget_product_rms_log10"],
     "paths": ["forget_path_log10", "residual_path_log10", "whole_path_log10"],
     "long_jacobian": [
         "long_jacobian_log10",
@@ -82,8 +84,10 @@ def some_rows(description):
 
 @pytest.fixture(scope="module", params=["ch", "h"])
 def run(request, tmp_path_factory):
-    layers = ["0", "0 backward", "1"] if request.param == "ch" else ["0"]
-    description = describe_closely(40, layers, STEPS, request.param)
+    """An LSTM's of this version, and a plain network's as older versions recorded it."""
+    gated = request.param == "ch"
+    layers = ["0", "0 backward", "1"] if gated else ["0"]
+    description = describe_closely(40, layers, STEPS, request.param, by_lag=gated)
     return record(tmp_path_factory.mktemp("run"), description, some_rows(description))
 
 
@@ -130,14 +134,15 @@ def test_all_of_them_are_drawn_and_not_empty(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_it_shows_the_last_measurement(run, name):
-    lines = lines_of(picture(name, run))
     last = run.curves.isel(step=range(0, STEPS, EVERY)).isel(step=-1)
-    for variable in SHOWN[name]:
+    there = [variable for variable in SHOWN[name] if variable in last]
+    lines = lines_of(picture(name, run)) if there else []
+    for variable in there:
         if variable == "step_jacobian_block_log10" and last.sizes["to"] == 1:
             continue  # the block is the whole
         values = last[variable].values
         if last[variable].dims[-1] == "t" and variable != "lyapunov_running":
-            values = values[..., ::-1]  # over the lag
+            values = values_by_lag(last, variable)
         for curve in values.reshape(-1, values.shape[-1]):
             assert is_among(curve, lines) or not np.isfinite(curve).any(), variable
 
@@ -168,7 +173,7 @@ def test_the_bound_starts_at_the_adjoint_(run):
     bounds = [line for line in lines_of(figure) if "bound" in str(line.get_label())]
     assert len(bounds) == 1  # of the last layer alone: what others get comes from above, too
     last = run.curves.isel(step=range(0, STEPS, EVERY)).isel(step=-1, layer=-1)
-    assert np.isclose(bounds[0].get_ydata()[0], last["adj_h_log10"].values[-1])
+    assert np.isclose(bounds[0].get_ydata()[0], values_by_lag(last, "adj_h_log10")[0])
 
 
 def test_a_steep_bound_does_not_blow_the_axis(run):
@@ -258,3 +263,35 @@ def laid_out(run):
                 figure.draw_without_rendering()
             names.append(name)
     return names
+
+
+def test_the_paths_name_the_share_of_each_layer(tmp_path):
+    description = describe_closely(40, ["0", "1"], STEPS, by_lag=True)
+    row = make_close_row(description, 0)
+    forget, residual = (
+        row.arrays[f"{name}_path_over_lag_log10"] for name in ("forget", "residual")
+    )
+    residual[0], residual[1] = -np.inf, forget[1] + 0.5  # nothing; 10 times the square
+    titles = [
+        axes.get_title() for axes in picture("paths", record(tmp_path, description, [row])).axes
+    ]
+    assert titles == [
+        "layer 0: the rest: 0 % of the squared norm at lag 39",
+        "layer 1: the rest: 90.9 % of the squared norm at lag 39",
+    ]
+
+
+def test_the_product_is_set_beside_the_norm_as_a_norm(run):
+    """The thick lines are the two that compare; the typical unit is thin, and units are a band."""
+    figure = picture("forget_product", run)
+    if figure is None:
+        assert "forget_product_log10" not in run.curves
+        return
+    thin = {
+        line.get_linewidth() < 1.5 for line in lines_of(figure) if "typical" in line.get_label()
+    }
+    thick = {
+        line.get_linewidth() < 1.5 for line in lines_of(figure) if "mean square" in line.get_label()
+    }
+    assert (thin, thick) == ({True}, {False})
+    assert "apart" not in figure.get_suptitle()  # it tells no cause

@@ -21,20 +21,24 @@ def test_history_is_thinned_evenly(length):
     np.testing.assert_array_equal(arrays[:, 0], steps)
 
 
-def test_histories_hold_each_curve_and_layer_that_was_measured():
-    description = describe(T=8, layers=[0, "0 backward"], steps=9)
+@pytest.mark.parametrize("by_lag", [False, True])
+def test_histories_hold_each_curve_and_layer_that_was_measured_once(by_lag):
+    description = describe(T=8, layers=[0, "0 backward"], steps=9, by_lag=by_lag)
+    older = describe(T=8, layers=[0, "0 backward"], steps=9)
     histories = Histories(description)
     assert list(histories) == []
+    expected = []
     for step in (0, 3, 6):
-        row = make_row(description, step)
-        arrays = {name: row.arrays[name] for name in ("adj_c_log10", "grad_norm")}
-        histories.add(Row(step, row.scalars, arrays))
+        row = make_row(description if step else older, step)  # of a run that was begun before
+        names = {"adj_c_log10", "adj_c_over_lag_log10", "grad_norm"} & row.arrays.keys()
+        histories.add(Row(step, row.scalars, {name: row.arrays[name] for name in names}))
+        twin = row.arrays.get("adj_c_over_lag_log10")
+        expected.append(row.arrays["adj_c_log10"][1, ::-1] if twin is None else twin[1])
     found = {curves.key: curves for curves in histories}
     assert list(found) == ["adj_c/layer_0", "adj_c/layer_0_backward"]
     second = found["adj_c/layer_0_backward"]
     assert (second.name, second.variable.units) == ("adj_c_log10", "log10")
     assert second.steps.tolist() == [0, 3, 6]
-    expected = [make_row(description, step).arrays["adj_c_log10"][1] for step in (0, 3, 6)]
     np.testing.assert_allclose(second.values, expected, rtol=1e-6)
 
 
@@ -45,12 +49,12 @@ def test_spread_has_both_ends():
 
 
 def test_heatmap_is_bright_above_dark_below_and_black_at_zero():
-    values = np.array([[-np.inf, -30.0, -2.0], [-np.inf, -20.0, -1.0]])
+    values = np.array([[-2.0, -30.0, -np.inf], [-1.0, -20.0, -np.inf]])
     curves = Curves("x", "x_log10", Variable(("t",), "log10", "norm"), np.array([0, 7]), values)
     pixels, caption = heatmap(curves)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (600, 600, 3)
-    light = pixels.astype(int).sum(-1)[100::200, 150::300]  # (timestep from the last, step)
+    light = pixels.astype(int).sum(-1)[100::200, 150::300]  # (lag, step)
     assert (light[0] > light[1]).all()
     assert light[1, 1] > light[1, 0] > 0
     assert (light[2] == 0).all()

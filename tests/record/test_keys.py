@@ -12,7 +12,12 @@ T = 40
 
 
 def description(**variables: tuple[str, ...]) -> Description:
-    sizes = {"layer": ["0", "1 backward"], "t": list(range(T)), "index": list(range(40))}
+    sizes = {
+        "layer": ["0", "1 backward"],
+        "t": list(range(T)),
+        "back": list(range(T)),
+        "index": list(range(40)),
+    }
     sizes |= {"unit": list(range(5)), "window": [1, 2], "many": list(range(65))}
     sizes |= {"gate": ["f"], "parameter": ["readout/kernel", "layers.0"]}
     named = {name: Variable(dims, "1", "") for name, dims in variables.items()}
@@ -31,6 +36,28 @@ def test_a_curve_has_a_key_for_each_layer_and_power_of_two():
     curves = {key: found[key] for key in found if key.startswith(("adj_h/", "train", "val"))}
     assert curves == expected
     assert not any("_q" in key for key in found)  # quantiles over t stay in the run directory
+
+
+def test_what_is_recorded_by_lag_too_keeps_its_keys_and_takes_their_values_from_there():
+    older, run = describe(T=T, steps=9), describe(T=T, steps=9, by_lag=True)
+    row = make_row(run, 6)
+    before, found = Keys(older)(make_row(older, 6)), Keys(run)(row)
+    new = {key.split("/")[0] for key in found.keys() - before.keys()}
+    assert new == {"forget_product_rms", "decades_lost", "decades_per_100", "adjoint_line_r2"}
+    assert before.keys() <= found.keys()
+    for name in ("adj_h", "adj_c", "forget_product", "forget_product_rms"):
+        values = row.arrays[f"{name}_over_lag_log10"][0]
+        for lag in (1, 2, 4, 8, 16, 32):
+            assert found[f"{name}/layer_0/lag_{lag:05d}"] == values[lag]
+
+
+def test_the_twin_of_a_norm_of_another_kind_has_its_key():
+    twin = "long_jacobian_over_lag_log10_frobenius"
+    name = "long_jacobian_log10_frobenius"
+    keys = Keys(description(**{name: ("layer", "t"), twin: ("layer", "back")}))
+    found = keys(Row(0, {}, {name: np.ones((2, T)), twin: np.arange(2.0 * T).reshape(2, T)}))
+    assert found[f"{name}/layer_1_backward/lag_00004"] == T + 4
+    assert {key.split("/")[0] for key in found} == {name}
 
 
 def test_of_a_spectrum_the_largest_get_a_key_and_of_units_none():

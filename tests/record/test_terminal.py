@@ -52,6 +52,21 @@ def test_ending():
     assert text.rstrip().endswith("Layer 0: the gradient reaches 37 steps back.")
 
 
+def test_every_figure_names_the_step_that_it_is_of():
+    figures = ("train/loss", "adjoint_slope/layer_0", "curious", "decades_lost/layer_0", "val/loss")
+    summary = {"steps": 100.0, **dict.fromkeys(figures, 0.5), "best/step": 1750.0}
+    table = show(io.StringIO(), Outcome("finished", summary=summary)).split("left\n")[-1]
+    assert [line.rstrip().split(maxsplit=2) for line in table.splitlines()[:7]] == [
+        ["steps", "100"],
+        ["train/loss", "0.5", "mean up to step 98"],
+        ["decades_lost/layer_0", "0.5", "step 98"],
+        ["adjoint_slope/layer_0", "0.5", "step 98"],
+        ["curious", "0.5", "step 98"],
+        ["val/loss", "0.5", "step 1,750, best in validation"],
+        ["best/step", "1750"],
+    ]
+
+
 def test_reason_of_a_divergence():
     text = show(io.StringIO(), Outcome("diverged", "the loss is NaN at step 57, layer 1, t = 3"))
     assert "diverged: the loss is NaN at step 57, layer 1, t = 3" in text

@@ -10,11 +10,12 @@ import optax
 import pytest
 from flax import nnx
 
+from gradlab.bptt.parts import by_name
 from gradlab.cells import GRU, FeedForward, SimpleRNN
 from gradlab.errors import BadInput
 from gradlab.experiment import build_steps
 from gradlab.model import SequenceModel, per_example_accuracy, per_example_loss
-from gradlab.probes import ForgetProduct, GradNorm
+from gradlab.probes import Adjoint, ForgetPath, ForgetProduct, GradNorm
 from gradlab.probes.base import CloseProbe
 from gradlab.record.base import Outcome
 from gradlab.record.reader import open_run
@@ -182,6 +183,35 @@ def test_measuring_more_often_changes_no_parameter(layers):
         pairs = zip(jax.tree.leaves(finals[0].params), jax.tree.leaves(other.params), strict=True)
         for a, b in pairs:
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_with_a_cut_route_measuring_changes_no_parameter_and_sees_the_cut_pass():
+    """An LSTM that learns its initial state too, on lengths that differ."""
+    steps = build_steps(
+        experiment(
+            task=Adding(length=8, min_length=3, held_out_examples=30),
+            trainer=Trainer(steps=20, batch=4, backward="no_h_path"),
+            initial_state="learned",
+            probes={"adjoint": Adjoint(), "path": ForgetPath(examples=4), "grad": GradNorm()},
+        )
+    )
+    begin = steps.start(jax.random.key(5))
+    plain, _ = jax.jit(lambda state: steps.advance(state, (), np.int32(5)))(begin)
+    probe, state = jax.jit(lambda state: steps.probe(state, ())), begin
+    for _ in range(5):
+        state, _, row = probe(state)
+    for one, other in zip(*map(jax.tree.leaves, (state.params, plain.params)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+    named = by_name(state.params)
+    assert list(named)[:2] == ["initial_state/0/0/c", "initial_state/0/0/h"]
+    np.testing.assert_array_equal(named["initial_state/0/0/h"], 0)  # that way is cut
+    assert np.all(named["initial_state/0/0/c"] != 0)
+    # Of a whole state's h, only the last real step's gets something, from the readout.
+    assert np.all(np.isneginf(row["adj_h_log10"][0, :2]))
+    assert np.all(np.isfinite(row["adj_c_log10"][0, :-1]))
+    seen = jax.jit(lambda state: steps.measure(state, ()))(state)
+    assert np.all(np.isneginf(seen["residual_path_log10"][0, :3]))  # every example has three
+    np.testing.assert_array_equal(seen["whole_path_log10"], seen["forget_path_log10"])
 
 
 def test_train_loss_is_the_mean_since_the_last_row():

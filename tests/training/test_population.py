@@ -53,6 +53,7 @@ def different(trainer=TRAINER, **more):
             trainer=trainer,
             optimizer=optimizer(rate, clip, decay, trainer),
             make_cell=cell(forget_bias=bias, recurrent_gain=0.5 + seed),
+            initial_state="random",
             **more,
         )
         for seed, (rate, clip, decay, bias) in enumerate(numbers)
@@ -270,6 +271,9 @@ def test_what_cannot_share_a_program():
         {"probes": {}},
         {"make_cell": SimpleRNN},
         {"regularizer": Omega()},
+        {"trainer": dataclasses.replace(TRAINER, backward="no_h_path")},
+        {"initial_state": "learned"},
+        {"initial_state": "random"},
     ):
         assert not together(base, build_steps(experiment(**change))), change
 

@@ -23,9 +23,18 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt.parts import Params, Parts, by_name
-from gradlab.bptt.passes import output_is_state, state_names
+from gradlab.bptt.passes import Route, output_is_state, state_names
+from gradlab.bptt.saturation import well_differentiated
 from gradlab.bptt.scaling import Scaled
-from gradlab.bptt.unroll import Backward, Layer, Trace, Unrolled, backward, unroll_plainly
+from gradlab.bptt.unroll import (
+    Backward,
+    Carries,
+    Layer,
+    Trace,
+    Unrolled,
+    backward,
+    unroll_plainly,
+)
 from gradlab.cells import stock
 
 
@@ -52,11 +61,14 @@ class LayerView:
         mask: jax.Array,
         back: Callable[[], Backward],
         backwards: bool = False,
+        start_names: Sequence[str] = (),
+        route: Route = "full",
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.mask = mask & jnp.cumprod(jnp.isfinite(_packed(self._after())).all(-1), 0).astype(bool)
         self.states = state_names(trace.before)
-        self._back, self.backwards = back, backwards
+        self._back, self.backwards, self._start_names = back, backwards, start_names
+        self._route: Route = route
         self._parts = Parts.of(cell)
         self._fewer: dict[int, LayerView] = {}
 
@@ -75,10 +87,19 @@ class LayerView:
             def back() -> Backward:
                 whole = self._back()
                 adjoint, direct = jax.tree.map(lambda a: a[:, few], (whole.adjoint, whole.direct))
-                return Backward(None, adjoint, direct)
+                start = jax.tree.map(lambda a: a[few], whole.start)
+                return Backward(None, adjoint, direct, start)
 
             self._fewer[examples] = LayerView(
-                self.name, self.cell, self.prefix, trace, self.mask[:, few], back, self.backwards
+                self.name,
+                self.cell,
+                self.prefix,
+                trace,
+                self.mask[:, few],
+                back,
+                self.backwards,
+                self._start_names,
+                self._route,
             )
         return self._fewer[examples]
 
@@ -144,9 +165,10 @@ class LayerView:
     def jacobian(self) -> jax.Array:
         """``J_t = ∂s_t/∂s_{t-1}``, ``(T, E, S, S)``, rows = output; the identity where masked.
 
-        By forward-mode autodiff of the cell itself, so right for any cell. O(T E S²) memory.
+        By forward-mode autodiff of the cell itself, so right for any cell; saturated units keep
+        their digits, which they do not in a backward pass. O(T E S²) memory.
         """
-        one = jax.jacfwd(self.step)
+        one = jax.jacfwd(well_differentiated(self.step))
 
         def at(read: Any) -> jax.Array:
             state, x, real = read
@@ -154,6 +176,25 @@ class LayerView:
             return jnp.where(real[:, None, None], jacobians, jnp.eye(state.shape[-1]))
 
         return lax.map(at, (self.before, self.trace.inputs, self.mask))
+
+    @cached_property
+    def transport(self) -> jax.Array:
+        """What an adjoint is multiplied by on its way back: the Jacobian, without a cut route.
+
+        ``(T, E, S, S)``, rows = output; the identity where masked.
+        """
+        if self._route == "full":
+            return self.jacobian
+        real, memory = self.mask[..., None, None], self.part(self.memory)
+        if self.memory == "c":
+            cut = self.part("h") if self._route == "no_h_path" else memory
+            return jnp.where(real, self.jacobian.at[..., cut].set(0), self.jacobian)
+        assert self.retention is not None
+        identity = jnp.eye(self.before.shape[-1], dtype=self.before.dtype)[None, None]
+        gate = jnp.zeros_like(self.before).at[..., memory].set(self.retention)
+        through_gate = gate[..., None] * identity
+        left = through_gate if self._route == "no_h_path" else self.jacobian - through_gate
+        return jnp.where(real, left, identity)
 
     @cached_property
     def adjoint(self) -> Scaled:
@@ -177,6 +218,18 @@ class LayerView:
         """Activations of the retention gate, ``(T, E, H)``, or None."""
         name = stock.gate_view(self.cell).retention
         return None if name is None else self.gates[name]
+
+    @property
+    def kept(self) -> jax.Array | None:
+        """What an adjoint of the memory is multiplied by on its way back through the gate alone.
+
+        ``(T, E, H)``: the retention gate, 1 where masked, 0 where this way is cut; or None.
+        """
+        gate = self.retention
+        if gate is None:
+            return None
+        passes = jnp.zeros_like(gate) if self._route == "no_c_path" else gate
+        return jnp.where(self.mask[..., None], passes, 1)
 
     @property
     def recurrent_matrices(self) -> dict[str, jax.Array]:
@@ -251,6 +304,19 @@ class LayerView:
 
         return at
 
+    @cached_property
+    def start_contributions(self) -> dict[str, Scaled]:
+        """What enters the gradient of each example's loss through a learned initial state.
+
+        By full name, mantissas ``(E, H)`` and exponents ``(E,)``; empty where none is learned. All
+        of it enters before the first step that the direction reads.
+        """
+        if not self._start_names:
+            return {}
+        start = self._back().start
+        named = zip(self._start_names, jax.tree.leaves(start.mantissa), strict=True)
+        return {name: Scaled(leaf, start.exponent).normalise() for name, leaf in sorted(named)}
+
 
 class Closeup:
     """A stack of cells read over ``E`` examples, with the loss of each.
@@ -265,6 +331,13 @@ class Closeup:
       mask: ``(T, E)`` bool, True where a step is real; None if all are.
       prefix: what a cell's parameters' names begin with, from its layer and direction.
       batch: ``B``, the examples of a training step: the batch whose noise is judged.
+      start: the carries before the first step, as for
+        :func:`gradlab.bptt.unroll.starting_carries`; None: the cells' own.
+      learns_start: whether the parts of ``start``, ``(H,)`` each, are parameters, named like
+        ``initial_state/0/0/h`` by layer and direction.
+      backward: what passes back from each step, as for :func:`gradlab.bptt.unroll.unroll`. Adjoints
+        and gradients are those of that backward pass; :meth:`loss` and the Jacobians are the
+        network's own.
       removed: gives what clipping takes away from the gradient of a whole batch; None if nothing
         clips.
     """
@@ -281,22 +354,32 @@ class Closeup:
         names: Sequence[str] | None = None,
         prefix: Callable[[int, int], str] = "layers/{}/{}/".format,
         batch: int = 1,
+        start: Carries | None = None,
+        learns_start: bool = False,
+        backward: Route = "full",
         removed: Callable[[], Params] | None = None,
     ):
         self._layers, self.inputs, self._losses = layers, inputs, losses
         self._readout, self.every, self._mask, self.batch = readout, every, mask, batch
-        self._removed = removed
+        self._start, self._route, self._removed = start, backward, removed
         self.length, self.examples = inputs.shape[:2]
         self._places = [(depth, d) for depth, one in enumerate(layers) for d in range(len(one))]
         self._prefixes = [prefix(*place) for place in self._places]
         self._names = list(names) if names else [f"{depth}" for depth, _ in self._places]
         self._cells = [Parts.of(layers[depth][direction]) for depth, direction in self._places]
         self._readout_parts = None if readout is None else Parts.of(readout)
+        self._start_names: list[list[str]] = [[] for _ in self._places]
+        if learns_start:
+            assert start is not None
+            self._start_names = [
+                [f"initial_state/{depth}/{d}/{name}" for name in state_names(start[depth][d])]
+                for depth, d in self._places
+            ]
 
     @cached_property
     def run(self) -> Unrolled:
         """The forward pass; gradients flow through its traces."""
-        return unroll_plainly(self._layers, self.inputs, mask=self._mask)
+        return unroll_plainly(self._layers, self.inputs, mask=self._mask, start=self._start)
 
     @cached_property
     def mask(self) -> jax.Array:
@@ -318,6 +401,8 @@ class Closeup:
                     mask,
                     lambda depth=depth, direction=direction: self._adjoints[depth][direction],
                     backwards=bool(direction),
+                    start_names=self._start_names[index],
+                    route=self._route,
                 )
             )
         return views
@@ -343,14 +428,31 @@ class Closeup:
 
         return jax.grad(total, argnums=(0, 1))(self.run.outputs, self.run.last)
 
+    @property
+    def reads_padding(self) -> jax.Array:
+        """Whether the loss depends on the output of a step that is not real, ()."""
+        from_outputs, _ = self._cotangents
+        return jnp.any(~self.mask[..., None] & jnp.isfinite(from_outputs) & (from_outputs != 0))
+
     @cached_property
     def _adjoints(self) -> tuple[tuple[Backward, ...], ...]:
-        return backward(self._layers, self.run, *self._cotangents, mask=self._mask)
+        return self._backward()
+
+    def _backward(self, cuts: Sequence[jax.Array] | None = None):
+        return backward(
+            self._layers,
+            self.run,
+            *self._cotangents,
+            mask=self._mask,
+            cuts=cuts,
+            backward=self._route,
+        )
 
     @cached_property
     def params(self) -> Params:
-        """Every parameter of cells and readout, by name, in the recorded order."""
-        named: dict[str, jax.Array] = {}
+        """Every parameter of initial states, cells and readout, by name, in the recorded order."""
+        starts = self._learned_starts
+        named = {name: starts[name] for own in self._start_names for name in sorted(own)}
         for prefix, cell in zip(self._prefixes, self._cells, strict=True):
             named |= by_name(cell.params, prefix)
         readout = self._readout_parts
@@ -358,18 +460,31 @@ class Closeup:
 
     def loss(self, params: Params) -> jax.Array:
         """The mean loss as a function of all parameters, with nothing hidden from JAX."""
+        start = self._start
+        if learned := self._learned_starts:
+            leaves = [params[name] for name in learned]
+            start = jax.tree.unflatten(jax.tree.structure(start), leaves)
         cells = zip(self._prefixes, self._cells, strict=True)
         stack = iter([cell.with_params(params, prefix) for prefix, cell in cells])
         layers = [[next(stack) for _ in layer] for layer in self._layers]
         readout = self._readout_parts
         read = None if readout is None else readout.with_params(params, "readout/")
-        run = unroll_plainly(layers, self.inputs, mask=self._mask)
+        run = unroll_plainly(layers, self.inputs, mask=self._mask, start=start)
         return jnp.mean(self._read(read, run))
+
+    @property
+    def _learned_starts(self) -> Params:
+        """The learned initial states by name, in the order of their leaves."""
+        names = list(chain(*self._start_names))
+        return dict(zip(names, jax.tree.leaves(self._start), strict=True)) if names else {}
 
     @cached_property
     def gradient(self) -> Params:
         """The gradient of the mean loss of these examples, by name."""
         named: dict[str, jax.Array] = {}
+        for view in self.layers:
+            for name, each in view.start_contributions.items():
+                named[name] = jnp.sum(each.plain(), axis=0)
         for prefix, back in zip(self._prefixes, chain(*self._adjoints), strict=True):
             named |= by_name(back.params, prefix)
         return {name: value / self.examples for name, value in named.items()} | {
@@ -456,10 +571,9 @@ class Closeup:
           cuts: for each direction ``(T, E)`` bool in its own reading order, True where nothing
             passes back from the next step into this one.
         """
-        parts = backward(self._layers, self.run, *self._cotangents, mask=self._mask, cuts=cuts)
         return {
             view.prefix + name: value / self.examples
-            for view, back in zip(self.layers, chain(*parts), strict=True)
+            for view, back in zip(self.layers, chain(*self._backward(cuts)), strict=True)
             for name, value in view.gradient_of(back).items()
         }
 

@@ -9,7 +9,7 @@ Shapes: time-major ``(T, B, ...)``, in the direction's own reading order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,19 @@ from jax import lax
 
 from gradlab.bptt import scaling
 from gradlab.bptt.parts import Parts
+from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import Plain, Scaled
+from gradlab.cells import stock
+
+Route = Literal["full", "no_h_path", "no_c_path"]
+"""What of an adjoint passes back from one timestep to the one before, in the backward pass alone.
+
+A cell keeps its memory by a retention gate: c in an LSTM, h in a GRU. ``full``: all passes, which
+is the gradient. ``no_h_path``: only what passes through the memory. Where c is a part of its own,
+the cotangent of the old h is zero; else the adjoint is multiplied by the gate and by nothing else.
+``no_c_path``: the rest. The cotangent of the old c is zero; else what the gate keeps is left out.
+Where the gates read c as well (a peephole), that is a way through c, and stays with it.
+"""
 
 
 class Trace(NamedTuple):
@@ -43,14 +55,17 @@ class Gradients(NamedTuple):
       inputs: the cotangent of what was read, ``(T, B, I)``, normalised.
       direct: that of the outputs, as it came in.
       observed: what was made of each step's adjoint, stacked over time.
+      start: the adjoint of the carry before the first step, normalised.
     """
 
     params: Any
     inputs: Scaled | Plain
     direct: Any
     observed: Any
+    start: Any
 
 
+@in_all_digits
 def forward(
     cell: nnx.RNNCellBase, start: Any, inputs: jax.Array, mask: jax.Array | None, wanted: bool
 ) -> tuple[Trace, jax.Array | None]:
@@ -68,6 +83,7 @@ def forward(
     return Trace(before, inputs, final), outputs
 
 
+@in_all_digits
 def backward(
     cell: Parts,
     trace: Trace,
@@ -77,6 +93,7 @@ def backward(
     *,
     observe: Callable[[Any], Any],
     cut: jax.Array | None = None,
+    route: Route = "full",
 ) -> Gradients:
     """The gradients of one direction, from those of its outputs and of its final carry.
 
@@ -90,6 +107,7 @@ def backward(
       observe: what to keep of each step's adjoint, itself no part of the result.
       cut: ``(T, B)`` bool in reading order, True where nothing passes back from the next step into
         this one; of scaled numbers only.
+      route: what passes back from each step.
     """
 
     def apply(params: Any, carry: Any, x: jax.Array) -> Any:
@@ -106,19 +124,46 @@ def backward(
         _, transpose = jax.vjp(apply, cell.params, before, x)
         cotangents = _silence((adjoint.mantissa, from_y), real)
         gradient, earlier, from_x = adjoint.pull(transpose, cotangents)
+        if route != "full":
+            earlier = _without(route, cell.module(), before, x, cotangents[0], earlier)
         earlier = adjoint._replace(mantissa=_hold(earlier, adjoint.mantissa, real)).normalise()
         total = jax.tree.map(jnp.add, total, gradient)
         return (earlier, total), (adjoint._replace(mantissa=from_x), observe(adjoint))
 
-    start = (final, jax.tree.map(jnp.zeros_like, cell.params))
+    end = (final, jax.tree.map(jnp.zeros_like, cell.params))
     reads = (trace.before, trace.inputs, mask, direct, cut)
-    (_, total), (inputs, observed) = lax.scan(step, start, reads, reverse=True)
-    return Gradients(total, inputs.normalise(), direct, observed)
+    (start, total), (inputs, observed) = lax.scan(step, end, reads, reverse=True)
+    return Gradients(total, inputs.normalise(), direct, observed, start)
 
 
 def _cut(adjoint: Scaled, cut: jax.Array) -> Scaled:
     mantissa = jax.tree.map(lambda leaf: jnp.where(cut[:, None], 0, leaf), adjoint.mantissa)
     return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
+
+
+def _without(route: Route, cell: Any, before: Any, x: jax.Array, adjoint: Any, earlier: Any) -> Any:
+    """The cotangent ``earlier`` of the carry ``before`` with one route left out.
+
+    Args:
+      route: not "full".
+      cell: of the step.
+      before: the carry that it began from.
+      x: what it read.
+      adjoint: the cotangent of its new carry, of which ``earlier`` was made.
+      earlier: see above.
+    """
+    leaves, tree = jax.tree.flatten(earlier)
+    names, silent = state_names(before), [jnp.zeros_like(leaf) for leaf in leaves]
+    if "c" in names:
+        cut = names.index("h" if route == "no_h_path" else "c")
+        return tree.unflatten([*leaves[:cut], silent[cut], *leaves[cut + 1 :]])
+    gate = stock.retention(cell, before, x)
+    assert gate is not None
+    kept = hidden_plus(tree.unflatten(silent), gate.astype(leaves[0].dtype) * hidden(adjoint))
+    if route == "no_h_path":
+        return kept
+    # The barrier keeps a fused multiply-add from leaving a rounding error where nothing is left.
+    return jax.tree.map(jnp.subtract, earlier, lax.optimization_barrier(kept))
 
 
 def _inject(after: Any, direct: Any, is_state: bool) -> tuple[Any, jax.Array]:

@@ -59,7 +59,7 @@ def qr_growth(jacobians: jax.Array, count: int, interval: int = 1) -> jax.Array:
 
     def over(q: jax.Array, group: jax.Array) -> tuple[jax.Array, jax.Array]:
         grown, _ = lax.scan(grow, Scaled(q, jnp.zeros(examples, jnp.int32)), group)
-        q, r = jnp.linalg.qr(grown.mantissa)
+        q, r, _ = _graded_qr(grown.mantissa)
         diagonal = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
         shift = grown.exponent[:, None].astype(r.dtype) * math.log(2)
         return q, jnp.log(diagonal) + shift
@@ -78,6 +78,22 @@ def random_orthonormal(size: int, count: int) -> np.ndarray:
     """``(size, count)``: fixed directions that no structure of the Jacobians prefers."""
     normal = np.random.default_rng(20).normal(size=(size, size))
     return np.linalg.qr(normal)[0][:, :count]
+
+
+def _graded_qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``Q R`` of matrices ``(..., S, K)`` whose rows lie far apart, as where units are saturated.
+
+    Taken in order of their size, rows keep their own digits (Cox & Higham 1998); as they come, the
+    small ones drown in the rounding of the large.
+
+    Returns:
+      ``Q``, ``R``, and the largest entry of each row in descending order, ``(..., S)``.
+    """
+    sizes = jnp.max(jnp.abs(matrix), axis=-1)  # squares would underflow
+    order = jnp.argsort(-lax.stop_gradient(sizes), axis=-1)
+    q, r = jnp.linalg.qr(jnp.take_along_axis(matrix, order[..., None], axis=-2))
+    q = jnp.take_along_axis(q, jnp.argsort(order, axis=-1)[..., None], axis=-2)
+    return q, r, jnp.take_along_axis(sizes, order, axis=-1)
 
 
 class Graded(NamedTuple):
@@ -389,6 +405,10 @@ COSINE = 1e-2
 """A sweep that met no pair of columns with a larger cosine was the last: what it leaves is of the
 order of the square."""
 
+GRADED = 16
+"""How many times its own rounding error a row may gain in a triangular factorisation; seen with
+matrices of lower rank."""
+
 PREPARED = 6
 """Triangular factorisations before the first sweep; each costs a tenth of a sweep."""
 
@@ -426,8 +446,8 @@ def triangular_product(jacobians: jax.Array) -> Graded:
     def forward(state: tuple[jax.Array, Graded], jacobian: jax.Array):
         q, rows = state
         scaled = Scaled.of(jacobian, 1)
-        q, r = jnp.linalg.qr(_multiply(scaled.mantissa, q))
-        r = _resolved(r)
+        q, r, sizes = _graded_qr(_multiply(scaled.mantissa, q))
+        r = _resolved(r, sizes)
         rows = times(rows, _transposed(r))
         exponent = jnp.maximum(rows.exponent + scaled.exponent[:, None], scaling.ZERO)
         return (q, rows._replace(exponent=exponent)), None
@@ -436,10 +456,15 @@ def triangular_product(jacobians: jax.Array) -> Graded:
     return rows
 
 
-def _resolved(r: jax.Array) -> jax.Array:
-    """The triangular factor with what lies within its own rounding error set to zero."""
+def _resolved(r: jax.Array, rows: jax.Array) -> jax.Array:
+    """The triangular factor with what lies within its own rounding error set to zero.
+
+    An entry is rounding where it is small beside both its column and the row that ended up there,
+    of which ``rows (..., S)`` are the sizes.
+    """
     columns = jnp.sqrt(jnp.sum(jnp.square(r), axis=-2, keepdims=True))
-    return jnp.where(jnp.abs(r) > _rounding(r) * columns, r, 0)
+    within = _rounding(r) * jnp.minimum(columns, GRADED * rows[..., None])
+    return jnp.where(jnp.abs(r) > within, r, 0)
 
 
 def _rounding(array: jax.Array) -> float:

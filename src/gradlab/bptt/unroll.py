@@ -17,21 +17,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
 from gradlab.bptt import passes
 from gradlab.bptt.parts import Parts
-from gradlab.bptt.passes import Gradients, Trace, hidden, hidden_plus, output_is_state, state_names
+from gradlab.bptt.passes import (
+    Gradients,
+    Route,
+    Trace,
+    hidden,
+    hidden_plus,
+    output_is_state,
+    state_names,
+)
 from gradlab.bptt.scaling import Plain, Scaled
+from gradlab.cells import stock
 from gradlab.errors import BadInput
 
 Layer = Sequence[nnx.RNNCellBase]
 """The cells that read the same input: one, or a forward and a backward one."""
+Carries = Sequence[Sequence[Any]]
+"""A carry for each layer and direction."""
 
 
 class Unrolled(NamedTuple):
@@ -62,6 +74,60 @@ def initial_carries(layers: Sequence[Layer], shape: tuple[int, ...]) -> list[lis
         outputs = [_output_shape(*pair, width) for pair in zip(layer, carries[-1], strict=True)]
         width = sum(output[-1] for output in outputs)
     return carries
+
+
+def starting_carries(
+    layers: Sequence[Layer], shape: tuple[int, ...], given: Carries | None, key: str = "start"
+) -> list[list[Any]]:
+    """The carries before the first step, leaves ``(B, H)``, by layer and direction.
+
+    Args:
+      layers: as for :func:`unroll`.
+      shape: ``(T, B, I)`` of the inputs.
+      given: for each layer and direction a carry like that of the cell's ``initialize_carry``, or
+        its leaves in that order as a tuple (a single one by itself); each leaf ``(H,)``, the same
+        for every example, or ``(B, H)``. None: ``initialize_carry``'s own.
+      key: what a caller calls them.
+
+    Raises:
+      BadInput: for carries of another form.
+    """
+    due = initial_carries(layers, shape)
+    if given is None:
+        return due
+    try:
+        return [
+            [_as_carry(*pair) for pair in zip(own, row, strict=True)]
+            for own, row in zip(due, given, strict=True)
+        ]
+    except (TypeError, ValueError, OverflowError):
+        allowed = (
+            f"real numbers by layer and direction, {_shapes(due)}, or (H,) in the place of (B, H)"
+        )
+        raise BadInput(key, _shapes(given), allowed) from None
+
+
+def _as_carry(due: Any, given: Any) -> Any:
+    """A carry in the form that is due, or an error that says that it cannot be."""
+    wanted, tree = jax.tree.flatten(due)
+    if jax.tree.structure(given) == tree:
+        leaves = jax.tree.leaves(given)
+    else:
+        leaves = given if isinstance(given, list | tuple) else [given]
+    return tree.unflatten([_as_leaf(*pair) for pair in zip(wanted, leaves, strict=True)])
+
+
+def _as_leaf(due: jax.Array, given: Any) -> jax.Array:
+    array = jnp.asarray(given)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError
+    if array.shape not in (due.shape, due.shape[-1:]):
+        raise ValueError
+    return jnp.broadcast_to(array.astype(due.dtype), due.shape)
+
+
+def _shapes(carries: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.shape(leaf) or leaf, carries)
 
 
 def _output_shape(cell: nnx.RNNCellBase, carry: Any, width: int) -> tuple[int, ...]:
@@ -103,6 +169,8 @@ def unroll(
     mask: jax.Array | None = None,
     taps: Any = None,
     every: bool = True,
+    start: Carries | None = None,
+    backward: Route = "full",
 ) -> Unrolled:
     """Run stacked cells over a sequence, so that its gradient carries the adjoints out.
 
@@ -117,31 +185,61 @@ def unroll(
       mask: ``(T, B)`` bool, False where there is nothing to read: the state waits there.
       taps: from :func:`make_taps`, or None to measure nothing.
       every: also give the top layer's outputs at every step.
+      start: the carries before the first step, as for :func:`starting_carries`; the gradient flows
+        to them, too. None: the cells' own.
+      backward: what passes back from each step; the forward pass is the same.
 
     Returns:
       :class:`Unrolled`.
     """
-    start = initial_carries(layers, inputs.shape)
-    top_is_state = _top_is_state(layers, start)
+    check_route(backward, layers, "backward")
+    carries = starting_carries(layers, inputs.shape, start)
+    top_is_state = _top_is_state(layers, carries)
     cells = _parts(layers)
-    ran: Any = _run(every or not top_is_state, cells, start, inputs, mask, taps)
+    ran: Any = _run(every or not top_is_state, backward, cells, carries, inputs, mask, taps)
     outputs, traces = ran  # custom_vjp hides the type
     last = _last(outputs, traces, mask, top_is_state)
     return Unrolled(outputs if every else None, last, lax.stop_gradient(traces))
 
 
 def unroll_plainly(
-    layers: Sequence[Layer], inputs: jax.Array, *, mask: jax.Array | None = None
+    layers: Sequence[Layer],
+    inputs: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    start: Carries | None = None,
 ) -> Unrolled:
     """The same forward pass with nothing hidden from JAX: any derivative of it can be taken.
 
     For second derivatives, and for a loss of the states themselves: here gradients do flow through
     the traces. Arguments as for :func:`unroll`.
     """
-    start = initial_carries(layers, inputs.shape)
-    (outputs, traces), _ = _run_forward(True, _parts(layers), start, inputs, mask, None)
-    last = _last(outputs, traces, mask, _top_is_state(layers, start))
+    carries = starting_carries(layers, inputs.shape, start)
+    (outputs, traces), _ = _run_forward(True, "full", _parts(layers), carries, inputs, mask, None)
+    last = _last(outputs, traces, mask, _top_is_state(layers, carries))
     return Unrolled(outputs, last, traces)
+
+
+def check_route(route: str, layers: Sequence[Layer], key: str) -> None:
+    """Refuse a route that is none, or that the cells do not have.
+
+    Args:
+      route: one of :data:`gradlab.bptt.passes.Route`.
+      layers: as for :func:`unroll`.
+      key: what a caller calls it.
+
+    Raises:
+      BadInput: naming ``key``.
+    """
+    if route not in get_args(Route):
+        raise BadInput(key, route, " | ".join(get_args(Route)))
+    without = [
+        cell for layer in layers for cell in layer if stock.gate_view(cell).retention is None
+    ]
+    if route != "full" and without:
+        reason = "has no retention gate, which would divide the way back through time in two"
+        allowed = f"full: {type(without[0]).__name__} {reason}"
+        raise BadInput(key, route, allowed, "an LSTM or a GRU")
 
 
 class Backward(NamedTuple):
@@ -153,11 +251,13 @@ class Backward(NamedTuple):
         with one exponent ``(T, B)``.
       direct: the part of it that does not come through this direction's own next state, ``(T, B,
         H)``: from the readout or from the layer above, in which time may have passed.
+      start: the adjoint of the carry before the first step, leaves ``(B, H)``.
     """
 
     params: Any
     adjoint: Scaled
     direct: Scaled
+    start: Scaled
 
 
 def backward(
@@ -168,6 +268,7 @@ def backward(
     *,
     mask: jax.Array | None = None,
     cuts: Sequence[jax.Array] | None = None,
+    backward: Route = "full",
 ) -> tuple[tuple[Backward, ...], ...]:
     """Every adjoint itself, where :func:`unroll` with taps gives the norms: O(T B H) memory.
 
@@ -179,7 +280,9 @@ def backward(
       mask: as for :func:`unroll`.
       cuts: for each direction ``(T, B)`` bool in its own reading order, True where nothing passes
         back from the next step into this one, as in truncated backpropagation.
+      backward: as for :func:`unroll`.
     """
+    check_route(backward, layers, "backward")
     finals = [
         [jax.tree.map(jnp.zeros_like, trace.final) for trace in layer] for layer in run.traces
     ]
@@ -197,12 +300,12 @@ def backward(
         return adjoint
 
     results, _ = _backward_through(
-        _parts(layers), run.traces, mask, from_outputs, finals, adjoint_itself, cuts=cuts
+        _parts(layers), run.traces, mask, from_outputs, finals, adjoint_itself, backward, cuts
     )
 
     def whole(result: Gradients, final: Any, direction: int) -> Backward:
-        own_mask = _reading_order(mask, direction)
-        return Backward(result.params, result.observed, _with_final(result.direct, final, own_mask))
+        direct = _with_final(result.direct, final, _reading_order(mask, direction))
+        return Backward(result.params, result.observed, direct, result.start)
 
     return tuple(
         tuple(map(whole, layer, layer_finals, range(2)))
@@ -210,12 +313,12 @@ def backward(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(every: bool, cells, start, inputs, mask, taps):
-    return _run_forward(every, cells, start, inputs, mask, taps)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(every: bool, route: Route, cells, start, inputs, mask, taps):
+    return _run_forward(every, route, cells, start, inputs, mask, taps)[0]
 
 
-def _run_forward(every: bool, cells, start, inputs, mask, taps):
+def _run_forward(every: bool, route: Route, cells, start, inputs, mask, taps):
     """The outputs and the traces, and what the backward pass needs besides."""
     read, traces = inputs, []
     for depth, layer in enumerate(cells):
@@ -230,15 +333,18 @@ def _run_forward(every: bool, cells, start, inputs, mask, taps):
     return (read, tuple(traces)), (cells, tuple(traces), mask, taps is not None)
 
 
-def _run_backward(every: bool, residuals, cotangents):
+def _run_backward(every: bool, route: Route, residuals, cotangents):
     cells, traces, mask, measured = residuals
     from_outputs, from_traces = cotangents
     finals = [[trace.final for trace in layer] for layer in from_traces]
     observe = passes.log2_norms if measured else None
-    results, from_inputs = _backward_through(cells, traces, mask, from_outputs, finals, observe)
+    results, from_inputs = _backward_through(
+        cells, traces, mask, from_outputs, finals, observe, route
+    )
     grads = [[Parts(None, result.params, None) for result in layer] for layer in results]
     norms = [[result.observed for result in layer] for layer in results]
-    return grads, None, from_inputs.plain(), None, norms if measured else None
+    starts = [[result.start.plain() for result in layer] for layer in results]
+    return grads, starts, from_inputs.plain(), None, norms if measured else None
 
 
 def _backward_through(
@@ -248,6 +354,7 @@ def _backward_through(
     from_outputs: jax.Array | None,
     from_finals: Sequence[Sequence[Any]],
     observe: Callable[[Scaled], Any] | None,
+    route: Route,
     cuts: Sequence[jax.Array] | None = None,
 ) -> tuple[list[list[Gradients]], Any]:
     """Every layer's gradients, from the top down, and the inputs' cotangent.
@@ -267,6 +374,7 @@ def _backward_through(
                 kind.of(from_finals[depth][direction], 1),
                 observe=observe or (lambda _: None),
                 cut=None if cuts is None else cuts[direction],
+                route=route,
             )
             for direction, cell in enumerate(cells[depth])
         ]

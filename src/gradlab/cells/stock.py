@@ -92,6 +92,12 @@ def _(cell: nnx.GRUCell, carry: Any, x: jax.Array) -> GRUGates:
     return GRUGates(r, z, cell.activation_fn(x_n + r * h_n))
 
 
+def retention(cell: nnx.RNNCellBase, carry: Any, x: jax.Array) -> jax.Array | None:
+    """Activations of the gate that multiplies the old state, ``(..., H)``, or None."""
+    name = gate_view(cell).retention
+    return None if name is None else getattr(gates(cell, carry, x), name)
+
+
 @singledispatch
 def recurrent_matrices(cell: nnx.RNNCellBase) -> dict[str, jax.Array]:
     """The matrices ``(H, H)`` that multiply h, by the gate or candidate they feed.

@@ -50,8 +50,16 @@ def power(log10: float) -> str:
 
 
 def spread(found: Estimate, unit: str = "") -> str:
-    """``-0.31 ± 0.02 nats per step``: mean and half the 95 % interval over seeds."""
+    """``-0.31 ± 0.02 nats per step``: mean and half the 95 % interval over seeds, or what is said.
+
+    See :func:`gradlab.compare.statistics.estimates` for where there is none.
+    """
     after = f" {unit}" if unit else ""
-    if not math.isfinite(found.half):
-        return f"{number(found.mean)}{after} (one run)" if found.n else "not measured"
+    text = f"{number(found.mean)}{after}"
+    if found.n < 2:
+        return f"{text} (one run)" if found.n else "not measured"
+    if found.is_same:
+        return f"{text} (identical in {found.n} runs)"
+    if found.is_range:
+        return f"{text} (range {number(found.low)} to {number(found.high)})"
     return f"{number(found.mean)} ± {number(found.half)}{after}"

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.compare.groups import once
 from gradlab.compare.jobs import ENDED as ENDED
 from gradlab.compare.jobs import FINISHED
-from gradlab.compare.recorded import Recorded, recorded
+from gradlab.compare.recorded import LOST, Recorded, recorded
 from gradlab.compare.runs import at, runs_in, same
-from gradlab.compare.statistics import Estimate, estimate
+from gradlab.compare.statistics import UNBOUNDED, Estimate, estimate
 from gradlab.errors import BadInput
 
 
@@ -25,7 +26,7 @@ class Sweep:
     Attributes:
       experiment: its name.
       place: the folders they were looked for in, in words.
-      runs: all of them, those that have not ended included.
+      runs: all of them, those that have not ended included; one of each configuration and seed.
     """
 
     experiment: str
@@ -107,7 +108,7 @@ def read(experiment: str, *paths: str | os.PathLike[str]) -> Sweep:
             of = f"runs of {', '.join(names)}"
         allowed = f"runs of experiment={experiment} alone; there: {of}"
         raise BadInput("runs", place, allowed, command_of(experiment))
-    return Sweep(experiment, place, tuple(runs))
+    return Sweep(experiment, place, tuple(once(runs)))
 
 
 def setting(run: Recorded, key: str) -> Any:
@@ -122,9 +123,33 @@ def setting(run: Recorded, key: str) -> Any:
     return at(run.entry.config, key)
 
 
-def over_seeds(runs: Sequence[Recorded], figure: Callable[[Recorded], float]) -> Estimate:
-    """Mean and 95 % interval over runs of a figure of each."""
-    return estimate(figure(run) for run in runs)
+def over_seeds(
+    runs: Sequence[Recorded],
+    figure: Callable[[Recorded], float],
+    bounds: tuple[float, float] = UNBOUNDED,
+) -> Estimate:
+    """Mean and 95 % interval over runs of a figure of each, which cannot leave ``bounds``.
+
+    An infinite one, as the logarithm of an exact zero, makes the mean infinite.
+    """
+    values = [figure(run) for run in runs]
+    if infinite := [value for value in values if math.isinf(value)]:
+        return Estimate(infinite[0], math.nan, math.nan, sum(not math.isnan(v) for v in values))
+    return estimate(values, bounds)
+
+
+def lost(run: Recorded, row: int = -1) -> float:
+    """Decades that the gradient by the whole state falls from lag 0 to the longest, in layer 0.
+
+    Above 0 it vanishes; infinite where exactly nothing arrives.
+
+    Args:
+      run: that recorded adjoints.
+      row: which of the steps at which they were measured: 0 the first, -1 the last.
+    """
+    found = run.series(LOST)
+    assert found is not None
+    return float(found.values[row, 0])
 
 
 def baseline(run: Recorded, name: str = "loss", split: str = "test") -> float:

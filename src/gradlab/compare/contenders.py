@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,9 @@ import numpy as np
 
 from gradlab.compare.groups import MODEL, Group, by_settings, called, counted, final, groups_of
 from gradlab.compare.jobs import DIVERGED
-from gradlab.compare.recorded import Recorded
+from gradlab.compare.recorded import LOST, PER_100, Recorded
 from gradlab.compare.runs import same
-from gradlab.compare.statistics import Estimate, mean
-
-HORIZON, SLOPE = "memory_horizon", "adjoint_slope"
+from gradlab.compare.statistics import Estimate, bounds_of, mean
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,11 @@ class Contender:
             if (values := [v for run in counted(runs) if math.isfinite(v := final(run, name))])
         }
 
-    def reach(self) -> dict[tuple[Any, ...], list[float]]:
-        """Natural logarithms of the memory horizons in each cell that has any."""
-        return {
-            key: logs
-            for key, values in self.values(HORIZON).items()
-            if (logs := [math.log(value) for value in values if value > 0])
-        }
+    def estimate(self, name: str, cells: Collection[tuple[Any, ...]] | None = None) -> Estimate:
+        """A figure's mean over cells (or some of them) with equal weights; interval over seeds."""
+        longest = max((run.entry.length for run in self.runs), default=math.nan)
+        there = [v for key, v in self.values(name).items() if cells is None or key in cells]
+        return mean(there, bounds_of(name, longest))
 
     @property
     def runs(self) -> list[Recorded]:
@@ -54,13 +50,13 @@ class Contender:
 
     @property
     def measured(self) -> list[Recorded]:
-        """Those of :attr:`runs` with a memory horizon."""
-        return [run for run in self.runs if math.isfinite(final(run, HORIZON))]
+        """Those of :attr:`runs` of which it is known how many decades their gradient loses."""
+        return [run for run in self.runs if not math.isnan(final(run, PER_100))]
 
     @property
-    def whole(self) -> int:
-        """In how many runs the gradient did not fall by e within the sequence."""
-        return sum(final(run, HORIZON) >= run.entry.length for run in self.measured)
+    def dead(self) -> int:
+        """In how many runs nothing at all, exactly zero, arrives at the far end."""
+        return sum(math.isinf(final(run, LOST)) for run in self.runs)
 
     @property
     def diverged(self) -> int:
@@ -120,11 +116,6 @@ def field_of(runs: Sequence[Recorded]) -> Field:
     if len(problems) == 1 or len(groups) > 1:
         return _field(groups, len(runs) - len(most), one_problem=True)
     return _field(groups_of(runs), 0, one_problem=False)
-
-
-def mean_over(cells: Mapping[tuple[Any, ...], Sequence[float]]) -> Estimate:
-    """Mean over cells with equal weights, and its interval over seeds."""
-    return mean(list(cells.values()))
 
 
 def _field(groups: Sequence[Group], elsewhere: int, *, one_problem: bool) -> Field:

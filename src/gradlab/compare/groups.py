@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gradlab.compare.jobs import DIVERGED, FINISHED
-from gradlab.compare.recorded import Recorded
-from gradlab.compare.runs import SEED, Entry, is_below, same, settings_that_differ
+from gradlab.compare.recorded import PER_100, SLOPE, Recorded
+from gradlab.compare.runs import MEASURING, SEED, Entry, is_below, same, settings_that_differ
 
 MODEL = "model"
-MEASURING = ("probe", "trainer.log_every", "trainer.log_per_decade")
-"""Keys, and all below them, that say what is measured and when: they change no run's course."""
 ACRONYMS = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 """Models that have a name of their own in prose."""
 
-R = TypeVar("R")
+R = TypeVar("R", bound=Recorded | Entry)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def groups_of(runs: Sequence[Recorded]) -> list[Group]:
 
 def by_settings(
     differ: Mapping[str, Sequence[Any]],
-    runs: Sequence[R],
-    also: Callable[[R], Any] = lambda _: None,
-) -> list[tuple[dict[str, Any], list[R]]]:
+    runs: Sequence[V],
+    also: Callable[[V], Any] = lambda _: None,
+) -> list[tuple[dict[str, Any], list[V]]]:
     """Runs by the values of settings, as these first come: the values, and the runs that have them.
 
     Args:
@@ -75,7 +75,7 @@ def by_settings(
       runs: in the same order.
       also: what else tells runs apart.
     """
-    found: dict[Any, tuple[dict[str, Any], list[R]]] = {}
+    found: dict[Any, tuple[dict[str, Any], list[V]]] = {}
     for index, run in enumerate(runs):
         values = {key: each[index] for key, each in differ.items()}
         told = also(run), *map(same, values.values())
@@ -95,26 +95,60 @@ def settings_of_course(runs: Sequence[Entry]) -> dict[str, list[Any]]:
 def counted(runs: Sequence[Recorded]) -> list[Recorded]:
     """The runs of a group whose numbers count: those that finished, or without any the others.
 
-    Diverged runs are not among them, nor jobs that never became a run; a seed that is there twice
-    counts once.
+    Diverged runs are not among them, nor jobs that never became a run.
     """
     finished = [run for run in runs if run.entry.status == FINISHED]
     others = [run for run in runs if run.run is not None and run.entry.status != DIVERGED]
-    once: dict[Any, Recorded] = {}
-    for index, run in enumerate(finished or others):
-        seed = run.entry.config.get(SEED)
-        once.setdefault((index,) if seed is None else same(seed), run)
-    return list(once.values())
+    return finished or others
+
+
+def once(runs: Sequence[R]) -> list[R]:
+    """The runs without repeats: of one configuration and seed that is there twice, one run.
+
+    Of these a finished one is taken if there is one, then one whose arrays were read, then the one
+    that recorded most. Two runs that differ in what they measure alone are one sample too.
+    """
+    best: dict[Any, R] = {}
+    for index, run in enumerate(runs):
+        sample = entry_of(run).sample or index
+        if sample not in best or _worth(run) > _worth(best[sample]):
+            best[sample] = run
+    kept = set(map(id, best.values()))
+    return [run for run in runs if id(run) in kept]
+
+
+def entry_of(run: Recorded | Entry) -> Entry:
+    """The entry of a run, which may be one itself."""
+    return run.entry if isinstance(run, Recorded) else run
+
+
+def repeats(count: int) -> str:
+    """That so many runs were left out by :func:`once`."""
+    if count == 1:
+        return "1 run repeats the configuration and seed of another and is left out"
+    return f"{count:,} runs repeat the configuration and seed of others and are left out"
+
+
+def _worth(run: Recorded | Entry) -> tuple[bool, bool, int]:
+    entry = entry_of(run)
+    arrays = run.run is not None if isinstance(run, Recorded) else False
+    return entry.status == FINISHED, arrays, len(entry.summary)
 
 
 def final(run: Recorded, name: str) -> float:
-    """A figure at the end of a run, of its first layer: from its summary, else as last recorded."""
-    if run.entry.key_of(name):
-        return run.entry.figure(name)
-    return run.last(name)
+    """A figure at the end of a run, of its first layer: from its summary, else as last recorded.
+
+    The rate of a run that was recorded before there were decades is its slope in another unit.
+    """
+    found = run.entry.figure(name)
+    if math.isnan(found):  # as an infinity is in a summary
+        found = run.last(name)
+    if math.isnan(found) and name == PER_100:
+        found = -100 / math.log(10) * run.entry.figure(SLOPE)
+    return found
 
 
-def only(values: Iterable[R], other: R) -> R:
+def only(values: Iterable[V], other: V) -> V:
     """The value that all of them are, or ``other``."""
     found = set(values)
     return found.pop() if len(found) == 1 else other

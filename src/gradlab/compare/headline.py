@@ -1,4 +1,4 @@
-"""The answer in words: whose gradient reaches furthest, by how much, and what that bought."""
+"""The answer in words: whose gradient loses least on its way back, by how much, and what for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.contenders import HORIZON, SLOPE, Contender, Field, field_of, mean_over
-from gradlab.compare.groups import MODEL, final, only, shown
+from gradlab.compare.contenders import Contender, Field, field_of
+from gradlab.compare.groups import MODEL, final, once, only, repeats, shown
 from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.phase_diagram import SUCCESS
-from gradlab.compare.recorded import Recorded
+from gradlab.compare.recorded import HORIZON, LOST, PER_100, R2, SLOPE, Recorded
 from gradlab.compare.runs import is_number
 from gradlab.compare.statistics import Difference, difference, paired, rank_correlation
 from gradlab.compare.table import with_interval
@@ -22,7 +22,11 @@ RESULTS = {"test/accuracy": True, "test/loss": False, "val/loss": False}
 """Results, most wanted first, and whether higher is better."""
 FEW = 5
 """Most contenders that are all named; of more, the best two."""
-PROBE = "run them with probe=standard, or a list of probes with adjoint and memory_horizon in it"
+STRAIGHT = 0.9
+"""Least R² of a line over the lag that is called straight."""
+A_FACTOR_E = math.log10(math.e)
+"""Decades that a gradient must grow by over the sequence to be called exploding."""
+PROBE = "run them with probe=standard, or a list of probes with adjoint and adjoint_slope in it"
 
 
 class Headline(NamedTuple):
@@ -38,40 +42,178 @@ class Headline(NamedTuple):
 
 
 def headline(runs: Sequence[Recorded]) -> Headline:
-    """Whose gradient reaches furthest, by how much, and whether that went with better results.
+    """Whose gradient loses least on its way back, by how much, and whether results were better.
 
-    The reach of a run is its memory horizon at its end, in its first layer; that of a model (or
-    another setting) the geometric mean over seeds. Ratios have Welch intervals of the logarithms;
-    where one includes 1, nobody is said to be ahead. Names and values are as recorded: escape
-    them.
+    A run is told by the decades that its gradient has lost at its end, in its first layer: over the
+    sequence where all are of one length, else per 100 steps. A model (or another setting) is the
+    mean over seeds, and differences have Welch intervals; where one includes 0, nobody is said to
+    be ahead. A gradient that explodes is behind those that do not. Names and values are as
+    recorded: escape them.
     """
     # Without a folder that was given twice.
-    runs = list({run.entry.path.resolve(): run for run in runs}.values())
+    given = list({run.entry.path.resolve(): run for run in runs}.values())
+    runs = once(given)
     known = [
         run
         for run in runs
-        if run.run is not None or run.entry.key_of(HORIZON) or run.entry.status == DIVERGED
+        if run.run is not None
+        or any(map(run.entry.key_of, (LOST, PER_100, SLOPE)))
+        or run.entry.status == DIVERGED
     ]
     if not known:
         return _nothing(runs)
     if len(known) == 1:
         return _one(known[0], len(runs) - 1)
     field = field_of(known)
-    measured = [one for one in field.contenders if one.reach()]
-    caveats = [*_basis(field, measured), *_counts(field, measured), *_others(runs, known, field)]
-    if not measured:
+    measured = [one for one in field.contenders if one.measured]
+    what = _what(field, measured)
+    ranked = sorted(measured, key=what.rank)
+    caveats = [*_basis(field, ranked, what), *_counts(field, ranked), *_others(runs, known, field)]
+    if left_out := len(given) - len(runs):
+        caveats.append(f"{repeats(left_out)}.")
+    if not ranked:
         return Headline(_unmeasured(field), tuple(caveats))
-    if len(measured) == 1:
-        title, lines, results = _alone(measured[0]), [], _result_of(measured[0])
+    if len(ranked) == 1:
+        title, lines, results = what.alone(ranked[0]), [], _result_of(ranked[0])
     else:
-        ranked, title = _answer(sorted(measured, key=_mean_reach, reverse=True))
-        lines, results = _after(ranked), _results(field, ranked)
-    if not _trained([run for one in measured for run in one.measured]):
+        title, lines, results = (
+            what.title(ranked),
+            what.after(ranked),
+            _results(field, ranked, what),
+        )
+    if not _trained([run for one in ranked for run in one.measured]):
         results = []  # those of an untrained network were bought by nothing
     return Headline(title, (*lines, *results, *caveats))
 
 
-# --- the title ------------------------------------------------------------------------------------
+# --- what is compared -----------------------------------------------------------------------------
+
+
+class Decades(NamedTuple):
+    """The figure by which gradients are compared, and the sentences about it.
+
+    Attributes:
+      name: ``decades_lost`` or ``decades_per_100``.
+      over: over how many steps, in words.
+    """
+
+    name: str
+    over: str
+
+    def of(self, one: Contender) -> float:
+        """The mean over a contender's runs; infinite where nothing arrives in one of them."""
+        return math.inf if self.is_dead(one) else one.estimate(self.name).mean
+
+    def is_dead(self, one: Contender) -> bool:
+        """Whether in some run exactly nothing arrives at the far end."""
+        return self.name == LOST and one.dead > 0
+
+    def rank(self, one: Contender) -> tuple[bool, float]:
+        """What contenders are put in order by."""
+        value = self.of(one)
+        return explodes(one), abs(value) if explodes(one) else value
+
+    def difference(self, one: Contender, other: Contender) -> Difference:
+        """The first's minus the second's."""
+        return _compared(one.values(self.name), other.values(self.name))
+
+    def is_ahead(self, first: Contender, second: Contender) -> bool:
+        """Whether the first certainly loses less."""
+        if self.is_dead(second):
+            return not self.is_dead(first)
+        return self.difference(first, second).is_certain
+
+    def alone(self, one: Contender) -> str:
+        """The sentence on a single contender."""
+        seeds = f"({_seeds([one], self)})"
+        if self.is_dead(one):
+            return _sentence(f"{self.nothing(one)} {seeds}")
+        _, low, high, _, is_range = one.estimate(self.name)
+        ends = sorted(-end for end in (low, high)) if explodes(one) else [low, high]
+        told = f" [{_decades(ends[0])} to {_decades(ends[1])}]" if low < high else ""
+        assert not is_range  # decades have no bounds
+        return _sentence(f"{one.gradient} {self._does(one)}{told}{self.over} {seeds}")
+
+    def title(self, ranked: Sequence[Contender]) -> str:
+        """The sentence on the first two."""
+        first, second = ranked[:2]
+        among = f"of {_many(ranked)}, " if len(ranked) > FEW else ""
+        seeds = f"({_seeds([first, second], self)})"
+        if self.is_dead(second):
+            mine = f"{first.gradient} {self._does(first)}{self.over}"
+            return _sentence(f"{among}{mine}, and {self.nothing(second)} {seeds}")
+        sign = -1 if explodes(second) else 1
+        found = self.difference(*((first, second) if explodes(second) else (second, first)))
+        if found.low <= 0 <= found.high:
+            both = f"{first.gradient} and {second.name}"
+            both += " lose least and" if len(ranked) > 2 and not explodes(first) else ""
+            if not found.has_interval:
+                each = f"each {self._does(first)}{self.over}"
+                return _sentence(f"{among}{both} are the same: {each} {seeds}")
+            numbers = f"{_decades(self.of(first))} and {_decades(self.of(second))} decades lost"
+            apart = f"{numbers}{self.over}, a difference of {_interval(found)}"
+            return _sentence(f"{among}{both} cannot be told apart: {apart} {seeds}")
+        if explodes(second) and not explodes(first):
+            apart = f"{first.gradient} {self._does(first)}{self.over} and {second.name} grows by "
+            apart += f"{_decades(-self.of(second))}, a difference of {_interval(found)}"
+            return _sentence(f"{among}{apart} {seeds}")
+        least = "grows least on its way back: by" if explodes(first) else "loses least:"
+        mine = f"{_decades(sign * self.of(first))} decades{self.over}"
+        theirs = f"{_interval(found)} fewer than {_near(second, sign * self.of(second))}"
+        return _sentence(f"{among}{first.gradient} {least} {mine}, {theirs} {seeds}")
+
+    def after(self, ranked: Sequence[Contender]) -> Iterable[str]:
+        """What the others lose, against the first."""
+        first, others = ranked[0], ranked[2:]
+        if not others:
+            return
+        if len(ranked) <= FEW:
+            for one in others:
+                if self.is_dead(one):
+                    yield _sentence(self.nothing(one))
+                elif explodes(one) or self.is_dead(first):
+                    yield _sentence(f"{one.gradient} {self._does(one)}{self.over}")
+                else:
+                    more = f"{_interval(self.difference(one, first))} more than {first.name}"
+                    yield _sentence(f"{one.gradient} {self._does(one)}{self.over}, {more}")
+            return
+        close = [one for one in ranked[1:] if not self.is_ahead(first, one)]
+        told = sum(self.difference(first, one).has_interval for one in ranked[1:])
+        words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it"
+        calm = [one for one in ranked if not explodes(one)]
+        ends = [f"{_near(calm[-1], self.of(calm[-1]))} loses most"] if calm else []
+        ends += [f"{len(ranked) - len(calm)} explode"] if len(calm) < len(ranked) else []
+        yield _sentence("; ".join(filter(None, [words if told else "", *ends])))
+        yield "The first of many is picked after the fact: its lead is flattered by chance."
+
+    def nothing(self, one: Contender) -> str:
+        """That nothing arrives, and in how many runs; no whole sentence."""
+        count = f"{one.dead} of {_number(len(one.measured), 'run')}"
+        return f"nothing at all of {one.gradient} arrives at the far end in {count}"
+
+    def _does(self, one: Contender) -> str:
+        return _does(self.of(one), explodes(one))
+
+
+def _what(field: Field, measured: Sequence[Contender]) -> Decades:
+    """What is lost over the sequence where that compares, else its rate."""
+    lengths = {run.entry.length for one in measured for run in one.measured}
+    known = not any(math.isnan(final(run, LOST)) for one in measured for run in one.measured)
+    alive = any(not one.dead for one in measured)
+    if field.one_problem and len(lengths) == 1 and known and alive:
+        return Decades(LOST, f" over {only(lengths, math.nan):g} steps")
+    return Decades(PER_100, " per 100 steps")
+
+
+def explodes(one: Contender) -> bool:
+    """Whether the gradient grows by more than e over the sequence."""
+    found = one.estimate(LOST).mean
+    if math.isnan(found):
+        found = one.estimate(PER_100).mean * (_length(one) - 1) / 100
+    return found < -A_FACTOR_E
+
+
+# --- the title where there is little to compare ---------------------------------------------------
 
 
 def _nothing(runs: Sequence[Recorded]) -> Headline:
@@ -84,165 +226,81 @@ def _nothing(runs: Sequence[Recorded]) -> Headline:
 
 
 def _one(run: Recorded, others: int) -> Headline:
-    horizon, T = final(run, HORIZON), run.entry.length
     verdict = run.entry.info.get("verdict")
     lines = [str(line) for line in verdict] if isinstance(verdict, list) else []
-    model = field_of([run]).contenders[0].gradient
     if run.entry.status == DIVERGED:
         lines.append(_sentence(f"the run diverged: {run.entry.reason.rstrip('.')}"))
     elif run.entry.status != FINISHED:
         lines.append(f"The run has not finished: it is {run.entry.status}.")
     if others:
         lines.append(f"{_number(others, 'more run')} recorded nothing.")
-    if not math.isfinite(horizon):
-        title = f"How far {model} reaches was not measured."
-        return Headline(title, (*lines, f"The run has no memory horizon: {PROBE}."))
-    series = run.series(HORIZON)
-    when = f" at training step {series.steps[-1]:,}" if series is not None else ""
-    whole = horizon >= T
-    reach = f"all of the {T:g} steps of the sequence" if whole else f"{_steps(horizon)} steps"
-    lines += _every([run])
-    return Headline(_sentence(f"{model} reaches {reach} back{when}"), tuple(lines))
+    gradient = field_of([run]).contenders[0].gradient
+    lost, rate = final(run, LOST), final(run, PER_100)
+    if math.isnan(lost) and math.isnan(rate):
+        title = f"How many decades {gradient} loses was not measured."
+        return Headline(title, (*lines, f"The run has no adjoint slope: {PROBE}."))
+    series = run.series(PER_100 if math.isnan(lost) else LOST)
+    when = f"at training step {series.steps[-1]:,}" if series is not None else "at its end"
+    if math.isinf(lost):
+        told = f"nothing at all of {gradient} arrives at the far end"
+    elif math.isnan(lost):
+        told = f"{gradient} {_does(rate, rate < 0)} per 100 steps"
+    else:
+        told = f"{gradient} {_does(lost, lost < -A_FACTOR_E)} over {run.entry.length:g} steps"
+    return Headline(_sentence(f"{told}, {when}"), (*lines, *_every([run])))
 
 
 def _unmeasured(field: Field) -> str:
     runs = [run for one in field.contenders for run in one.group.runs]
     if all(run.entry.status == DIVERGED for run in runs):
-        return f"All {len(runs)} runs diverged: there is no reach to compare."
-    return "How far the gradient reaches was not measured."
-
-
-def _alone(one: Contender) -> str:
-    found = mean_over(one.reach())
-    low, high = (math.exp(found.mean + sign * found.half) for sign in (-1, 1))
-    known = not one.whole and math.isfinite(found.half)
-    interval = f" [{_steps(low)} to {_steps(high)}]" if known else ""
-    return _sentence(f"{one.gradient} reaches {_far(one)}{interval} back ({_seeds([one])})")
-
-
-def _answer(ranked: Sequence[Contender]) -> tuple[Sequence[Contender], str]:
-    """The contenders, best first, and the sentence on the first two."""
-    if not ranked[1].whole:
-        return ranked, _by_horizon(ranked)
-    tied = [one for one in ranked if one.whole or one is ranked[0]]
-    if any(not one.values(SLOPE) for one in tied):
-        named = _listed(one.name for one in tied[:FEW])
-        return ranked, f"Several gradients do not fall by e within the sequence: {named}."
-    tied.sort(key=_mean_slope, reverse=True)
-    order = [*tied, *(one for one in ranked if not (one.whole or one is ranked[0]))]
-    return order, _by_slope(order, len(tied))
-
-
-def _by_horizon(ranked: Sequence[Contender]) -> str:
-    first, second = ranked[:2]
-    found = _ratio(first, second)
-    among = f"of {_many(ranked)}, " if len(ranked) > FEW else ""
-    seeds = f"({_seeds([first, second])})"
-    if found.has_interval and not found.is_certain:
-        which = f"{first.gradient} and {second.name}"
-        which += " reach furthest and" if len(ranked) > 2 else ""
-        reaches = f"{_far(first)} and {_far(second)}, a ratio of {_as_ratio(first, found, '')}"
-        return _sentence(f"{among}{which} cannot be told apart: {reaches} {seeds}")
-    ratio = _as_ratio(first, found, " times")
-    title = f"{first.gradient} reaches furthest: {_far(first)}, {ratio} as far as {_near(second)}"
-    return _sentence(f"{among}{title} {seeds}")
-
-
-def _by_slope(ranked: Sequence[Contender], tied: int) -> str:
-    first, second = ranked[:2]
-    found = _compared(first.values(SLOPE), second.values(SLOPE))
-    slopes = [_mean_slope(first), _mean_slope(second)]
-    numbers = f"slopes {_slope(slopes[0])} and {_slope(slopes[1])} nats per step"
-    if found.has_interval:
-        ends = f"[{_slope(found.low)} to {_slope(found.high)}]"
-        numbers += f", a difference of {_slope(found.value)} {ends}"
-    if found.has_interval and not found.is_certain:
-        verdict = f"cannot be told apart by their {numbers}"
-    elif slopes[0] * (_length(first) - 1) > 1:
-        verdict = f"{first.name} grows on its way back: {numbers}"
-    else:
-        verdict = f"{first.name} keeps more on its way back: {numbers}"
-    return _sentence(f"{_wholes(ranked, tied)}, and {verdict} ({_seeds([first, second])})")
-
-
-def _wholes(ranked: Sequence[Contender], tied: int) -> str:
-    """That the first two reach the whole sequence, or in how many runs they do."""
-    first, second = ranked[:2]
-    T = _length(first)
-    whole = f"the whole sequence of {T:g} steps" if math.isfinite(T) else "the whole sequence"
-    if not all(one.whole == len(one.measured) for one in (first, second)):
-        counts = [f"{one.whole} of {_number(len(one.measured), 'run')}" for one in ranked[:2]]
-        return f"{first.gradient} reaches {whole} in {counts[0]}, {second.name} in {counts[1]}"
-    if len(ranked) > FEW:
-        among = f"{first.name} and {second.name} among them, reach {whole}"
-        return f"of {_many(ranked)} {tied}, {among}"
-    return f"{first.gradient} and {second.name} reach {whole}"
+        return f"All {len(runs)} runs diverged: there is nothing to compare."
+    return "How many decades the gradient loses was not measured."
 
 
 # --- what goes with it ----------------------------------------------------------------------------
 
 
-def _after(ranked: Sequence[Contender]) -> Iterable[str]:
-    """How far the others reach, against the first."""
-    first, others = ranked[0], ranked[2:]
-    if not others:
-        return
-    if len(ranked) <= FEW:
-        for one in others:
-            found = _ratio(one, first)
-            ratio = _as_ratio(one, found, " times")
-            against = f", {ratio} as far as {first.name}" if not first.whole else ""
-            yield _sentence(f"{one.gradient} reaches {_far(one)}{against}")
-        return
-    close = [one for one in ranked[1:] if not _ratio(first, one).is_certain]
-    least = min(others, key=_mean_reach)
-    rest = f"the shortest reach is {_near(least)}" + ("" if least.group.settings else " steps")
-    told = sum(_ratio(first, one).has_interval for one in ranked[1:])
-    words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it; "
-    yield _sentence(f"{words if told else ''}{rest}")
-    yield "The first of many is picked after the fact: its lead is flattered by chance."
-
-
-def _results(field: Field, ranked: Sequence[Contender]) -> Iterable[str]:
-    """Whether a longer reach went with better results."""
+def _results(field: Field, ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
+    """Whether losing less went with better results."""
     if not field.one_problem:
-        yield "Results of different tasks or lengths are not compared; reaches are, by lag alone."
+        yield "Results of different tasks or lengths are not compared; decades per 100 steps are."
         return
-    yield from _bought(*ranked[:2])
+    yield from _bought(ranked[0], ranked[1], what)
     name = _result(ranked)
     if name is None:
         return
     if len(ranked) > FEW:
-        yield from _together(name, ranked)
+        yield from _together(name, ranked, what)
     elif others := ranked[2:]:
-        found = [(one, mean_over(one.values(name))) for one in others]
+        found = [(one, one.estimate(name)) for one in others]
         words = (f"{one.name} {with_interval(mean, mean.n)}" for one, mean in found)
         yield _sentence(f"{_in_words(name)} of the others: {_listed(words)}")
+    yield _when_results(ranked)
 
 
-def _bought(first: Contender, second: Contender) -> Iterable[str]:
-    """Whether the longer reach of the two went with better results."""
+def _bought(first: Contender, second: Contender, what: Decades) -> Iterable[str]:
+    """Whether the one of the two that loses less has better results."""
     name = _result([first, second])
     if name is None:
-        yield "No results were recorded for both, so what the reach bought is not known."
+        yield "No results were recorded for both, so what that bought is not known."
         return
     mine, theirs = first.values(name), second.values(name)
     found = _compared(mine, theirs)
     if math.isnan(found.value):
         return
-    shared = [key for key in mine if key in theirs]
-    means = [mean_over({key: cells[key] for key in shared}) for cells in (mine, theirs)]
+    shared = set(mine) & set(theirs)
+    means = [one.estimate(name, shared) for one in (first, second)]
     texts = [with_interval(one, one.n) for one in means]
     numbers = f"{_in_words(name)} {texts[0]} against {texts[1]}"
     numbers += _against_baseline(first, name, [one.mean for one in means])
     better = (found.value > 0) == RESULTS[name]
-    if not found.has_interval:
+    if math.isnan(found.low):
         word = "went with better results" if better else "did not go with better results"
         word = word if found.value else "made no difference to the results"
         yield f"That {word}, as far as single seeds tell: {numbers}."
     elif not found.is_certain:
         yield f"Whether that went with better results cannot be told: {numbers}."
-    elif _is_ahead(first, second):
+    elif what.is_ahead(first, second):
         word = "That went with better results" if better else "It did not go with better results"
         yield f"{word}: {numbers}."
     else:
@@ -250,24 +308,43 @@ def _bought(first: Contender, second: Contender) -> Iterable[str]:
         yield _sentence(f"in their results {whose} is ahead: {numbers}")
 
 
-def _together(name: str, ranked: Sequence[Contender]) -> Iterable[str]:
-    """Over many contenders, whether reach and a result go together."""
-    results = [mean_over(one.values(name)).mean for one in ranked]
-    rho, low, high = rank_correlation(list(map(_mean_reach, ranked)), results)
+def _together(name: str, ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
+    """Over many contenders, whether decades and a result go together."""
+    results = [one.estimate(name).mean for one in ranked]
+    rho, low, high = rank_correlation(list(map(what.of, ranked)), results)
     numbers = f"rank correlation {rho:.2f} [{low:.2f} to {high:.2f}] over {_many(ranked)}"
     if low <= 0 <= high:
-        yield f"Over all of them reach and {_in_words(name)} show no clear relation: {numbers}."
+        yield (
+            f"Over all of them decades lost and {_in_words(name)} show no clear relation: "
+            f"{numbers}."
+        )
     elif math.isfinite(rho):
-        more = "higher" if rho > 0 else "lower"
-        yield f"Over all of them a longer reach went with a {more} {_in_words(name)}: {numbers}."
+        more = "lower" if rho > 0 else "higher"
+        yield (
+            f"Over all of them fewer decades lost went with a {more} {_in_words(name)}: {numbers}."
+        )
 
 
 def _result_of(one: Contender) -> Iterable[str]:
     """What a single contender came to."""
     if name := _result([one]):
-        found = mean_over(one.values(name))
+        found = one.estimate(name)
         guess = _against_baseline(one, name, [found.mean])
         yield _sentence(f"{_in_words(name)} {with_interval(found, found.n)}{guess}")
+        yield _when_results([one])
+
+
+def _when_results(ranked: Sequence[Contender]) -> str:
+    """Of which parameters results are, and of which the gradient's figures."""
+    steps = {run.entry.summary.get("best/step", math.nan) for one in ranked for run in one.runs}
+    known = [step for step in steps if math.isfinite(step)]
+    at = ""
+    if known:
+        ends = dict.fromkeys(f"{end:,.0f}" for end in (min(known), max(known)))
+        at = f" (training step {' to '.join(ends)})"
+    return (
+        f"Results are of the parameters best in validation{at}, decades of the last recorded row."
+    )
 
 
 def _against_baseline(one: Contender, name: str, means: Sequence[float]) -> str:
@@ -289,38 +366,80 @@ def _result(contenders: Sequence[Contender]) -> str | None:
 # --- what it rests on -----------------------------------------------------------------------------
 
 
-def _basis(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
-    runs = [run for one in measured for run in one.measured]
+def _basis(field: Field, ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
+    runs = [run for one in ranked for run in one.measured]
     if runs:
         layer = " of the first layer" if any(run.entry.layers > 1 for run in runs) else ""
-        several = len(runs) > len(measured)
-        means = "; means over runs are geometric" if several else ""
+        how = {
+            LOST: "from lag 0 to the longest",
+            PER_100: "by the straight line through its logarithm over the lag",
+        }
         yield (
-            "The reach is the memory horizon, the lag at which the gradient has first fallen by e"
-            f"{layer}, {_when(runs)}{means}."
+            "Decades are powers of ten of |∂ℓ/∂s_t|, the gradient by the whole state, "
+            f"{how[what.name]}{layer}, {_when(runs)}."
         )
+        if any(not _has(run, PER_100) for run in runs):
+            yield "Of runs that recorded no decades they are computed from slopes and curves."
+        if len(ranked) <= FEW:
+            yield from _lines(ranked, what)
+            yield from _horizons(ranked)
         yield from _every(runs)
     if field.shared:
-        names = measured[0].group.names if measured else {}
+        names = ranked[0].group.names if ranked else {}
         told = [
             f"{names.get(key, key)} = {_all_of(values)}" for key, values in field.shared.items()
         ]
         yield f"Averaged over {' and '.join(told)}, the same for each."
-        yield from _at_each(measured)
-    for one in measured:
-        slope = _mean_slope(one)
-        if len(measured) <= FEW and slope * (_length(one) - 1) > 1:
-            yield _sentence(
-                f"{one.gradient} explodes on its way back (slope {_slope(slope)} nats per step), "
-                "so that a long reach is no merit of it"
-            )
+        yield from _at_each(ranked, what)
+
+
+def _has(run: Recorded, name: str) -> bool:
+    return run.entry.key_of(name) is not None or name in run.names
+
+
+def _lines(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
+    """The rates, and how straight the lines are; and where there is nothing at the far end."""
+    words = []
+    for one in ranked:
+        rate, r2 = (one.estimate(name).mean for name in (PER_100, R2))
+        bent = ", no straight line" if r2 < STRAIGHT else ""
+        straight = f"R² {r2:.2f}{bent}" if math.isfinite(r2) else ""
+        if what.name == LOST:
+            words.append(_own(one, _decades(rate) + (f" ({straight})" if straight else "")))
+        elif straight:
+            words.append(_own(one, straight))
+    if words:
+        which = (
+            "By straight lines over the lag, per 100 steps" if what.name == LOST else "The lines"
+        )
+        yield f"{which}: {_listed(words)}."
+    if what.name == PER_100:
+        for one in ranked:
+            if one.dead:
+                yield _sentence(f"{what.nothing(one)}; its line is through what does")
+
+
+def _horizons(ranked: Sequence[Contender]) -> Iterable[str]:
+    words = []
+    for one in ranked:
+        reach = [value for cell in one.values(HORIZON).values() for value in cell]
+        if reach:
+            middle = float(np.median(reach))
+            never = middle >= _length(one)
+            words.append(_own(one, "never" if never else f"{_steps(middle)} steps"))
+    if words:
+        yield (
+            "The memory horizon, the lag at which the gradient has first fallen by e, rests on the "
+            f"first steps back alone: {_listed(words)}"
+            + (" (medians)." if any(len(one.measured) > 1 for one in ranked) else ".")
+        )
 
 
 def _every(runs: Sequence[Recorded]) -> Iterable[str]:
     if any(run.entry.facts.get("readout") == "every" for run in runs):
         yield (
             "The task has a loss at every step, so each state receives gradient of its own, and "
-            "horizons say little about transport through time."
+            "decades and horizons say little about transport through time."
         )
 
 
@@ -338,15 +457,16 @@ def _when(runs: Sequence[Recorded]) -> str:
     return "at the last recorded row of each run"
 
 
-def _at_each(measured: Sequence[Contender]) -> Iterable[str]:
-    """Whether who reaches furthest on average does so at each shared setting."""
-    if len(measured) < 2:
+def _at_each(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
+    """Whether who loses least on average does so at each shared setting."""
+    if len(ranked) < 2 or explodes(ranked[0]):
         return
-    first = max(measured, key=_mean_reach)
-    mine, every = first.reach(), [one.reach() for one in measured]
-    keys = [key for key in mine if all(key in cells for cells in every)]
-    ahead = sum(np.mean(mine[key]) >= max(np.mean(cells[key]) for cells in every) for key in keys)
-    yield _sentence(f"{first.gradient} reaches furthest in {ahead} of these {len(keys)} settings")
+    every = [one.values(what.name) for one in ranked]
+    keys = [key for key in every[0] if all(key in cells for cells in every)]
+    ahead = sum(
+        np.mean(every[0][key]) <= min(np.mean(cells[key]) for cells in every) for key in keys
+    )
+    yield _sentence(f"{ranked[0].gradient} loses least in {ahead} of these {len(keys)} settings")
 
 
 def _counts(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
@@ -356,7 +476,7 @@ def _counts(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
         few = lost[:FEW]
         told = [f"{one.diverged} of {len(one.group.runs)} of {one.name}" for one in few]
         more = f" and {sum(one.diverged for one in lost[FEW:])} of others" if lost[FEW:] else ""
-        yield f"Diverged runs have no reach: {_listed(told)}{more} diverged."
+        yield f"Diverged runs do not count: {_listed(told)}{more} diverged."
     if going := [run for run in runs if run.entry.status not in (FINISHED, DIVERGED)]:
         taken = {id(run) for one in measured for run in one.runs}
         used = sum(id(run) in taken for run in going)
@@ -367,7 +487,7 @@ def _counts(field: Field, measured: Sequence[Contender]) -> Iterable[str]:
     seen = {id(one) for one in measured}
     if blind := [one for one in field.contenders if id(one) not in seen and one.runs]:
         names = _listed((one.group.label for one in blind), most=FEW)
-        yield f"No memory horizon was recorded for {names}: {PROBE}."
+        yield f"No adjoint slope was recorded for {names}: {PROBE}."
 
 
 def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -> Iterable[str]:
@@ -384,7 +504,7 @@ def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -
     rest = [run for run in runs if id(run) not in used]
     if unread := sum(run.unread for run in rest):
         yield (
-            f"{_have(unread, len(runs))} no memory horizon in the summary, and the arrays were not "
+            f"{_have(unread, len(runs))} no adjoint slope in the summary, and the arrays were not "
             "read."
         )
     if gone := len(rest) - unread:
@@ -397,101 +517,75 @@ def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -
 Cells = Mapping[tuple[Any, ...], Sequence[float]]
 
 
-def _mean_reach(one: Contender) -> float:
-    return mean_over(one.reach()).mean
-
-
-def _mean_slope(one: Contender) -> float:
-    """NaN where none was measured."""
-    return mean_over(one.values(SLOPE)).mean
-
-
-def _ratio(one: Contender, other: Contender) -> Difference:
-    """Of the reaches, as a difference of logarithms; NaN if they share no setting."""
-    return _compared(one.reach(), other.reach())
-
-
 def _compared(mine: Cells, theirs: Cells) -> Difference:
     """At the settings that both have: over seeds, or over settings where these have one seed."""
     pairs = [(values, theirs[key]) for key, values in mine.items() if key in theirs]
     if not pairs:
         return Difference(math.nan, math.nan, math.nan)
     found = difference(pairs)
-    return found if found.has_interval or len(pairs) < 2 else paired(pairs)
+    return found if not math.isnan(found.low) or len(pairs) < 2 else paired(pairs)
 
 
-def _is_ahead(first: Contender, second: Contender) -> bool:
-    """Whether the title says so."""
-    if second.whole and first.values(SLOPE) and second.values(SLOPE):
-        return _compared(first.values(SLOPE), second.values(SLOPE)).is_certain
-    return not second.whole and _ratio(first, second).is_certain
-
-
-def _far(one: Contender, *, unit: bool = True) -> str:
-    """``87 steps``, ``at least 100 steps, the whole sequence``."""
-    reach = math.exp(_mean_reach(one))
-    text = f"{_steps(reach)} steps" if unit else _steps(reach)
-    if not one.whole:
-        return text
-    if one.whole == len(one.measured):
-        return f"at least {text}, the whole sequence"
-    return f"at least {text}, in {one.whole} of {len(one.measured)} runs the whole sequence"
-
-
-def _near(one: Contender) -> str:
-    """``the GRU's 21``, ``that with forget_bias = 2 (21 steps)``."""
+def _near(one: Contender, value: float) -> str:
+    """``the GRU's 21``, ``that with forget_bias = 2 (21 decades)``."""
     if one.group.settings:
-        return f"{one.name} ({_far(one)})"
-    return f"{one.name} {_far(one, unit=False)}"
+        return f"{one.name} ({_decades(value)} decades)"
+    return f"{one.name} {_decades(value)}"
 
 
-def _as_ratio(one: Contender, found: Difference, unit: str) -> str:
-    """``4.1 times [2.9 to 5.6]``; a lower bound where the first reaches the whole sequence."""
-    ratio = _two(math.exp(found.value))
+def _own(one: Contender, words: str) -> str:
+    """``the GRU's 21``, ``that with forget_bias = 2: 21``."""
+    return f"{one.name}{':' if one.group.settings else ''} {words}"
+
+
+def _interval(found: Difference) -> str:
+    """``42 [40 to 44]``."""
     if not found.has_interval:
-        return f"at least {ratio}{unit}" if one.whole else f"{ratio}{unit}"
-    low, high = (_two(math.exp(min(end, 700.0))) for end in (found.low, found.high))
-    if one.whole:
-        return f"at least {ratio}{unit} [{low} or more]"
-    return f"{ratio}{unit} [{low} to {high}]"
+        return _decades(found.value)
+    return f"{_decades(found.value)} [{_decades(found.low)} to {_decades(found.high)}]"
 
 
-def _seeds(contenders: Sequence[Contender]) -> str:
+def _seeds(contenders: Sequence[Contender], what: Decades) -> str:
     """``3 seeds each, 95 % interval``."""
     counts = [len(one.measured) for one in contenders]
     settings = max(len(one.cells) for one in contenders)
-    what = "run" if settings > 1 else "seed"
+    unit = "run" if settings > 1 else "seed"
     each = " each" if len(counts) > 1 else ""
     if max(counts) == 1:
-        return f"one {what}{each}, so no interval"
-    told = f"{_number(counts[0], what)}{each}"
+        return f"one {unit}{each}, so no interval"
+    told = f"{_number(counts[0], unit)}{each}"
     if len(set(counts)) > 1:
-        told = f"{' and '.join(map(str, counts))} {what}s"
-    if all(len(v) > 1 for one in contenders for v in one.reach().values()):
-        return f"{told}, 95 % interval"
-    if len(contenders) == 2 and _ratio(*contenders).has_interval:
-        return f"{told}, 95 % interval over settings"
-    return f"{told}, too few for an interval"
+        told = f"{' and '.join(map(str, counts))} {unit}s"
+    if any(map(what.is_dead, contenders)):
+        return told
+    if len(contenders) == 1:
+        found = contenders[0].estimate(what.name)
+        low, high = found.low, found.high
+    else:
+        _, low, high = what.difference(*contenders)
+    if math.isnan(low):
+        return f"{told}, too few for an interval"
+    if low == high:
+        return f"{told}, all alike"
+    within = all(len(v) > 1 for one in contenders for v in one.values(what.name).values())
+    return f"{told}, 95 % interval" + ("" if within else " over settings")
+
+
+def _does(value: float, explodes: bool) -> str:
+    return (
+        f"grows by {_decades(-value)} decades" if explodes else f"loses {_decades(value)} decades"
+    )
+
+
+def _decades(value: float) -> str:
+    """Two digits; all before the point."""
+    value = round(value, 4) + 0.0
+    return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:#.2g}".rstrip(".")
 
 
 def _steps(value: float) -> str:
     """Timesteps: one decimal below 10."""
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
-
-
-def _two(value: float) -> str:
-    """A ratio with two digits, three near 1."""
-    if value < 0.01:
-        return "under 0.01"
-    if value > 1000:
-        return "over 1,000"
-    if value < 0.8:
-        return f"{value:#.2g}"
-    return f"{value:.{2 if value < 1.25 else 1 if value < 9.95 else 0}f}"
-
-
-def _slope(value: float) -> str:
-    return f"{value:+.2g}"
 
 
 def _length(one: Contender) -> float:

@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.groups import MODEL, by_settings, called, settings_of_course, short, shown
+from gradlab.compare.groups import (
+    MODEL,
+    by_settings,
+    called,
+    once,
+    settings_of_course,
+    short,
+    shown,
+)
 from gradlab.compare.jobs import FINISHED
 from gradlab.compare.runs import SEED, Entry, part, same
-from gradlab.compare.statistics import Estimate, estimate
-from gradlab.compare.table import figures_of
+from gradlab.compare.statistics import Estimate
+from gradlab.compare.table import average, figures_of
 
 HIDDEN = "model.hidden"
 TOLERANCE = 0.15
@@ -85,7 +93,7 @@ def matched(runs: Sequence[Entry]) -> tuple[Matched, Matched]:
     equal stand in one level. Settings that only one of the models has (a forget bias) tell rows
     apart.
     """
-    cells = _cells([run for run in runs if run.status == FINISHED and run.hidden])
+    cells = _cells(once([run for run in runs if run.status == FINISHED and run.hidden]))
     by_hidden, by_parameters = _by_hidden(cells), _by_parameters(cells)
     few = "" if _models(cells) > 1 else _one_model([cell.base for cell in cells])
     return (
@@ -116,7 +124,7 @@ def _cells(runs: Sequence[Entry]) -> list[_Cell]:
             first.hidden,
             first.parameters,
             len(those),
-            {name: estimate(run.figure(name) for run in those) for name in wanted},
+            {name: average(those, name) for name in wanted},
         )
         words = [first.task] if several else []
         words += [said for key, said in equals.items() if key not in own and key not in TASK]

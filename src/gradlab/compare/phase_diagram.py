@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gradlab.compare.groups import by_settings, once
 from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.runs import SEED, Entry, is_number, settings_that_differ
 from gradlab.compare.table import as_csv
@@ -71,15 +72,15 @@ SLOPE = Panel(
 )
 HORIZON = Panel(
     "memory_horizon",
-    "How far back does it reach?",
-    "memory horizon (steps)\nwhere it has fallen by e; T: never",
+    "Where has it first fallen by e?",
+    "memory horizon (steps)\nT: nowhere in the sequence",
     "viridis",
     False,
 )
 LYAPUNOV = Panel(
     "lyapunov_exponent",
-    "Order or chaos?",
-    "largest Lyapunov exponent λ₁\n(nats per step); above 0: chaos",
+    "Do small changes of the state grow?",
+    "largest Lyapunov exponent λ₁\n(nats per step); above 0: they grow",
     "RdBu_r",
     True,
 )
@@ -161,9 +162,13 @@ def diagram(runs: Sequence[Entry]) -> Diagram | None:
     differ.pop(SEED, None)
     if len(differ) != 2 or not all(is_number(v) for values in differ.values() for v in values):
         return None
-    (x_key, x), (y_key, y) = differ.items()
-    cells = len(set(map(float, x))) * len(set(map(float, y)))
-    if FILLED * cells > len(runs):  # no array is made of the many cells of a random search
+    x_key, y_key = differ
+    cells = by_settings(differ, runs)
+    placed = [(values, run) for values, those in cells for run in once(those)]
+    runs = [run for _, run in placed]
+    x, y = ([values[key] for values, _ in placed] for key in (x_key, y_key))
+    size = len(set(map(float, x))) * len(set(map(float, y)))
+    if FILLED * size > len(runs):  # no array is made of the many cells of a random search
         return None
     across, up, runs_of = _sums(x, y, [1] * len(runs))
     if min(runs_of.shape) < 2 or np.mean(runs_of > 0) < FILLED:

@@ -13,27 +13,47 @@ import xarray
 
 from gradlab.compare.progress import Progress
 from gradlab.compare.runs import Entry
+from gradlab.compare.statistics import decay
 from gradlab.errors import BadInput, first_line
 from gradlab.record.figures.common import measured, spread
+from gradlab.record.lags import values_by_lag
 from gradlab.record.reader import Run, open_run
+from gradlab.variable import over_lag_name
 
+ADJOINT = "adj_h_log10"
 CURVES = {
-    "adj_h_log10": "adjoint ∂ℓ/∂h",
+    ADJOINT: "adjoint ∂ℓ/∂h",
     "adj_c_log10": "adjoint ∂ℓ/∂c",
-    "forget_product_log10": "forget product",
+    "forget_product_rms_log10": "forget product, root mean square over units",
+    "forget_product_log10": "forget product, typical unit",
     "forget_path_log10": "forget path",
     "residual_path_log10": "residual path",
     "whole_path_log10": "true ∂c_T/∂c_t",
     "long_jacobian_log10": "long-term Jacobian",
     "pascanu_bound_log10": "Pascanu's bound",
 }
-"""Variables over lag that are compared, in words; norms as log10."""
+"""Variables over lag that are compared, in words, by their names over ``t``; as log10.
+
+All are norms, or stand beside norms, but for the typical unit: a mean over units of logarithms.
+"""
+LOST, PER_100, R2, SLOPE, HORIZON = (
+    "decades_lost",
+    "decades_per_100",
+    "adjoint_line_r2",
+    "adjoint_slope",
+    "memory_horizon",
+)
 SERIES = {
-    "adjoint_slope": "adjoint slope (nats per step)",
-    "memory_horizon": "memory horizon (steps)",
+    LOST: "decades lost over the sequence",
+    PER_100: "decades lost per 100 steps",
+    R2: "R² of the line over the lag",
+    SLOPE: "adjoint slope (nats per step)",
+    HORIZON: "memory horizon (steps until a fall by e)",
     "lyapunov_exponent": "λ₁ (nats per step)",
 }
 """Figures of each layer over training that are compared, in words."""
+SOURCES = {PER_100: SLOPE, LOST: ADJOINT, R2: ADJOINT}
+"""What decades are computed from in a run that recorded none."""
 _EMPTY = xarray.Dataset()
 T = TypeVar("T")
 
@@ -103,6 +123,10 @@ class Recorded:
         """The variables over training step alone, as ``train/loss``."""
         return tuple(map(str, self._scalars.data_vars))
 
+    def has(self, name: str) -> bool:
+        """Whether :meth:`series` may have a variable."""
+        return name in self.names or SOURCES.get(name) in self.names
+
     def curve(self, name: str, most_steps: int = 0, most_lags: int = 0) -> Curve | None:
         """A variable of :data:`CURVES`, or None if it was never measured.
 
@@ -115,21 +139,29 @@ class Recorded:
         return self._asked(name, lambda: self._curve(name, most_steps, most_lags))
 
     def _curve(self, name: str, most_steps: int, most_lags: int) -> Curve | None:
-        if name not in self._curves:
+        kept = self._kept(name)
+        if not kept:
             return None
-        found = self._curves[name].transpose("step", "layer", "t")
-        steps, length = found["step"].values, found.sizes["t"]
-        rows = measured(self._curves, name)
+        along = "t" if kept == name else "back"
+        curves = self._curves[[kept]].transpose("step", "layer", along)
+        steps = curves["step"].values
+        rows = measured(curves, kept)
         if not len(rows):
             return None
         if most_steps:
             rows = rows[spread(len(rows), most_steps)]
-        back = np.arange(length)[::-1]  # positions along t by ascending lag
+        lags = np.arange(curves[kept].shape[-1])
         if most_lags:
-            back = back[spread(length, most_lags)]
+            lags = lags[spread(len(lags), most_lags)]
         few = len(rows) < len(steps) / 4
-        values = found.isel(step=rows).values if few else found.values[rows]
-        return Curve(steps[rows], length - 1 - back, values[:, :, back].astype(np.float32))
+        values = values_by_lag(curves.isel(step=rows) if few else curves, name)
+        values = values[:, :, lags] if few else values[rows][:, :, lags]
+        return Curve(steps[rows], lags, values.astype(np.float32))
+
+    def _kept(self, name: str) -> str:
+        """What a curve is recorded as: by lag, or over ``t`` alone; empty for neither."""
+        names = (over_lag_name(name), name)
+        return next((one for one in names if one in self._curves), "")
 
     @property
     def rows(self) -> int:
@@ -138,13 +170,18 @@ class Recorded:
 
     def measured(self, name: str) -> tuple[int, int, int]:
         """How many training steps (an upper limit), layers and lags a curve has; zeros without."""
-        if name not in self._curves:
+        kept = self._kept(name)
+        if not kept:
             return 0, 0, 0
-        sizes = self._curves[name].sizes
-        return sizes["step"], sizes["layer"], sizes["t"]
+        sizes = self._curves[kept].sizes
+        return sizes["step"], sizes["layer"], sizes["t" if kept == name else "back"]
 
     def series(self, name: str) -> Series | None:
-        """A scalar, or a variable of :data:`SERIES`, or None if it was never measured."""
+        """A scalar, or a variable of :data:`SERIES`, or None if it was never measured.
+
+        Of a run that was recorded before there were decades they are computed from what it has:
+        see :func:`decades_of`.
+        """
         return self._asked(name, lambda: self._of_series(name))
 
     def _of_series(self, name: str) -> Series | None:
@@ -156,7 +193,7 @@ class Recorded:
                 found = found.isel(index=0)
             values = found.transpose("step", "layer").values
         else:
-            return None
+            return decades_of(self, name)
         rows = np.flatnonzero(~np.isnan(values).all(1))
         if not len(rows):
             return None
@@ -164,9 +201,15 @@ class Recorded:
 
     def last(self, name: str) -> float:
         """The last measured value of a series, of the first layer; or NaN."""
-        found = self.series(name)
-        known = [] if found is None else found.values[~np.isnan(found.values[:, 0]), 0]
-        return float(known[-1]) if len(known) else math.nan
+        if name not in self._last:
+            found = self.series(name)
+            known = [] if found is None else found.values[~np.isnan(found.values[:, 0]), 0]
+            self._last[name] = float(known[-1]) if len(known) else math.nan
+        return self._last[name]
+
+    @cached_property
+    def _last(self) -> dict[str, float]:
+        return {}
 
     def _asked(self, name: str, read: Callable[[], T]) -> T | None:
         """What is read, or None with a line in ``lost``: the other runs are to be seen."""
@@ -183,6 +226,35 @@ class Recorded:
     @cached_property
     def _scalars(self) -> xarray.Dataset:
         return self.run.scalars if self.run is not None else _EMPTY
+
+
+def decades_of(run: Recorded, name: str) -> Series | None:
+    """Decades lost, their rate or its R², for a run that recorded none; None for other names.
+
+    The rate is the recorded slope in another unit. What is lost and R² are of the norm of the whole
+    state, whose parts were recorded: the root of the sum of their squares, each a geometric mean
+    over examples, so that it is exact for one example or one part.
+    """
+    if name not in SOURCES:
+        return None
+    if name == PER_100:
+        slope = run.series(SLOPE)
+        return slope and slope._replace(values=-100 / math.log(10) * slope.values)
+    read = [run.curve(part) for part in (ADJOINT, "adj_c_log10")]
+    parts = [one for one in read if one is not None]
+    if not parts:
+        return None
+    steps, lags, _ = parts[0]
+    squares = [2 * math.log(10) * one.values.astype(float) for one in parts]
+    log10 = np.logaddexp.reduce(squares, axis=0) / (2 * math.log(10))
+    figure = fall if name == LOST else lambda curve: decay(lags, curve).r2
+    return Series(steps, np.apply_along_axis(figure, -1, log10))
+
+
+def fall(curve: np.ndarray) -> float:
+    """Decades from lag 0 to the longest lag with a value, of log10 ``(T,)``; inf to an exact 0."""
+    known = curve[~np.isnan(curve)]
+    return float(curve[0] - known[-1]) if np.isfinite(curve[0]) else math.nan
 
 
 def recorded(
@@ -205,10 +277,12 @@ def recorded(
 
 def _check_dims(curves: xarray.Dataset) -> None:
     """Refuse what bears the name of a curve and is none."""
-    for name in [*CURVES, *SERIES]:
-        wanted = {"step", "layer", "t"} if name in CURVES else {"step", "layer"}
-        if name in curves and set(curves[name].dims) - {"index"} != wanted:
-            raise BadInput(name, curves[name].dims, f"{name} over {', '.join(sorted(wanted))}")
+    wanted = {name: {"step", "layer", "t"} for name in CURVES}
+    wanted |= {over_lag_name(name): {"step", "layer", "back"} for name in CURVES}
+    wanted |= {name: {"step", "layer"} for name in SERIES}
+    for name, dims in wanted.items():
+        if name in curves and set(curves[name].dims) - {"index"} != dims:
+            raise BadInput(name, curves[name].dims, f"{name} over {', '.join(sorted(dims))}")
 
 
 def _unread(entry: Entry) -> Recorded:

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ LASTING = ("finished", "diverged", "interrupted", "crashed")
 SEED = "seed"
 IRRELEVANT = ("record", "hydra", "trainer.resume", "trainer.checkpoint_seconds")
 """Keys, and all below them, that change nothing in the numbers of a run."""
+MEASURING = ("probe", "trainer.log_every", "trainer.log_per_decade")
+"""Keys, and all below them, that say what is measured and when: they change no run's course."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?(?:=(.*))?", re.DOTALL)
 
 
@@ -102,6 +105,21 @@ class Entry:
         """What two runs have in common whose losses compare: the same data of the same length."""
         told = [self.facts.get(key) for key in ("task", "T", "readout")]
         return json.dumps([*told, self.config.get("task")], sort_keys=True, default=str)
+
+    @cached_property
+    def sample(self) -> str:
+        """What two runs have in common that are one sample: configuration, with the seed, and task.
+
+        Empty where there is no seed, so that nothing is known to be the same.
+        """
+        if SEED not in self.config:
+            return ""
+        course = {
+            key: value
+            for key, value in flat(self.config).items()
+            if not is_below(key, (*IRRELEVANT, *MEASURING))
+        }
+        return json.dumps([self.model, self.problem, course], sort_keys=True, default=str)
 
     @property
     def command(self) -> str:

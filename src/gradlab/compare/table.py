@@ -14,10 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gradlab.compare.groups import by_settings, short, shown
+from gradlab.compare.groups import by_settings, once, repeats, short, shown
 from gradlab.compare.jobs import FINISHED
+from gradlab.compare.recorded import HORIZON, LOST, PER_100, R2, SLOPE
 from gradlab.compare.runs import SEED, Entry, settings_that_differ
-from gradlab.compare.statistics import Estimate, estimate
+from gradlab.compare.statistics import Estimate, bounds_of, estimate
 from gradlab.errors import visible
 from gradlab.record.shard import replace
 
@@ -26,12 +27,22 @@ HEADINGS = {
     "val/loss": "val/loss",
     "test/loss": "test/loss",
     "test/accuracy": "test/accuracy",
-    "adjoint_slope": "adjoint slope\n(nats/step)",
-    "memory_horizon": "horizon\n(steps)",
+    LOST: "decades lost\n(lag 0 to last)",
+    PER_100: "decades lost\n(per 100 steps)",
+    R2: "R² of\nthat line",
+    SLOPE: "adjoint slope\n(nats/step)",
+    HORIZON: "horizon\n(steps to 1/e)",
     "lyapunov_exponent": "λ₁\n(nats/step)",
     "steps_per_second": "steps/s",
 }
-"""The figures of the table, most wanted first; a test loss only where there is no accuracy."""
+"""The figures of the table, most wanted first."""
+INSTEAD = {"test/loss": "test/accuracy", SLOPE: PER_100}
+"""Figures that are left out where another is there."""
+WHEN = (
+    "losses and accuracies are of the parameters best in validation, the gradient's figures of the "
+    "last row"
+)
+"""Of which step figures are."""
 MOST_ROWS = 40
 """Most settings that are printed; the file has them all."""
 
@@ -42,7 +53,7 @@ class Averages:
 
     Attributes:
       values: of the settings that differ in the sweep, the seed left out.
-      runs: all of them.
+      runs: all of them, one of each configuration and seed.
       figures: estimates over those that finished, by name.
     """
 
@@ -67,18 +78,25 @@ def settings_of(runs: Sequence[Entry]) -> list[Averages]:
     differ.pop(SEED, None)
     wanted = figures_of(runs)
     found = []
-    for values, those in by_settings(differ, runs):
+    for values, each in by_settings(differ, runs):
+        those = once(each)
         finished = [run for run in those if run.status == FINISHED]
-        figures = {name: estimate(run.figure(name) for run in finished) for name in wanted}
+        figures = {name: average(finished, name) for name in wanted}
         found.append(Averages(values, those, figures))
     return found
+
+
+def average(runs: Sequence[Entry], name: str) -> Estimate:
+    """The mean of a figure over runs, each a sample of its own."""
+    longest = max((run.length for run in runs), default=math.nan)
+    return estimate((run.figure(name) for run in runs), bounds_of(name, longest))
 
 
 def figures_of(runs: Sequence[Entry]) -> list[str]:
     """Which figures of :data:`HEADINGS` any of the finished runs has."""
     finished = [run for run in runs if run.status == FINISHED]
     found = [name for name in HEADINGS if any(run.key_of(name) for run in finished)]
-    return [name for name in found if name != "test/loss" or "test/accuracy" not in found]
+    return [name for name in found if INSTEAD.get(name) not in found]
 
 
 def heading(name: str) -> str:
@@ -99,6 +117,24 @@ def printed(settings: Sequence[Averages], width: int) -> tuple[Table, list[str]]
     if len(settings) > MOST_ROWS:
         words.append(f"{len(settings) - MOST_ROWS} more settings")
     return table, words
+
+
+def notes(settings: Sequence[Averages], runs: Sequence[Entry]) -> list[str]:
+    """How to read the table of these runs, in sentences without an end."""
+    found = []
+    told = [one for setting in settings for one in setting.figures.values() if one.n > 1]
+    if told:
+        words = ["mean ± 95 % interval (Student's t) over the finished runs of a setting"]
+        if any(one.is_range for one in told):
+            words.append("(range) where that would leave what the figure can be")
+        if any(one.is_same for one in told):
+            words.append("(identical) where all runs agree but for rounding")
+        found.append("; ".join(words))
+    names = {name for setting in settings for name in setting.figures}
+    if any("/" in name for name in names) and names & {LOST, PER_100, SLOPE, HORIZON}:
+        found.append(WHEN)
+    left_out = len(runs) - sum(len(one.runs) for one in settings)
+    return [*found, *([repeats(left_out)] if left_out else [])]
 
 
 def write_csv(runs: Sequence[Entry], path: Path) -> None:
@@ -126,13 +162,15 @@ def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
 
 def with_interval(found: Estimate, n: int) -> str:
     """``0.1234 ± 0.0012``: two digits of the interval; with its n if that is not ``n``."""
-    mean, half, _ = found
-    if not math.isfinite(mean):
+    mean, half = found.mean, found.half
+    if math.isnan(mean):
         return "–"
-    if not math.isfinite(half):
+    if math.isnan(half):
         text = f"{mean:.4g}"
-    elif half == 0:
-        text = f"{mean:.4g} ± 0"
+        if found.is_same:
+            text += " (identical)"
+        elif found.is_range:
+            text += f" (range {found.low:.3g} to {found.high:.3g})"
     else:
         digits = 1 - math.floor(math.log10(half))
         if digits > 7 or max(abs(mean), half) >= 1e6:

@@ -57,6 +57,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     from gradlab.experiment import Experiment, check_experiment
     from gradlab.launch.check import check_arguments, check_keys
     from gradlab.launch.objective import check_objective
+    from gradlab.model import InitialState
     from gradlab.probes.base import CloseProbe, StepProbe
     from gradlab.record.wandb.sink import WandbSink
     from gradlab.tasks.base import Task
@@ -65,8 +66,8 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     from gradlab.training.schedule import Schedule
 
     model, record = config["model"], config["record"]
-    sizes = {"hidden": int, "layers": int, "bidirectional": bool}
-    check_keys("model", model, sizes | {"cell": dict})
+    own = {"hidden": int, "layers": int, "bidirectional": bool, "initial_state": InitialState}
+    check_keys("model", model, own | {"cell": dict})
     switches = dict.fromkeys(("tensorboard", "figures", "terminal"), bool)
     check_keys("record", record, {"wandb": dict, **switches})
     check_arguments("record.wandb", WandbSink, record["wandb"], supplied={"directory"})
@@ -90,7 +91,7 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
             {"in_features", "hidden_features", "rngs"},
             kinds=(nnx.RNNCellBase,),
         ),
-        **{key: model[key] for key in sizes},
+        **{key: model[key] for key in own},
         task=_make("task", config["task"], kinds=(Task,)),
         optimizer=Optimizer(rule, steps=trainer.steps, **settings),
         trainer=trainer,

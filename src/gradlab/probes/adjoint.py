@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Seen, Setting, StepProbe, both_means, by_lag, check_quantiles
+from gradlab.probes.base import Seen, Setting, StepProbe, both_means, both_ways, check_quantiles
 from gradlab.variable import Variable, over_lag
 
 
@@ -28,17 +28,18 @@ class Adjoint(StepProbe):
 
     Source: Pascanu, Mikolov & Bengio (2013), equations 3 to 5, measured rather than bounded.
 
+    Cost: O(T B H), in the backward pass that trains: a norm of each adjoint as it passes by. Memory
+    O(T B), since the adjoints themselves are not kept.
+
     Mask: padding is left out. Over t an example counts at its own real steps, so that near the end
     of a padded batch only the long ones do, and steps that are far from the end of one example
     stand beside the last of another. Over the lag all examples begin at 0 and the short ones end
     first. In the backward direction of a bidirectional layer t counts as it reads.
 
-    Limits: float32 gives each norm to 1e-6 of the log10 for each hundred steps or better, at any
-    size; far smaller than what separates examples. The far end of a padded batch rests on its
-    longest examples alone. It is the adjoint of one batch; another batch has another.
-
-    Cost: O(T B H), in the backward pass that trains: a norm of each adjoint as it passes by. Memory
-    O(T B), since the adjoints themselves are not kept.
+    Limits: float32 gives the log10 to 2e-7 of itself: largest error 9e-7 over 50 steps, 3e-6 over
+    200, 2e-5 over 1000 and 1e-4 over 5000, where the norm is 10^-638 (an LSTM of 16 units against
+    the same backward pass in float64). It is the adjoint of one batch; another batch has another.
+    The far end of a padded batch rests on its longest examples alone.
 
     How to read it: over the lag, from the end of the sequence back in time. A straight line that
     falls is exponential vanishing, and its steepness the rate; one that rises is exploding; a flat
@@ -81,10 +82,10 @@ class Adjoint(StepProbe):
         found = {}
         for name, log10 in seen.adjoints.items():
             zero = jnp.sum(seen.mask & (log10 == -jnp.inf), axis=-1)
-            both = both_means(f"adj_{name}_log10", log10, seen.mask)
-            found |= both | {
-                f"adj_{name}_log10_q": self._quantiles(log10, seen.mask),
-                f"adj_{name}_over_lag_log10_q": self._quantiles(*by_lag(log10, seen.mask)),
+            quantiles, by_lag = both_ways(self._quantiles, log10, seen.mask)
+            found |= both_means(f"adj_{name}_log10", log10, seen.mask) | {
+                f"adj_{name}_log10_q": quantiles,
+                f"adj_{name}_over_lag_log10_q": by_lag,
                 f"adj_{name}_zero": zero / jnp.sum(seen.mask, axis=-1),
             }
         return found

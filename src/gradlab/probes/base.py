@@ -130,10 +130,12 @@ class CloseProbe(Probe):
 
     Attributes:
       examples: how many of them it needs the Jacobians of; a field of those that do.
+      fewest: how many examples it needs to say anything.
     """
 
     preset = "full"
     examples: int = 0
+    fewest: ClassVar[int] = 1
 
     @abc.abstractmethod
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
@@ -167,34 +169,42 @@ def by_lag(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     Index 0 of the second axis is that step; the mask says how far back an example goes. What stands
     beyond is not meant to be read.
     """
-
-    def reverse(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return values[:, ::-1], mask[:, ::-1]
-
-    def gather(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        length = mask.shape[1]
-        later = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] - 1
-        layers, steps, examples = jnp.indices(mask.shape, sparse=True)
-        steps = jnp.broadcast_to(steps, mask.shape)
-        index = (layers, jnp.where(mask, later, length), examples)
-        place = jnp.zeros(mask.shape, steps.dtype).at[index].set(steps, mode="drop")
-        real = jnp.arange(length)[None, :, None] < jnp.sum(mask, axis=1, keepdims=True)
-        return jnp.take_along_axis(values, place, axis=1), real
-
-    return lax.cond(jnp.all(mask), reverse, gather, mask)
+    length = mask.shape[1]
+    later = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] - 1
+    layers, steps, examples = jnp.indices(mask.shape, sparse=True)
+    steps = jnp.broadcast_to(steps, mask.shape)
+    index = (layers, jnp.where(mask, later, length), examples)
+    place = jnp.zeros(mask.shape, steps.dtype).at[index].set(steps, mode="drop")
+    real = jnp.arange(length)[None, :, None] < jnp.sum(mask, axis=1, keepdims=True)
+    return jnp.take_along_axis(values, place, axis=1), real
 
 
-def mean_over_lag(log10: jax.Array, mask: jax.Array) -> jax.Array:
-    """:func:`mean_log10` by steps back from each example's own end: ``(L, T, B) -> (L, T)``.
+def both_ways(
+    measure: Callable[[jax.Array, jax.Array], jax.Array], values: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What is measured of ``(L, T, B)`` at each t, and at each step back from the end.
 
-    Of the examples that go so far back; nan beyond the longest of them.
+    ``measure(values, mask)`` gives ``(..., T)``. Without padding the second is the first reversed.
     """
-    return mean_log10(*by_lag(log10, mask))
+    over_time = measure(values, mask)
+    over_lag = lax.cond(
+        jnp.all(mask), lambda: over_time[..., ::-1], lambda: measure(*by_lag(values, mask))
+    )
+    return over_time, over_lag
 
 
 def both_means(name: str, log10: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """The mean of ``name`` over t and over the lag, as :func:`gradlab.variable.over_lag` has it."""
-    return {name: mean_log10(log10, mask), over_lag_name(name): mean_over_lag(log10, mask)}
+    """The mean of ``name`` over t and over the lag, as :func:`gradlab.variable.over_lag` has it.
+
+    Over the lag of the examples that go so far back; nan beyond the longest of them.
+    """
+    over_time, over_lag = both_ways(mean_log10, log10, mask)
+    return {name: over_time, over_lag_name(name): over_lag}
+
+
+def mean_over_lag(log10: jax.Array, mask: jax.Array) -> jax.Array:
+    """The second of :func:`both_means`, ``(L, T, B) -> (L, T)``."""
+    return both_ways(mean_log10, log10, mask)[1]
 
 
 def over_layers(measure: Callable[[LayerView], Any], layers: Sequence[LayerView]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -25,7 +26,8 @@ class ClipRemoved(CloseProbe):
     to ``‖r‖``. 0 everywhere when nothing was clipped, nan when g has no part at all along r.
 
     t is real time, the timestep of the input, in both directions of a bidirectional layer. A
-    readout of the last state alone enters at each example's own last step.
+    readout of the last state alone enters at each example's own last step, a learned initial state
+    at the first step that its direction reads.
 
     Source: the clipping of Pascanu, Mikolov & Bengio (2013), section 3.2 (algorithm 1), with the
     temporal contributions of their equations 3 to 5.
@@ -61,6 +63,7 @@ class ClipRemoved(CloseProbe):
         size = norm(jnp.stack([norm(value) for value in removed.values()]))
         unit = {name: value / jnp.where(size == 0, 1, size) for name, value in removed.items()}
         parts = [_along(view, unit) for view in closeup.layers]
+        parts += [part for view in closeup.layers for part in _starts_along(view, unit)]
         parts.append(_readout_along(closeup, unit))
         by_time = _sum_over_examples(parts)
         share = by_time / jnp.sum(by_time)
@@ -84,6 +87,15 @@ def _along(view: LayerView, direction: Params) -> Scaled:
     dots = sum(jnp.sum(jnp.where(c == 0, 0, m * c), axis=-1) for m, c in pairs)
     along = Scaled(dots, cotangents.exponent)
     return jax.tree.map(lambda array: array[::-1], along) if view.backwards else along
+
+
+def _starts_along(view: LayerView, direction: Params) -> Iterator[Scaled]:
+    """The same of learned initial states: all at the first step that is read."""
+    first = -1 if view.backwards else 0
+    for name, each in view.start_contributions.items():
+        dots = jnp.sum(each.mantissa * direction[name][None], axis=-1)
+        at = jnp.zeros(view.mask.shape, dots.dtype).at[first].set(dots)
+        yield Scaled(at, jnp.broadcast_to(each.exponent, at.shape)).normalise()
 
 
 def _readout_along(closeup: Closeup, direction: Params) -> Scaled:

@@ -24,6 +24,8 @@ class ForgetPath(CloseProbe):
     forget path is the diagonal matrix of ``∏_{k>t}`` of the retention gate, per unit; the residual
     path is the rest, ``M_t`` minus that: everything that goes through a recurrent weight on its
     way. Frobenius norms per example; mean over examples of log10, over those with a nonzero value.
+    With a cut ``trainer.backward`` all three are of what the backward pass multiplies by: there
+    ``no_h_path`` leaves no residual path, and ``no_c_path`` no forget path.
 
     Source: Hochreiter & Schmidhuber (1997) and Gers, Schmidhuber & Cummins (2000) take the first
     path for the whole; this measures how far that holds. The division is exact algebra.
@@ -43,7 +45,8 @@ class ForgetPath(CloseProbe):
     network, and a forget product may be read as a horizon. Where the residual path is above it, by
     decades as in an untrained LSTM with a forget bias of 1, the gradient travels through the
     hidden state and the recurrent weights, and the gates alone underestimate it. The whole path is
-    the norm of their sum, below both where they cancel.
+    the norm of their sum, below both where they cancel. Whether the forget path suffices to learn
+    the task is seen by training without the other: ``trainer.backward=no_h_path``.
 
     Args:
       examples: how many of the examples looked at are used; all if there are fewer.
@@ -89,7 +92,5 @@ class ForgetPath(CloseProbe):
 
 
 def _paths(layer: LayerView) -> Paths:
-    gate = layer.retention
-    assert gate is not None
-    kept = jnp.where(layer.mask[..., None], gate, 1)
-    return paths(layer.jacobian, kept, layer.part(layer.memory))
+    assert layer.kept is not None
+    return paths(layer.transport, layer.kept, layer.part(layer.memory))

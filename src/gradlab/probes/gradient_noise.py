@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,8 @@ class GradientNoise(CloseProbe):
     smaller than the noise of all the rest. Compare it with the distance that the task needs, and
     with ``memory_horizon``, which knows no noise. A horizon of 0: the whole gradient is noise.
     """
+
+    fewest: ClassVar[int] = 2
 
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """A curve and a lag for each layer."""

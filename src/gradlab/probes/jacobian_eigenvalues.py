@@ -54,10 +54,11 @@ class JacobianEigenvalues(CloseProbe):
 
     How to read it: points inside the unit circle are directions that this step shrinks, and near 1
     is what is kept as it is. Closed forget gates draw the cloud to 0, and open ones to 1: that is
-    how gates make slow modes. Points that leave the circle on the right grow steadily, elsewhere
-    they turn as they grow. The gap between median and largest says whether a few directions or all
-    are slow. The eigenvalues of one step tell of the long run only where J_t hardly changes with t:
-    for that see the Lyapunov exponents.
+    how gates make slow modes. In an LSTM half of the points lie near 0: h is made anew at each
+    step. Points that leave the circle on the right grow steadily, elsewhere they turn as they grow.
+    The gap between median and largest says whether a few directions or all are slow. The
+    eigenvalues of one step tell of the long run only where J_t hardly changes with t: for that see
+    the Lyapunov exponents.
 
     Args:
       shares: of the way through the first example's real steps, where its spectrum is kept; each

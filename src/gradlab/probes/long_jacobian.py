@@ -66,7 +66,7 @@ class LongJacobian(CloseProbe):
     def __call__(self, closeup: Closeup) -> dict[str, jax.Array]:
         """See the class."""
         layers = closeup.first(self.examples)
-        largest, frobenius = over_layers(lambda layer: suffix_norms(layer.jacobian), layers)
+        largest, frobenius = over_layers(lambda layer: suffix_norms(layer.transport), layers)
         mask = jnp.stack([layer.mask for layer in layers])
         return {
             **both_means("long_jacobian_log10", largest, mask),

@@ -30,7 +30,8 @@ class TemporalContribution(CloseProbe):
 
     t runs in the direction's own reading order: for a backward direction t = 0 is the last input,
     and lags count from the first. Contributions to the readout enter where it reads, in the order
-    of the input: at an example's own last step if it reads the last state only.
+    of the input: at an example's own last step if it reads the last state only. All of what a
+    learned initial state gets enters at t = 0, at the lag of each example's first real step.
 
     Source: Pascanu, Mikolov & Bengio (2013), equations 3 to 5: the summands ∂ε/∂θ over k, here
     summed over the losses that each step has a part in.
@@ -84,6 +85,8 @@ class TemporalContribution(CloseProbe):
         found: dict[str, tuple[jax.Array, jax.Array]] = {}
         for view in closeup.layers:
             found |= _of_layer(view, split, closeup.examples)
+            for name, each in view.start_contributions.items():
+                found[name] = _of_start(view, each, split)
         by_lag = closeup.readout_by_lag(split)
         for name, parts in closeup.readout_contributions.items():
             found[name] = (scaling.log10_norm(*Scaled.of(parts, 1)), _cosine(*by_lag[name]))
@@ -115,6 +118,15 @@ def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax
         view.prefix + name: (curves[:, n], _cosine(*sums.mantissa[n]))
         for n, name in enumerate(params)
     }
+
+
+def _of_start(view: LayerView, each: Scaled, split: int) -> tuple[jax.Array, jax.Array]:
+    """The curve and the cosine of a learned initial state, from what enters of each example."""
+    steps, examples = view.mask.shape
+    long = jnp.sum(view.mask, axis=0) > split
+    parts = Sums.of([each], jnp.stack([long, ~long]))
+    curve = _log2_norms(parts)[0] * LOG10_2 - math.log10(examples)
+    return jnp.full(steps, -jnp.inf).at[0].set(curve), _cosine(*parts.mantissa[0])
 
 
 def _log2_norms(parts: Sums) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The curves of a run kept for its end, and a picture of them: timestep over training step."""
+"""The curves of a run kept for its end, and a picture of them: the lag over training step."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import NamedTuple
 import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
-from gradlab.record.keys import labels, spread, stem
+from gradlab.record.keys import curves_of, labels, spread, stem
+from gradlab.record.lags import values_by_lag
 
 MOST_COLUMNS = 400
 """Most columns of a heatmap, but for the last training step."""
-_MOST_TIMESTEPS = 512
+_MOST_LAGS = 512
 _PIXELS = 600
 
 
 class Curves(NamedTuple):
-    """One variable over ``t`` in one layer, as training went on.
+    """One variable over the lag in one layer, as training went on.
 
     Attributes:
       key: e.g. ``"adj_h/layer_0"``.
       name: the variable's, e.g. ``"adj_h_log10"``.
       variable: what it is.
       steps: training steps ``(n,)``.
-      values: ``(n, T)``, float32.
+      values: ``(n, T)``, float32, by ascending lag.
     """
 
     key: str
@@ -35,24 +36,21 @@ class Curves(NamedTuple):
 
 
 class Histories:
-    """The curves over ``layer`` and ``t`` of a run, at no more than ``capacity`` training steps.
+    """The curves over ``layer`` and lag of a run, at no more than ``capacity`` training steps.
 
     Iterating gives one :class:`Curves` for each variable and layer that was measured.
     """
 
     def __init__(self, description: Description, capacity: int = MOST_COLUMNS):
         self._layers = labels("layer", description.coords.get("layer", []))
-        self._variables = {
-            name: variable
-            for name, variable in description.variables.items()
-            if variable.dims == ("layer", "t")
-        }
+        self._variables = curves_of(description.variables)
         self._histories = {name: History(capacity) for name in self._variables}
 
     def add(self, row: Row) -> None:
         """Take the curves of the next row."""
         for name in self._variables.keys() & row.arrays.keys():
-            self._histories[name].add(row.step, np.array(row.arrays[name], np.float32))
+            values = np.array(values_by_lag(row.arrays, name), np.float32)
+            self._histories[name].add(row.step, values)
 
     def __iter__(self) -> Iterator[Curves]:
         for name, variable in self._variables.items():
@@ -90,8 +88,7 @@ def heatmap(curves: Curves) -> tuple[np.ndarray, str]:
     from gradlab.record.figures import colour_limits, heat_colours
 
     steps, variable = curves.steps, curves.variable
-    t = spread(curves.values.shape[1], _MOST_TIMESTEPS)
-    values = curves.values[:, t].T[::-1]
+    values = curves.values[:, spread(curves.values.shape[1], _MOST_LAGS)].T
     low, high = colour_limits(values)
     scaled = np.ma.masked_invalid((values - low) / (high - low))
     scaled = np.ma.where(np.isneginf(values), -1.0, scaled)
@@ -102,6 +99,6 @@ def heatmap(curves: Curves) -> tuple[np.ndarray, str]:
         f"{variable.long_name}{', log10' if log10 else ''}: "
         f"dark {low:.3g}, bright {high + 0.0:.3g}{', black exactly zero' if log10 else ''}. "
         f"Across: training step {steps[0]} to {steps[-1]}. "
-        "Up: from the first timestep (bottom) to the last (top)."
+        "Down: the lag, from the end of the sequence (top) back to its start (bottom)."
     )
     return np.repeat(np.repeat(colours, tall, 0), wide, 1), caption

@@ -14,27 +14,29 @@ from typing import Any
 import numpy as np
 
 from gradlab.record.base import Description, Row, Variable
+from gradlab.record.lags import values_by_lag
 
 MOST_KEYS = 64
 """A variable with more values than this stays in the run directory."""
 FIRST = 3
 """How many of a spectrum's values, the largest, get a key."""
 _DESCENDING = {"index", "singular"}
-_IN_THE_RUN_DIRECTORY = {"t", "unit", "log10_gate", "eigenvalue", "delay"}
+_IN_THE_RUN_DIRECTORY = {"t", "back", "unit", "log10_gate", "eigenvalue", "delay"}
 
 
 class Keys:
     """Turns the rows of one run into flat dicts of finite numbers.
 
     Scalars keep their names, arrays without a dimension too. A variable over ``layer`` and ``t``
-    gets a key for each layer and each lag that is a power of two, every other small one a key for
-    each of its values.
+    gets a key for each layer and each lag that is a power of two, with its value by lag where it is
+    recorded so, too; every other small one gets a key for each of its values.
 
     Args:
       description: of the run whose rows are to come.
     """
 
     def __init__(self, description: Description):
+        self._curves = curves_of(description.variables)
         self._plans = {
             name: _plan(name, variable, description.coords)
             for name, variable in description.variables.items()
@@ -45,6 +47,8 @@ class Keys:
         values: dict[str, float] = dict(row.scalars)
         for name, array in row.arrays.items():
             keys, positions = self._plans[name]
+            if name in self._curves:
+                array = values_by_lag(row.arrays, name)
             values.update(zip(keys, np.ravel(array)[positions].tolist(), strict=True))
         return {key: float(value) for key, value in values.items() if math.isfinite(value)}
 
@@ -64,6 +68,11 @@ def stem(name: str) -> str:
     return name.removesuffix("_log10")
 
 
+def curves_of(variables: Mapping[str, Variable]) -> dict[str, Variable]:
+    """The variables of each layer over ``t``, which are shown over the lag."""
+    return {name: one for name, one in variables.items() if one.dims == ("layer", "t")}
+
+
 def key_for_wandb(key: str) -> str:
     """W&B nests at ``.``, keeps keys that begin with ``_`` to itself, and globs at ``*``."""
     return re.sub(r"[^\w/ -]", "_", key).lstrip("_").strip("/ ") or "unnamed"
@@ -75,12 +84,9 @@ def labels(dim: str, values: Sequence[Any]) -> list[str]:
     return [prefix + str(value).replace(".", "_").replace(" ", "_") for value in values]
 
 
-def lags(t: Sequence[int]) -> list[tuple[int, int]]:
-    """Lags that are powers of two and within reach, each with its position along ``t``."""
-    last = max(t)
-    position = {last - value: index for index, value in enumerate(t)}
-    powers = (2**k for k in range(20))
-    return [(lag, position[lag]) for lag in powers if lag in position]
+def powers(length: int) -> list[int]:
+    """Lags that are powers of two, of ``length`` lags from 0 on."""
+    return [2**k for k in range(20) if 2**k < length]
 
 
 def spread(length: int, most: int) -> list[int]:
@@ -97,9 +103,9 @@ def _plan(
     shape = [len(coords[dim]) for dim in dims]
     positions = np.arange(math.prod(shape)).reshape(shape)
     if dims == ("layer", "t"):
-        at = lags(coords["t"])
-        parts = [labels("layer", coords["layer"]), [f"lag_{lag:05d}" for lag, _ in at]]
-        positions = positions[:, [t for _, t in at]]
+        lags = powers(len(coords["t"]))
+        parts = [labels("layer", coords["layer"]), [f"lag_{lag:05d}" for lag in lags]]
+        positions = positions[:, lags]
     elif _IN_THE_RUN_DIRECTORY & set(dims):
         return none
     else:

@@ -4,7 +4,7 @@ What a run looks like there (``tensorboard --logdir RUN_DIRECTORY``, or a folder
 
 ===========  ===================================================================================
 scalars      the row's flat keys (:mod:`gradlab.record.keys`); at the end ``outcome/…``
-images       at the end ``heatmap/adj_h/layer_0``, …: timestep over training step, colour = log10
+images       at the end ``heatmap/adj_h/layer_0``, …: lag over training step, colour = log10
 text         ``run/config``, ``run/facts``, ``run/baseline``; at the end ``run/outcome``,
              ``run/verdict`` and, for how to read the images, ``run/heatmaps``
 ===========  ===================================================================================

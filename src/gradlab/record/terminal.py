@@ -22,6 +22,13 @@ PLAIN_LINES = 10
 """About this many progress lines are printed where nothing can be kept up to date."""
 PER_SECOND = 4
 """How often a terminal is drawn anew."""
+_ROBUST_FIRST = (
+    "decades_lost",
+    "decades_per_100",
+    "adjoint_line_r2",
+    "adjoint_slope",
+    "memory_horizon",
+)
 _COLOURS = {"finished": "green", "diverged": "red", "crashed": "red"}
 
 
@@ -73,6 +80,7 @@ class Terminal(Screen):
         self.layers = list(description.coords.get("layer", []))
         self.start: tuple[float, int] | None = None
         self.next_line, self.shown, self.latest = 0.0, -1, {}
+        self.measured: int | None = None
         self._print(_header(description, self.baseline), style="bold")
         self.recorded = description.recorded
         if description.resumed:
@@ -82,6 +90,8 @@ class Terminal(Screen):
 
     def log(self, row: Row) -> None:
         """Show the latest figures; of a run that is resumed, those that are new."""
+        if row.scalars:  # else it is the step at which the run diverged, which was not made
+            self.measured = row.step
         if row.step <= self.recorded:
             return
         now = time.monotonic()
@@ -99,7 +109,7 @@ class Terminal(Screen):
         """Print the last progress line, a table of the final figures, and the verdict."""
         if not self._end_live() and self.start and self.last[0] != self.shown:
             self._print(self.last[1])
-        figures = _table(outcome)
+        figures = _table(outcome, self.measured)
         if figures.row_count:
             self.console.print(figures)
         told = outcome.reason.startswith(outcome.status)  # as "diverged at step 3: ..."
@@ -165,23 +175,54 @@ def _header(description: Description, baseline: Mapping[str, Any] | None) -> str
     return " · ".join(parts)
 
 
-def _table(outcome: Outcome) -> Table:
+def _table(outcome: Outcome, measured: int | None) -> Table:
+    """The final figures, each with the training step that it is of.
+
+    Args:
+      outcome: of the run.
+      measured: the last step that was measured; None if there is none.
+    """
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column()
     table.add_column(justify="right")
-    for name, value in outcome.summary.items():
+    table.add_column()
+    best = outcome.summary.get("best/step")
+    for name in sorted(outcome.summary, key=_place):
         if AT_LENGTH not in name:  # the verdict has them side by side
-            table.add_row(name, figure(value))
+            table.add_row(name, figure(outcome.summary[name]), _of_step(name, measured, best))
     speed = outcome.timings.get("steps_per_second")
     if speed is not None:
         table.add_row("steps per second", figure(speed))
     overhead = outcome.timings.get("probe_overhead")
     if overhead is not None:
-        table.add_row("cost of probing", f"{overhead:.3g} × a plain step")
+        table.add_row("a probed step (probe_overhead)", f"{overhead:.3g} × a plain step")
     look = outcome.timings.get("close_look")
     if look is not None:
         table.add_row("one close look", f"{look:.3g} s")
     return table
+
+
+def _place(name: str) -> int:
+    """Of a final figure: training, then what is robust of the gradient, other probes, scores."""
+    if name == "steps" or name.startswith("train/"):
+        return 0
+    if name == "best/step" or name.startswith(("val/", "test/")):
+        return len(_ROBUST_FIRST) + 2
+    probe = name.partition("/")[0]
+    known = probe in _ROBUST_FIRST
+    return 1 + (_ROBUST_FIRST.index(probe) if known else len(_ROBUST_FIRST))
+
+
+def _of_step(name: str, measured: int | None, best: float | None) -> str:
+    """The training step that a final figure is of, in words."""
+    if name in ("steps", "best/step"):
+        return ""
+    if name.startswith(("val/", "test/")):
+        return "" if best is None else f"step {best:,.0f}, best in validation"
+    if measured is None:
+        return ""
+    is_mean = name in ("train/loss", "train/clip_rate", "train/penalty")  # since the row before
+    return f"{'mean up to ' if is_mean else ''}step {measured:,}"
 
 
 def figure(value: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gradlab.bptt.passes import Route
 from gradlab.errors import BadInput, CannotRecord, number, whole_number
 from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink
 from gradlab.training.checkpoint import Best, Position
@@ -37,6 +38,8 @@ class Trainer:
         end; None: never.
       mesh: ``"data"`` splits each batch over all devices of all processes; None: one device.
       test_lengths: further lengths of the sequences to test at, each once, in timesteps.
+      backward: what passes back from each timestep, in the backward pass alone, as for
+        :func:`gradlab.bptt.unroll.unroll`.
 
     Raises:
       BadInput: if one of them is too small or too large.
@@ -51,6 +54,7 @@ class Trainer:
     checkpoint_seconds: float | None = 30.0
     mesh: Literal["data"] | None = None
     test_lengths: Sequence[int] = ()
+    backward: Route = "full"
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "eval_every", "eval_batch"):

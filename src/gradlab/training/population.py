@@ -65,11 +65,9 @@ def numbers_of(steps: Steps) -> dict[str, float]:
 
 def together(one: Steps, other: Steps) -> bool:
     """Whether two members can share a program: they are alike in all but numbers and arrays."""
-    same = (one.batch, one.examples, one.shape, one.setting, one.names) == (
-        *(other.batch, other.examples, other.shape, other.setting, other.names),
-    )
+    same = ("batch", "examples", "shape", "setting", "names", "backward")
     return (
-        same
+        all(getattr(one, what) == getattr(other, what) for what in same)
         and one.test_tasks.keys() == other.test_tasks.keys()
         and one.variables == other.variables
         and _shapes(one) == _shapes(other)

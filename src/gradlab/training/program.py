@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradlab.bptt.precision import in_all_digits
 from gradlab.model import per_example_accuracy, per_example_loss
 from gradlab.tasks.base import Batch, Task
 from gradlab.training.step import Report, State, Steps
@@ -208,6 +209,7 @@ def test_at(steps: Steps, length: int, chunk: int) -> tuple[Batch, jax.Array]:
     return in_chunks(steps.test_tasks[length].held_out("test"), chunk, steps.mesh.devices)
 
 
+@in_all_digits
 def scores(steps: Steps, params: Any, split: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
     """Mean loss and, for classification, accuracy of a split from :func:`held_out`, () each."""
     task = steps.task

@@ -18,8 +18,10 @@ from jax import lax
 
 from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.parts import by_name, names_of
+from gradlab.bptt.passes import Route
+from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import LOG10_2
-from gradlab.bptt.unroll import Trace, make_taps
+from gradlab.bptt.unroll import Trace, check_route, make_taps
 from gradlab.cells import stock
 from gradlab.model import SequenceModel, per_example_loss
 from gradlab.probes.base import CloseProbe, Probe, Seen, StepProbe, norm
@@ -81,12 +83,14 @@ class Steps:
       test_tasks: the task at each further length that it is tested at.
       probes_by_preset: whether a preset chose the probes; then those that cannot measure this model
         are left out.
+      backward: what passes back from each timestep, as for :func:`gradlab.bptt.unroll.unroll`.
 
     Attributes:
       left_out: name -> reason, of the probes that were left out.
 
     Raises:
-      BadInput: for a probe that was asked for by name and cannot measure this model.
+      BadInput: for a probe that was asked for by name and cannot measure this model, or a way back
+        that its cells do not have.
     """
 
     def __init__(
@@ -102,7 +106,10 @@ class Steps:
         mesh: DataMesh = ONE_DEVICE,
         test_tasks: Mapping[int, Task] | None = None,
         probes_by_preset: bool = False,
+        backward: Route = "full",
     ):
+        check_route(backward, model.layers, "trainer.backward")
+        self.backward: Route = backward
         self.mesh, self.test_tasks = mesh, dict(test_tasks or {})
         self.graph, self.first_params, self.rest = nnx.split(model, nnx.Param, ...)
         self.names = model.layer_names()
@@ -134,10 +141,11 @@ class Steps:
 
     def loss(self, params: Any, batch: Batch, taps: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         """``(mean loss, traces)`` of a batch."""
-        forward = self.model(params)(batch.inputs, batch.mask, taps)
+        forward = self.model(params)(batch.inputs, batch.mask, taps, self.backward)
         each = per_example_loss(self.task.loss, forward.outputs, batch.targets, batch.weights)
         return jnp.mean(each), forward.traces
 
+    @in_all_digits
     def advance(self, state: State, data: Any, count: jax.Array) -> tuple[State, Report]:
         """``count`` plain steps in one compiled loop; the report holds means over them."""
 
@@ -152,6 +160,7 @@ class Steps:
         state, total = lax.fori_loop(0, count, plain, (state, zero))
         return state, jax.tree.map(lambda x: x / jnp.asarray(count, x.dtype), total)
 
+    @in_all_digits
     def probe(self, state: State, data: Any) -> tuple[State, Report, dict[str, jax.Array]]:
         """One step with the probes' measurements, of the parameters before its update."""
         batch = self.draw(state, data)
@@ -183,11 +192,16 @@ class Steps:
         """Whether there is anything for :meth:`measure` to measure."""
         return any(isinstance(one, CloseProbe) for one in self.probes.values())
 
+    @in_all_digits
     def measure(self, state: State, data: Any) -> dict[str, jax.Array]:
         """The close probes' measurements of the step ``state`` is about to make."""
         batch = self.mesh.whole(self.draw(state, data))
         closeup = self.closeup(
-            state.params, batch, self.examples, lambda: self._removed(state, batch)
+            state.params,
+            batch,
+            self.examples,
+            backward=self.backward,
+            removed=lambda: self._removed(state, batch),
         )
         assert list(closeup.params) == names_of(state.params)
         measured: dict[str, jax.Array] = {}
@@ -201,9 +215,14 @@ class Steps:
         params: Any,
         batch: Batch,
         examples: int | None,
+        *,
+        backward: Route = "full",
         removed: Callable[[], Mapping[str, jax.Array]] | None = None,
     ) -> Closeup:
-        """A close look at the first ``examples`` (None: all) of a batch."""
+        """A close look at the first ``examples`` (None: all) of a batch.
+
+        A penalty looks at the true gradient, whatever the training makes of it.
+        """
         model, few = self.model(params), slice(examples)
         every = self.task.readout == "every"
         targets = batch.targets[:, few] if every else batch.targets[few]
@@ -217,9 +236,13 @@ class Steps:
             mask=None if batch.mask is None else batch.mask[:, few],
             names=self.names,
             batch=self.batch,
+            start=model.start(),
+            learns_start=model.learns_start,
+            backward=backward,
             removed=removed if self.optimizer.clips else None,
         )
 
+    @in_all_digits
     def inspect(self, state: State, data: Any) -> tuple[Any, Any, Any, Any]:
         """Loss, gradients, log10 adjoints and traces of the step ``state`` is about to make.
 

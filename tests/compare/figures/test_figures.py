@@ -11,13 +11,14 @@ import matplotlib
 import numpy as np
 import pytest
 import scipy.stats
+import zarr
 from PIL import Image
 
 from gradlab import open_run
 from gradlab.compare.figures import FIGURES, draw
 from gradlab.compare.figures.bands import Shown, band
 from gradlab.compare.figures.style import DOUBLE, FORMATS, SINGLE, STYLE, looks_of, safe, save
-from gradlab.compare.groups import Group, counted, groups_of
+from gradlab.compare.groups import Group, counted, groups_of, once
 from gradlab.compare.matched import matched
 from gradlab.compare.recorded import Recorded, recorded
 from gradlab.compare.runs import Entry, runs_in
@@ -174,12 +175,11 @@ def test_matched_writes_the_estimates_of_the_comparison(drawn):
     by_hidden, _ = matched(runs_in(sweep))
     rows = table(out / "matched.csv")
     for expected in by_hidden.levels[0].rows:
-        (row,) = [
-            r for r in rows if r["model"] == expected.model and r["figure"] == "memory_horizon"
-        ]
-        mean, half, _ = expected.figures["memory_horizon"]
-        assert float(row["mean"]) == mean
-        assert float(row["high"]) == mean + half
+        (row,) = [r for r in rows if r["model"] == expected.model and r["figure"] == "decades_lost"]
+        estimate = expected.figures["decades_lost"]
+        assert float(row["mean"]) == estimate.mean
+        assert (float(row["low"]), float(row["high"])) == (estimate.low, estimate.high)
+        assert row["low_high"] == "95 % interval"
 
 
 def test_a_grid_of_two_numbers_gives_a_phase_diagram(tmp_path):
@@ -212,6 +212,40 @@ def test_lines_of_other_lengths_align_and_ragged_ends_are_left_out():
     assert np.isnan(found.low[2])
     assert band([short, short, longer]).x.tolist() == [0, 1]
     assert band([(x, np.full(4, np.nan))]) is None
+
+
+def test_a_shade_does_not_leave_what_the_figure_can_be(tmp_path):
+    """0.99, 0.8 and 1.0 have an interval up to 1.2: of an accuracy, the range stands instead."""
+    record_sweep(tmp_path, models=("rnn",), T=16, rows=2)
+    for number, accuracy in enumerate((0.99, 0.8, 1.0)):
+        path = str(tmp_path / str(number) / "arrays.zarr" / "val_accuracy")
+        zarr.open_array(path, mode="r+")[:] = accuracy
+    rows = numbers(page("metric", tmp_path))
+    assert [(r["low"], r["high"], r["low_high"]) for r in rows] == [(0.8, 1.0, "range")] * len(rows)
+    rows = numbers(page("slope", tmp_path))
+    assert {row["low_high"] for row in rows} == {"95 % interval"}
+
+
+def test_one_seed_given_twice_is_drawn_once(tmp_path):
+    sweep = record_sweep(tmp_path / "a", models=("rnn",), seeds=(0, 1), T=16, rows=2)
+    record_run(tmp_path / "b", "rnn", 1, T=16, rows=2)
+    runs = recorded(runs_in(sweep, tmp_path / "b"))
+    assert len(runs) == 3
+    assert len(once(runs)) == 2
+    draw(runs, tmp_path / "out")
+    assert {row["runs"] for row in table(tmp_path / "out" / "decades.csv")} == {"2"}
+
+
+def test_a_typical_unit_is_drawn_only_where_there_is_no_root_mean_square(drawn, tmp_path):
+    _, out, _ = drawn
+    there = {row["variable"] for row in table(out / "transport_over_lag.csv")}
+    assert "forget_product_log10" in there
+    path = record_run(tmp_path / "run", T=16, rows=1, rms=True)
+    found = page("transport_over_lag", path)
+    assert {row["variable"] for row in numbers(found)} == {
+        *("forget_product_rms_log10", "long_jacobian_log10")
+    }
+    assert "forget product\n(root mean square)" in [axes.get_title() for axes in found.figure.axes]
 
 
 def test_an_exact_zero_in_one_run_is_one_in_the_mean():

@@ -37,10 +37,8 @@ def test_a_sweep_that_finished_is_a_table_and_its_file(tmp_path, told):
     lines = [line.rstrip() for line in text.splitlines() if line]
     assert lines[0] == "sweep of 4 runs: 4 finished"
     rows = [line.split() for line in lines if line.startswith(("rnn", "lstm"))]
-    assert [row[:5] for row in rows] == [
-        ["rnn", "2", "0.550", "±", "0.64"],
-        ["lstm", "2", "0.550", "±", "0.64"],
-    ]
+    told_of = ["2", "0.55", "(range", "0.5", "to", "0.6)"]  # ± 0.64 would be a loss below 0
+    assert [row[:7] for row in rows] == [["rnn", *told_of], ["lstm", *told_of]]
     assert lines[-2:] == [
         f"numbers: {os.path.join('s', 'sweep.csv')}",
         f"compare: {os.path.join('s', 'compare.html')}",

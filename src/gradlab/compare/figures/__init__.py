@@ -21,7 +21,7 @@ from gradlab.compare.figures import (
 )
 from gradlab.compare.figures.bands import Shown
 from gradlab.compare.figures.style import STYLE, looks_of, save
-from gradlab.compare.groups import counted, groups_of
+from gradlab.compare.groups import counted, groups_of, once
 from gradlab.compare.recorded import Recorded
 
 __all__ = ["FIGURES", "draw"]
@@ -32,6 +32,8 @@ FIGURES = {
     "adjoint_heatmap": adjoint_heatmap.page,
     "loss": over_training.loss,
     "metric": over_training.metric,
+    "decades": over_training.decades,
+    "decades_per_100": over_training.rate,
     "horizon": over_training.horizon,
     "slope": over_training.slope,
     "lyapunov": over_training.lyapunov,
@@ -47,8 +49,10 @@ def draw(
     """Draw what the runs recorded, a group (all but the seed the same) a line.
 
     Lines are means over the runs that finished (over what there is where none has), shades their
-    95 % intervals over seeds. Each figure comes as PDF, SVG and PNG, and with a CSV of the plotted
-    numbers in full, one row a point. The same runs give the same bytes.
+    95 % intervals over seeds; where one would leave what the figure can be, the range over runs,
+    and the CSV says which. A configuration and seed that is there twice counts once. Each figure
+    comes as PDF, SVG and PNG, and with a CSV of the plotted numbers in full, one row a point. The
+    same runs give the same bytes.
 
     Args:
       runs: of any task, model and length; those of different lengths align by lag.
@@ -62,6 +66,7 @@ def draw(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    runs = once(runs)
     groups = [group for group in groups_of(runs) if counted(group.runs)] if runs else []
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):

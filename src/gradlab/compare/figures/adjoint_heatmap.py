@@ -11,9 +11,9 @@ from gradlab.compare.figures.bands import Shown, layer_of
 from gradlab.compare.figures.over_training import STEP
 from gradlab.compare.figures.style import DOUBLE, Page, new_grid, safe
 from gradlab.compare.groups import Group, counted
+from gradlab.compare.recorded import ADJOINT
 from gradlab.record.figures.common import colour_limits, heatmap, spread
 
-NAME = "adj_h_log10"
 MOST_STEPS, MOST_LAGS = 160, 120
 MOST_PANELS = 12
 
@@ -67,7 +67,7 @@ def _map(group: Group, layer: str) -> Map | None:
     found = [
         curve
         for run in counted(group.runs)
-        if (curve := layer_of(run, layer, run.curve(NAME, MOST_STEPS, MOST_LAGS))) is not None
+        if (curve := layer_of(run, layer, run.curve(ADJOINT, MOST_STEPS, MOST_LAGS))) is not None
     ]
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""What is drawn of a group: the mean over its runs, and its 95 % interval, along one axis."""
+"""What is drawn of a group: the mean over its runs, and how far they spread, along one axis."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from gradlab.compare.figures.style import Look, Looks
 from gradlab.compare.groups import Group, counted, only
 from gradlab.compare.recorded import Curve, Recorded, Series
-from gradlab.compare.statistics import students_t
+from gradlab.compare.statistics import UNBOUNDED, estimates
 from gradlab.record.figures.common import finite, plot, spread
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ class Band(NamedTuple):
     Attributes:
       x: ascending, ``(N,)``.
       mean: over the runs that have a value there, ``(N,)``; -inf where one of them is.
-      low, high: of the 95 % interval (Student's t); NaN with fewer than two runs.
+      low, high: as :func:`gradlab.compare.statistics.estimates` has them.
       n: how many runs there are.
+      is_range: whether ``low`` and ``high`` are the range over runs, not the 95 % interval.
     """
 
     x: np.ndarray
@@ -46,6 +47,12 @@ class Band(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     n: np.ndarray
+    is_range: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What ``low`` and ``high`` are, in a word for a file."""
+        return "range" if self.is_range else "95 % interval"
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,10 @@ class Shown:
         return self._kept[key]
 
 
-def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
-    """Lines ``(x, y)`` of a group's runs, aligned by ``x``.
+def band(
+    lines: Sequence[tuple[np.ndarray, np.ndarray]], bounds: tuple[float, float] = UNBOUNDED
+) -> Band | None:
+    """Lines ``(x, y)`` of a group's runs, aligned by ``x``; they cannot leave ``bounds``.
 
     NaN is no value. Points that fewer than half of the runs have are left out, so that a line does
     not jump where runs end. None without any value.
@@ -109,17 +118,7 @@ def band(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band | None:
         row[np.searchsorted(x, places)] = y
     n = (~np.isnan(table)).sum(0)
     enough = n >= len(known) / 2
-    x, table, n = x[enough], table[:, enough], n[enough]
-    zero = np.isinf(table).any(0)
-    whole = np.where(zero, np.nan, table)
-    total = np.where(zero, 0, np.nansum(whole, 0))
-    mean = np.where(zero, -np.inf, total / n)
-    squares = np.nansum(np.square(whole - np.where(zero, 0, mean)), 0)
-    several = (n > 1) & ~zero
-    freedom = np.maximum(n - 1, 1)
-    half = students_t(freedom) * np.sqrt(squares / freedom / n)
-    half = np.where(several, half, np.nan)
-    return Band(x, mean, mean - half, mean + half, n)
+    return Band(x[enough], *estimates(table[:, enough], bounds))
 
 
 def draw_bands(
@@ -173,11 +172,13 @@ def fit_height(
 
 
 def over_runs(
-    group: Group, line: Callable[[Recorded], tuple[np.ndarray, np.ndarray] | None]
+    group: Group,
+    line: Callable[[Recorded], tuple[np.ndarray, np.ndarray] | None],
+    bounds: tuple[float, float] = UNBOUNDED,
 ) -> Band | None:
     """The band of what ``line`` gives for each run that counts."""
     lines = [found for run in counted(group.runs) if (found := line(run)) is not None]
-    return band(lines)
+    return band(lines, bounds)
 
 
 def layer_of(run: Recorded, layer: str, found: C | None) -> C | None:
@@ -195,7 +196,8 @@ def baseline_of(runs: Sequence[Recorded], name: str) -> float:
 
 def rows_of(told: Sequence[Any], found: Band, *more: Any) -> list[list[Any]]:
     """A row for each point: what it is of, where it is, mean, low, high, n."""
-    return [[*told, *more, *point] for point in zip(*found, strict=True)]
+    points = zip(found.x, found.mean, found.low, found.high, found.n, strict=True)
+    return [[*told, *more, *point] for point in points]
 
 
 def units_of(runs: Sequence[Recorded], name: str) -> str:

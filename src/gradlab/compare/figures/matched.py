@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import numpy as np
 
 from gradlab.compare.figures.bands import Shown
 from gradlab.compare.figures.style import (
@@ -19,33 +16,41 @@ from gradlab.compare.figures.style import (
 )
 from gradlab.compare.groups import called
 from gradlab.compare.matched import Level, Matched, matched
+from gradlab.compare.recorded import HORIZON, LOST
+from gradlab.compare.statistics import Estimate, estimate
 from gradlab.record.figures.common import spread
 
 LABELS = {
-    "memory_horizon": "memory horizon (timesteps)",
+    LOST: "decades lost over the sequence",
+    HORIZON: "memory horizon (timesteps)",
     "test/accuracy": "test accuracy",
     "test/loss": "test loss",
     "val/loss": "validation loss",
 }
-"""Figures that are drawn: the first, and of the others the first that there is."""
+"""Figures that are drawn: of the first two, and of the others, the first that there is."""
 MOST_LEVELS = 8
 
 
 def page(shown: Shown) -> Page | None:
-    """Points with 95 % intervals: a column for each way to match, a row for each figure."""
+    """Points with 95 % intervals: a column for each way to match, a row for each figure.
+
+    Where an interval would leave what the figure can be, the bar is the range over runs.
+    """
     found = [one for one in matched([run.entry for run in shown.runs]) if one.levels]
     names = {
         name for one in found for level in one.levels for row in level.rows for name in row.figures
     }
-    results = [name for name in LABELS if name in names and name != "memory_horizon"][:1]
-    wanted = [name for name in ("memory_horizon", *results) if name in names]
+    there = [name for name in LABELS if name in names]
+    fall = (LOST, HORIZON)
+    wanted = [name for name in there if name in fall][:1]
+    wanted += [name for name in there if name not in fall][:1]
     if not found or not wanted:
         return None
     crowded = any(_room(one) > (44 if len(found) == 1 else 38) for one in found)
     height = 1.75 + (0.55 / len(wanted) if crowded else 0)
     figure, grid = new_page(len(found), len(wanted), height=height, sharey="row", sharex="col")
     header = ["matched_by", "level", "model", "hidden", "parameters", "runs"]
-    rows: list[list[Any]] = [[*header, "figure", "mean", "low", "high"]]
+    rows: list[list[Any]] = [[*header, "figure", "mean", "low", "high", "low_high"]]
     models = places_of([row.model for one in found for level in one.levels for row in level.rows])
     for column, one in enumerate(found):
         for axes, name in zip(grid[:, column], wanted, strict=True):
@@ -70,11 +75,12 @@ def _draw(axes: Any, found: Matched, name: str, models: dict[str, int]) -> list[
     for place, level in enumerate(levels):
         for row in level.rows:
             index = order.index(row.model)
-            mean, half, _ = row.figures.get(name, (math.nan, math.nan, 0))
+            one = row.figures.get(name, estimate([]))
             at = place + (index - (len(models) - 1) / 2) * width
-            _point(axes, at, mean, half, row.model, models[row.model])
+            _point(axes, at, one, row.model, models[row.model])
             told = [found.by, level.label, row.model, row.hidden, row.parameters, row.runs]
-            rows.append([*told, name, mean, mean - half, mean + half])
+            kind = "range" if one.is_range else "95 % interval"
+            rows.append([*told, name, one.mean, one.low, one.high, kind])
     return rows
 
 
@@ -99,12 +105,14 @@ def _levels(found: Matched) -> list[Level]:
     return [found.levels[index] for index in spread(len(found.levels), MOST_LEVELS)]
 
 
-def _point(axes: Any, at: float, mean: float, half: float, model: str, index: int) -> None:
+def _point(axes: Any, at: float, found: Estimate, model: str, index: int) -> None:
     name, *settings = model.split(", ")
     axes.errorbar(
         [at],
-        [mean],
-        yerr=[half] if np.isfinite(half) else None,
+        [found.mean],
+        yerr=[[found.mean - found.low], [found.high - found.mean]]
+        if found.low < found.high
+        else None,
         color=COLOURS[index % len(COLOURS)],
         marker=MARKERS[index % len(MARKERS)],
         linestyle="none",

@@ -1,4 +1,4 @@
-"""Over lag: how far back the gradient reaches, and whether the gate alone explains it."""
+"""Over lag: how the gradient falls, and the product of the gate beside the measured norms."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import numpy as np
 from gradlab.compare.figures.bands import Band, Shown, draw_bands, layer_of, over_runs, rows_of
 from gradlab.compare.figures.style import DOTTED, Page, add_keys, level, new_page
 from gradlab.compare.groups import Group, counted, only
-from gradlab.compare.recorded import Recorded
+from gradlab.compare.recorded import ADJOINT, Recorded
 from gradlab.record.figures.common import finite, first_finite, key, within
 
-LAG = "lag (timesteps before the end)"
+LAG = "lag (timesteps before each example's end)"
 COLUMNS = ("variable", "layer", "step", "lag", "mean_log10", "low_log10", "high_log10", "runs")
-ADJOINT, BOUND = "adj_h_log10", "pascanu_bound_log10"
+BOUND = "pascanu_bound_log10"
+TYPICAL, UNITS = "forget_product_log10", "forget_product_rms_log10"
 PANELS = {
-    "forget_product_log10": "forget product",
+    UNITS: "forget product\n(root mean square)",
+    TYPICAL: "forget product\n(typical unit)",
     "forget_path_log10": "forget path",
     "whole_path_log10": "whole path (true)",
     "long_jacobian_log10": "true Jacobian",
 }
-"""What is drawn where it was recorded, each against its value at lag 0."""
+"""What is drawn where it was recorded, each against its value at lag 0.
+
+A typical unit is no norm, and is drawn only where no root mean square was recorded.
+"""
 
 
 def adjoint(shown: Shown) -> Page | None:
@@ -46,7 +51,7 @@ def adjoint(shown: Shown) -> Page | None:
 
 
 def transport(shown: Shown) -> Page | None:
-    """What is left over lag, of the first layer: the gate's product beside the true Jacobian."""
+    """What is left over lag, of the first layer: the gate's product, paths and true Jacobian."""
     rows: list[list[Any]] = [shown.header(*COLUMNS)]
     layer = shown.layers[0] if shown.layers else ""
     found = {
@@ -54,6 +59,8 @@ def transport(shown: Shown) -> Page | None:
         for name in PANELS
     }
     found = {name: lines for name, lines in found.items() if any(lines)}
+    if UNITS in found:
+        found.pop(TYPICAL, None)
     if not found:
         return None
     figure, grid = new_page(len(found), sharey=True)

@@ -21,6 +21,8 @@ from gradlab.compare.figures.bands import (
 )
 from gradlab.compare.figures.style import DOTTED, Page, add_keys, level, new_page
 from gradlab.compare.groups import Group, counted, only
+from gradlab.compare.recorded import HORIZON, LOST, PER_100, SLOPE
+from gradlab.compare.statistics import bounds_of
 from gradlab.record.figures import common
 
 if TYPE_CHECKING:
@@ -43,20 +45,30 @@ def metric(shown: Shown) -> Page | None:
     return _of_the_model(shown, names, "accuracy", logs=False)
 
 
+def decades(shown: Shown) -> Page | None:
+    """How far the gradient falls from lag 0 to the longest, in powers of ten; 0 dotted."""
+    return _of_each_layer(shown, LOST, "decades lost over the sequence", 0.0)
+
+
+def rate(shown: Shown) -> Page | None:
+    """How fast the gradient falls, by the straight line over the lag; 0 dotted."""
+    return _of_each_layer(shown, PER_100, "decades lost per 100 steps", 0.0)
+
+
 def horizon(shown: Shown) -> Page | None:
-    """How far back the gradient reaches: the lag at which it has fallen by e; T dotted."""
+    """The lag at which the gradient has first fallen by e; T dotted."""
     runs = (run for group in shown.groups for run in counted(group.runs))
     T = only((run.entry.length for run in runs), math.nan)
-    return _of_each_layer(shown, "memory_horizon", "memory horizon (timesteps)", T, logs=True)
+    return _of_each_layer(shown, HORIZON, "memory horizon (timesteps)", T, logs=True)
 
 
 def slope(shown: Shown) -> Page | None:
     """How fast the gradient vanishes or explodes: its logarithm's slope over lag; 0 dotted."""
-    return _of_each_layer(shown, "adjoint_slope", "adjoint slope (nats per step)", 0.0)
+    return _of_each_layer(shown, SLOPE, "adjoint slope (nats per step)", 0.0)
 
 
 def lyapunov(shown: Shown) -> Page | None:
-    """Order or chaos: the largest Lyapunov exponent; 0 dotted."""
+    """Whether small changes of the state grow: the largest Lyapunov exponent; 0 dotted."""
     return _of_each_layer(shown, "lyapunov_exponent", "λ₁ (nats per step)", 0.0)
 
 
@@ -114,13 +126,15 @@ def _page(
     if not drawn:
         return None
     mean = "geometric_mean" if logs else "mean"
-    rows: list[list[Any]] = [shown.header(column, "step", mean, "low", "high", "runs")]
+    columns = (column, "step", mean, "low", "high", "runs", "low_high")
+    rows: list[list[Any]] = [shown.header(*columns)]
     figure, grid = new_page(len(panels), sharey=True)
     axes_of = list(grid[0])
     lines = {n: v for n, v in levels.items() if math.isfinite(v) and (v > 0 or not logs)}
     for axes, (name, bands) in zip(axes_of, panels.items(), strict=True):
         for group, _, one in draw_bands(shown, axes, bands, power=logs):
-            rows += rows_of([*shown.told(group), name], in_full(one) if logs else one)
+            found = rows_of([*shown.told(group), name], in_full(one) if logs else one)
+            rows += [[*row, one.kind] for row in found]
         axes.set_xlabel(STEP)
         if name in lines:
             level(axes, lines[name])
@@ -168,13 +182,17 @@ def series_band(group: Group, name: str, layer: str | None, *, logs: bool) -> Ba
             values = np.log10(np.where(values > 0, values, np.nan))
         return series.steps, np.where(np.isfinite(values), values, np.nan)
 
-    return over_runs(group, line)
+    longest = max((run.entry.length for run in counted(group.runs)), default=math.nan)
+    least, most = bounds_of(name, longest)
+    if logs:
+        least, most = (math.log10(end) if end > 0 else -math.inf for end in (least, most))
+    return over_runs(group, line, (least, most))
 
 
 def in_full(found: Band) -> Band:
     """Ten to the power of a band of logarithms."""
     low, mean, high = (np.power(10.0, v) for v in (found.low, found.mean, found.high))
-    return Band(found.x, mean, low, high, found.n)
+    return found._replace(mean=mean, low=low, high=high)
 
 
 def set_log(axes_of: list[Axes], bands: list[Band], also: list[float]) -> None:

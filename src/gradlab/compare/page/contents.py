@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -9,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from gradlab.compare import phase_diagram
-from gradlab.compare.groups import short
+from gradlab.compare.groups import once, repeats, short
 from gradlab.compare.headline import headline
 from gradlab.compare.matched import Matched, matched
 from gradlab.compare.page.packed import Packing, Thinning, thinning
 from gradlab.compare.phase_diagram import Diagram, name_of
-from gradlab.compare.recorded import CURVES, SERIES, Recorded
+from gradlab.compare.recorded import ADJOINT, CURVES, SERIES, Recorded
 from gradlab.compare.runs import part, settings_that_differ
-from gradlab.compare.statistics import LEVEL, Estimate, students_t
-from gradlab.compare.table import HEADINGS, heading, with_interval
+from gradlab.compare.statistics import LEVEL, ROUNDING, UNBOUNDED, Estimate, bounds_of, students_t
+from gradlab.compare.table import HEADINGS, WHEN, heading, with_interval
 from gradlab.record.directory import plain
 from gradlab.record.figures.common import spread
 from gradlab.record.private import scrub_text
+from gradlab.variable import over_lag_name
 
 LONGEST_REASON = 300
 """Characters of the reason for which a run ended."""
@@ -53,6 +55,7 @@ def contents(
     runs = [run.entry for run in found]
     limits = _limits(found)
     packed = [arrays(run, limits) for run in found]
+    kept = set(map(id, once(found)))
     answer = headline(found)
     differ = settings_that_differ(runs)
     settings = [
@@ -67,13 +70,16 @@ def contents(
         },
         "curves": CURVES,
         "series": SERIES,
+        "bounds": _bounds(found),
         "runs": [
-            {**one_run(run, own), **its}
+            {**one_run(run, own), "repeats": id(run) not in kept, **its}
             for run, own, its in zip(found, settings, packed, strict=True)
         ],
+        "when": f"{WHEN[0].upper()}{WHEN[1:]}.",
         "matched": [_matched(one) for one in matched(runs)],
         "phase": _phase(phase_diagram.diagram(runs)),
         "level": LEVEL,
+        "rounding": ROUNDING,
         "student": student(len(runs)),
     }
 
@@ -90,7 +96,7 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         **{k: _value(facts.get(k)) for k in ("model", "task", "T", "readout", "parameters")},
         **{k: _value(entry.info.get(k)) for k in ("steps_per_second", "probe_overhead")},
-        "summary": plain(entry.summary),
+        "summary": {key: _figure(run, key) for key in entry.summary},
         "baseline": {split: plain(part(baseline, split)) for split in baseline},
         "command": entry.command,
         "verdict": [str(line) for line in entry.info.get("verdict") or ()],
@@ -112,7 +118,12 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
         some = ", ".join(map(str, lengths[:6])) + (", …" if len(lengths) > 6 else "")
         words.append(
             f"The runs are of different lengths (T = {some}): curves are aligned by lag, the "
-            "distance from the end of the sequence."
+            "distance from each example's own last step."
+        )
+    if padded := [run.entry.name for run in runs if _counts_from_the_padding(run)]:
+        words.append(
+            f"{_of(padded)} recorded no lags of each example's own: theirs count from the end of "
+            "the padded sequence."
         )
     if unread := sum(run.unread for run in runs):
         words.append(
@@ -120,6 +131,8 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
             f"{len(runs):,} runs, spread over their settings. Everything else (the words above, "
             "phase diagram, models matched by size, the table) is of the summaries of all."
         )
+    if left_out := len(runs) - len(once(runs)):
+        words.append(f"{repeats(left_out)} of every mean; the table lists every run.")
     if unreadable := [run.entry.name for run in runs if run.run is None and not run.unread]:
         words.append(
             f"{_of(unreadable)} cannot be read or never began, see the table for the reason; "
@@ -134,6 +147,41 @@ def notices(runs: Sequence[Recorded], limits: Thinning) -> list[str]:
             "all."
         )
     return words
+
+
+def _figure(run: Recorded, key: str) -> Any:
+    """A figure of the summary; in words where it is an infinity, which the arrays alone hold."""
+    value = run.entry.summary[key]
+    if math.isfinite(value):
+        return value
+    name, _, label = key.partition("/layer_")
+    series = run.series(name) if label and name in run.names else None
+    if series is None or label not in run.layers:
+        return None
+    known = series.values[:, run.layers.index(label)]
+    known = known[~np.isnan(known)]
+    if not len(known) or not np.isposinf(known[-1]):
+        return None
+    return "never" if name.endswith("_horizon") else "∞, exactly zero"
+
+
+def _bounds(runs: Sequence[Recorded]) -> dict[str, Any]:
+    """Of each variable over training that has bounds: them; None for none, ``T`` for the length."""
+    names = dict.fromkeys(name for run in runs for name in [*run.scalars, *SERIES])
+    found = {name: bounds_of(name) for name in names}
+    found |= {name: (0.0, "T") for name in names if bounds_of(name, 1.0)[1] != found[name][1]}
+    free: dict[Any, None] = {-math.inf: None, math.inf: None}
+    return {
+        name: [free.get(end, end) for end in ends]
+        for name, ends in found.items()
+        if ends != UNBOUNDED
+    }
+
+
+def _counts_from_the_padding(run: Recorded) -> bool:
+    shortest = part(run.entry.config, "task").get("min_length")
+    own = over_lag_name(ADJOINT) in run.names
+    return ADJOINT in run.names and not own and shortest not in (None, run.entry.length)
 
 
 def _value(value: Any) -> Any:
@@ -153,7 +201,7 @@ def _limits(runs: Sequence[Recorded]) -> Thinning:
 
 
 def _series_of(run: Recorded) -> list[str]:
-    return [*run.scalars, *(name for name in SERIES if name in run.names)]
+    return [*run.scalars, *(name for name in SERIES if run.has(name))]
 
 
 def _curves(run: Recorded, limits: Thinning, to: Packing) -> Iterator[tuple[str, Any]]:

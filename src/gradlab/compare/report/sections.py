@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.recorded import CURVES, SERIES, Recorded
+from gradlab.compare.recorded import ADJOINT, CURVES, LOST, SERIES, Recorded
 from gradlab.compare.runs import Entry, part
 from gradlab.compare.table import HEADINGS, heading
 from gradlab.record.heatmap import spread
@@ -127,7 +127,9 @@ class Seen:
         self.pictured = {name: set[str]() for name in CURVES}
         self.counts = Counter[str]()
         for run in runs:
-            self.counts.update(name for name in SERIES if run.series(name) is not None)
+            self.counts.update(
+                name for name in SERIES if name in run.names and run.series(name) is not None
+            )
             for name in CURVES:
                 self._look_at(run, name)
         self.figures = {
@@ -182,18 +184,19 @@ def _travels(seen: Seen) -> Section:
             if not counts:
                 continue
             chosen = {"lags": [sorted(counts)[place] for place in spread(len(counts), MOST_LAGS)]}
-            if name == "adj_h_log10":
+            if name == ADJOINT:
                 most = max(counts.values())
                 chosen["lag"] = [max(lag for lag in counts if counts[lag] == most)]
             for word, lags in chosen.items():
                 keys = tuple(f"{stem(name)}/{label}/lag_{lag:05d}" for lag in lags)
                 title = f"{words} at {word} {', '.join(map(str, lags))}{seen.several(layer)}"
-                panels.append(Lines(title, keys, "log10 of the norm"))
+                panels.append(Lines(title, keys, "log10"))
     words = (
         "Norms as log10, at lags that are powers of two, over training. Where the lines of one "
         "group lie far apart, the gradient vanishes or explodes on its way back; where they lie "
         "together, it arrives. A line is the mean of a group's runs, its band their lowest and "
-        "highest."
+        "highest. A typical unit of the forget product is no norm: a norm is carried by the unit "
+        "that forgets least."
     )
     return Section("How the gradient travels back in time", words, tuple(panels))
 
@@ -207,14 +210,17 @@ def _series(seen: Seen) -> Section:
         if keys:
             panels.append(Lines(words, tuple(keys), words))
     words = (
-        "Slope: nats per step back; below 0 the gradient vanishes. Horizon: the lag at which it "
-        "has fallen by e. λ₁: the largest Lyapunov exponent; above 0 chaos."
+        "Decades: powers of ten that the gradient has lost from lag 0 to the longest, and per 100 "
+        "steps by the straight line over the lag, whose R² says whether there is one. Slope: that "
+        "of the line, in nats per step; below 0 the gradient vanishes. Horizon: the lag at which "
+        "it has first fallen by e. λ₁: the largest Lyapunov exponent; above 0 small changes of the "
+        "state grow, as in chaos, but also beside an unstable fixed point."
     )
-    return Section("Slope, horizon, exponent", words, tuple(panels))
+    return Section("Decades, slope, horizon, exponent", words, tuple(panels))
 
 
 def _finite_layers(run: Recorded, name: str) -> set[str]:
-    found = run.series(name)
+    found = run.series(name) if name in run.names else None  # W&B has what was recorded
     if found is None:
         return set()
     each = zip(run.layers, found.values.T, strict=False)
@@ -249,13 +255,12 @@ def _final(seen: Seen) -> Section:
             word = "lowest" if rule == "min" else "highest"
             panels.append(Best(f"{word} {name} of all runs", keys[name], rule))
     loss = next((name for name in ("test/loss", "val/loss", "train/loss") if name in keys), None)
-    if loss and "memory_horizon" in keys:
-        title = f"{loss} against the memory horizon (steps)"
-        panels.append(Scatter(title, keys["memory_horizon"], keys[loss]))
+    if loss and LOST in keys:
+        panels.append(Scatter(f"{loss} against the decades lost", keys[LOST], keys[loss]))
     words = (
         "Final figures. Bars are means of a group's runs with their lowest and highest; runs that "
-        "diverged count where they have a figure. Test figures are of the parameters best in "
-        "validation."
+        "diverged count where they have a figure. Losses and accuracies are of the parameters best "
+        "in validation, the gradient's figures of the last row."
     )
     return Section("Final figures", words, tuple(panels))
 
@@ -269,7 +274,7 @@ def _pictures(seen: Seen) -> Section:
             for layer, label in seen.layers.items()
             if layer in seen.pictured[name]
         )
-        panels.append(Images(f"{CURVES[name]}: timestep (up) over training step", keys))
+        panels.append(Images(f"{CURVES[name]}: lag over training step", keys))
     if curves:
         charts = dict.fromkeys(_chart_of(run.entry) for run in seen.ended)
         panels += [Chart("vanishing_table", chart) for chart in charts if chart]

@@ -140,9 +140,8 @@ def _numbers(runs: Sequence[Entry], console: Console) -> None:
     if any(one.figures for one in settings):
         page, left_out = table.printed(settings, console.width)
         console.print(page, soft_wrap=True)
-        if any(one.finished > 1 for one in settings):
-            what = "mean ± 95 % interval (Student's t) over the finished runs of a setting"
-            _print(console, what)
+        for line in table.notes(settings, runs):
+            _print(console, line)
         if left_out:
             _print(console, f"in {table.CSV} besides: {', '.join(left_out)}")
 

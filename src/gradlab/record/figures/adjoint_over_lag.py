@@ -11,25 +11,27 @@ from gradlab.record.figures import common
 
 QUESTION = "How far back does the gradient reach?"
 HINT = "left = recent past,  down = the gradient has vanished"
+_ADJOINT = "adj_h_log10"
 _DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4}
 
 
 def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figure | None:
     """log10 of the adjoint's norm over lag, a line per training step, a panel per layer."""
-    chosen = common.several_measured(curves, "adj_h_log10")
+    chosen = common.several_measured(curves, _ADJOINT)
     if chosen is None:
         return None
     page = common.Page(info, QUESTION, HINT, curves.sizes["layer"])
-    for row, axes in page.layers(curves, "log10 of the gradient's norm"):
+    xlabel = common.lag_label(curves, _ADJOINT)
+    for row, axes in page.layers(curves, "log10 of the gradient's norm", xlabel):
         panel = chosen.isel(layer=row)
         for one, style in common.each_step(panel):
-            common.line(axes, one, "adj_h_log10", **style)
+            common.line(axes, one, _ADJOINT, **style)
             common.line(axes, one, "adj_c_log10", color=style["color"], **_DASHED)
         _quantile_band(axes, one, style["color"])
-        horizon, zeros = _mark_horizon(axes, one), _zeros(one)
-        title = f"layer {curves['layer'].values[row]}{horizon}"
-        axes.set_title("\n".join(filter(None, [title, zeros])), fontsize=12)
-        axes.set_xlim(0, float(panel["lag"].max()) or 1)
+        name = [f"layer {curves['layer'].values[row]}, step {int(one['step']):,}", _fall(one)]
+        lines = [": ".join(filter(None, name)), _line(one), _mark_horizon(axes, one), _zeros(one)]
+        axes.set_title("\n".join(filter(None, lines)), fontsize=12)
+        axes.set_xlim(0, panel.sizes["t"] - 1 or 1)
     keys = list(page.figure.axes[0].get_legend_handles_labels()[0])
     keys += _style_keys(curves)
     keys += _mark_bound(page.figure.axes, curves, info)
@@ -44,24 +46,43 @@ def _quantile_band(axes: common.Axes, last: Dataset, colour: Any) -> None:
         axes.fill_between(lag, values[0], values[-1], color=colour, alpha=0.2, linewidth=0)
 
 
+def _fall(last: Dataset) -> str:
+    """How far the norm of the whole state's gradient falls over the sequence, in words."""
+    lost = float(last.get("decades_lost", np.nan))
+    if np.isnan(lost):
+        return ""
+    if np.isinf(lost):
+        return "nothing arrives from the longest lag"
+    return f"{abs(lost):.1f} decades {'lost' if lost >= 0 else 'gained'} over the sequence"
+
+
+def _line(last: Dataset) -> str:
+    """The straight line through that fall, and how straight it is."""
+    rate, r2 = (float(last.get(name, np.nan)) for name in ("decades_per_100", "adjoint_line_r2"))
+    if np.isnan(rate):
+        return ""
+    straight = "" if np.isnan(r2) else f", r² = {r2:.2f}"
+    return f"line: {abs(rate):.3g} {'lost' if rate >= 0 else 'gained'} per 100 timesteps{straight}"
+
+
 def _mark_horizon(axes: common.Axes, last: Dataset) -> str:
     """A vertical line at the memory horizon of the last step; its length in words."""
-    if not _horizon_reached(last):
+    horizon = float(last.get("memory_horizon", np.nan))
+    if not horizon <= last.sizes["t"] - 1:
         return ""
-    horizon = float(last["memory_horizon"])
     axes.axvline(horizon, color=common.GREY, linestyle=":", zorder=1)
     digits = 1 if horizon < 100 else 0
-    return f": memory horizon {horizon:.{digits}f} timesteps"
+    return f"memory horizon {horizon:.{digits}f} timesteps"
 
 
 def _horizon_reached(last: Dataset) -> bool:
     """Whether any layer's gradient falls by e within the sequence."""
     horizon = last.get("memory_horizon")
-    return horizon is not None and bool((horizon <= float(last["lag"].max())).any())
+    return horizon is not None and bool((horizon <= last.sizes["t"] - 1).any())
 
 
 def _zeros(last: Dataset) -> str:
-    lag, values = common.by_lag(last, "adj_h_log10")
+    lag, values = common.by_lag(last, _ADJOINT)
     zero = np.isneginf(values)
     if not zero.any():
         return ""
@@ -85,7 +106,7 @@ def _mark_bound(every: list[common.Axes], curves: Dataset, info: common.Info) ->
                 continue
             panel = last.isel(layer=row)
             lag, bound = common.by_lag(panel, "pascanu_bound_log10")
-            bound = common.finite(bound + common.by_lag(panel, "adj_h_log10")[1][0])
+            bound = common.finite(bound + common.by_lag(panel, _ADJOINT)[1][0])
             keys += axes.plot(lag, bound, **common.BOUND)
     return keys[:1]
 
@@ -100,5 +121,9 @@ def _style_keys(curves: Dataset) -> list[Any]:
     if "adj_h_log10_q" in curves:
         keys.append(Patch(color=common.GREY, alpha=0.2, label="90 % of examples,\nlast step"))
     if _horizon_reached(curves.isel(step=-1)):
-        keys.append(common.key("memory horizon:\ndown to 1/e, last step", linestyle=":"))
+        keys.append(
+            common.key(
+                "memory horizon: [c, h]\nfirst down to 1/e of\nlag 0, last step", linestyle=":"
+            )
+        )
     return keys

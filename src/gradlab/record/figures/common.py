@@ -12,6 +12,8 @@ import xarray
 from xarray import Dataset
 
 from gradlab.record.keys import spread as spread
+from gradlab.record.lags import values_by_lag
+from gradlab.variable import over_lag_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +50,7 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 120,
 }
 LAG = "lag: timesteps back from the end of the sequence"
+OWN_LAG = "lag: timesteps back from each example's own end"
 BOUND: dict[str, Any] = {
     "label": "bound (γσ_max)^lag,\nlast step",
     "color": PURPLE,
@@ -347,8 +350,14 @@ def step_colours(count: int) -> list[Any]:
 
 
 def by_lag(panel: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """``lag`` ascending ``(T,)`` and the values along it ``(..., T)``."""
-    return panel["lag"].values[::-1], panel[name].values[..., ::-1]
+    """The lag ascending ``(T,)`` and the values along it ``(..., T)``."""
+    values = values_by_lag(panel, name)
+    return np.arange(values.shape[-1]), values
+
+
+def lag_label(curves: Dataset, name: str) -> str:
+    """What the lag of :func:`by_lag` counts from, to go under an axis."""
+    return OWN_LAG if over_lag_name(name) in curves else LAG
 
 
 def finite(values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ _LINES: dict[str, dict[str, Any]] = {
     _DIRECT: {
         "color": common.ORANGE,
         "linestyle": "--",
-        "label": "what enters at this t (first examples of it)",
+        "label": "what enters there directly (first examples of it)",
     },
 }
 
@@ -28,7 +28,8 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     if last is None:
         return None
     page = common.Page(info, QUESTION, HINT, curves.sizes["layer"], last=last)
-    for row, axes in page.layers(curves, "log10 of the gradient's norm"):
+    xlabel = common.lag_label(curves, _DIRECT)
+    for row, axes in page.layers(curves, "log10 of the gradient's norm", xlabel):
         panel = last.isel(layer=row)
         for name, style in _LINES.items():
             common.line(axes, panel, name, **style)

@@ -35,7 +35,7 @@ def _mark_horizon(axes: common.Axes, curves: Dataset, row: int) -> str:
     horizon = common.last_value(curves, "noise_horizon", row)
     if np.isnan(horizon):
         return ""
-    if horizon > float(curves["lag"].max()):
+    if horizon > curves.sizes["t"] - 1:
         return "signal over the whole sequence, last step"
     axes.axvline(horizon, color=common.GREY, linestyle="--", zorder=1, label=_LABEL)
     return f"noise horizon {horizon:.0f} timesteps, last step"

@@ -20,7 +20,8 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     if chosen is None:
         return None
     page = common.Page(info, QUESTION, HINT, curves.sizes["layer"])
-    for row, axes in page.layers(curves, "log10 ‖∂s_T/∂s_t‖"):
+    xlabel = common.lag_label(curves, _LARGEST)
+    for row, axes in page.layers(curves, "log10 ‖∂s_T/∂s_t‖", xlabel):
         for one, style in common.each_step(chosen.isel(layer=row)):
             common.line(axes, one, _LARGEST, **style)
             common.line(axes, one, _FROBENIUS, color=style["color"], **_DASHED)

@@ -10,7 +10,7 @@ from xarray import Dataset
 from gradlab.record.figures import common
 
 QUESTION = "Do small changes of the state grow or die out?"
-HINT = "above 0 = they grow (chaos),  below 0 = they die out,  at 0 = they are kept"
+HINT = "above 0 = they grow,  below 0 = they die out,  at 0 = they are kept"
 _SPECTRUM, _RUNNING = "lyapunov_exponent", "lyapunov_running"
 _ZERO = "neither grows\nnor dies out"
 

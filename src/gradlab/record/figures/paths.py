@@ -8,6 +8,7 @@ from typing import Any
 from xarray import Dataset
 
 from gradlab.record.figures import common
+from gradlab.record.lags import FORGET, RESIDUAL, share_of_rest
 
 QUESTION = "Which path carries the memory?"
 HINT = "a path on the thick line carries it;  up = remembered, down = forgotten"
@@ -16,11 +17,11 @@ _PATHS: dict[str, tuple[str, dict[str, Any]]] = {
         "whole: all of {whole}",
         {"color": common.BLUE, "linewidth": 4, "alpha": 0.6},
     ),
-    "forget_path_log10": (
+    FORGET: (
         "gates alone: the product of {gate}",
         {"color": common.ORANGE, "linestyle": "--"},
     ),
-    "residual_path_log10": (
+    RESIDUAL: (
         "the rest, through recurrent weights",
         {"color": common.GREEN, "linestyle": (0, (1.5, 1.5))},
     ),
@@ -37,9 +38,20 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     whole = re.split("[ ,]", attrs["long_name"])[0]
     words = {"gate": attrs.get("gate", "the retention gate"), "whole": whole}
     page = common.Page(info, QUESTION, HINT, curves.sizes["layer"], last=last)
-    for row, axes in page.layers(curves, "log10 of the Frobenius norm"):
+    xlabel = common.lag_label(curves, recorded[0])
+    for row, axes in page.layers(curves, "log10 of the Frobenius norm", xlabel):
+        panel = last.isel(layer=row)
         for name in recorded:
             label, style = _PATHS[name]
-            common.line(axes, last.isel(layer=row), name, label=label.format(**words), **style)
+            common.line(axes, panel, name, label=label.format(**words), **style)
+        axes.set_title(common.layer_title(curves, row, _share(panel)), fontsize=12)
     common.mark_float32(page.figure.axes)
     return page.legend_below(3)
+
+
+def _share(panel: Dataset) -> str:
+    """How much goes the rest's way, in words."""
+    if not {FORGET, RESIDUAL} <= set(panel):
+        return ""
+    share = share_of_rest(*(common.by_lag(panel, name)[1] for name in (FORGET, RESIDUAL)))
+    return f"the rest: {share.percent} of the squared norm at lag {share.lag}" if share else ""

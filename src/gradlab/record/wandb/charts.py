@@ -26,12 +26,10 @@ VANISHING = ["lag", "train_step", "series", "log10"]
 
 
 class Charts:
-    """Keeps the curves over ``layer`` and ``t`` of a run, and makes pictures and tables of them."""
+    """Keeps the curves over ``layer`` and lag of a run, and makes pictures and tables of them."""
 
     def __init__(self, description: Description):
         self.histories = Histories(description)
-        t = np.asarray(description.coords.get("t", [0]))
-        self.lag_of = t.max() - t
 
     def add(self, row: Row) -> None:
         """Keep the row's curves."""
@@ -66,7 +64,7 @@ class Charts:
         series = [curves for curves in self.histories if curves.variable.units == "log10"]
         if not series:
             return []
-        lags = spread(len(self.lag_of), min(TABLE_LAGS, TABLE_ROWS // len(series)))
+        lags = spread(series[0].values.shape[1], min(TABLE_LAGS, TABLE_ROWS // len(series)))
         most = max(1, TABLE_ROWS // (len(series) * len(lags)))
         rows = []
         for curves in series:
@@ -74,7 +72,7 @@ class Charts:
             for index in spread(len(curves.steps), most):
                 rows += [
                     [lag, int(curves.steps[index]), text, value]
-                    for lag, value in self._finite(curves.values[index], lags)
+                    for lag, value in _finite(curves.values[index], lags)
                 ]
         return rows
 
@@ -83,9 +81,9 @@ class Charts:
 
         log = curves.variable.units == "log10"
         column, rows = ("log10_" if log else "") + stem(curves.name), []
+        lags = spread(curves.values.shape[1], MOST_LAGS)
         for index in spread(len(curves.steps), LINES):
-            positions = spread(len(self.lag_of), MOST_LAGS)
-            points = self._finite(curves.values[index], positions)
+            points = _finite(curves.values[index], lags)
             rows += [[lag, f"step {curves.steps[index]}", value] for lag, value in points]
         return wandb.plot_table(
             "wandb/lineseries/v0",
@@ -97,11 +95,12 @@ class Charts:
             },
         )
 
-    def _finite(self, values: np.ndarray, positions: list[int]) -> Iterator[tuple[int, float]]:
-        """Lag and value at each position where the value is finite, by ascending lag."""
-        for t in positions[::-1]:
-            if math.isfinite(values[t]):
-                yield int(self.lag_of[t]), float(values[t])
+
+def _finite(values: np.ndarray, lags: list[int]) -> Iterator[tuple[int, float]]:
+    """Each of the lags at which the value is finite, and the value."""
+    for lag in lags:
+        if math.isfinite(values[lag]):
+            yield lag, float(values[lag])
 
 
 def _table(columns: list[Any], rows: list[Any]) -> Any:

@@ -5,9 +5,9 @@ What a run looks like there (``LAYER`` is ``layer_0`` …, one key per layer):
 ===================================  ===========================================================
 ``train/loss``, ``val/loss``, …      the scalars, as named
 ``adj_h/LAYER/lag_00001`` …          log10 of the adjoint's norm 1, 2, 4, … timesteps before the
-                                     end; likewise every other variable over ``layer`` and ``t``
+                                     end; likewise every other variable over ``layer`` and lag
 ``adjoint_slope/LAYER``, …           variables over layers, parameters, gates
-``heatmap/adj_h/LAYER``              at the end: timestep over training step, colour = log10
+``heatmap/adj_h/LAYER``              at the end: lag over training step, colour = log10
 ``over_lag/adj_h/LAYER``             at the end: a chart over lag, a line per training step
 ``vanishing``                        at the end: a table of all curves over lag and training step
 ``figures/…``                        at the end: the PNGs in the run directory's ``figures/``

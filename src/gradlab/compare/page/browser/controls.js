@@ -80,7 +80,7 @@ const Controls = {
       keys.push(element("span", { className: "title" }, `${shortOf(State.dash)}:`));
       for (const value of some(used(State.dash))) keys.push(keyOfLegend(ink, Looks.dash(State.dash, value), worded(value)));
     }
-    if (State.group) keys.push(element("span", { className: "title" }, `band: ${Math.round(100 * Store.data.level)} % interval of the mean (Student's t)`));
+    if (State.group) keys.push(element("span", { className: "title" }, `band: ${Math.round(100 * Store.data.level)} % interval of the mean (Student's t); the range over runs where that would leave what the figure can be`));
     fill(document.getElementById("legend"), keys);
   },
 

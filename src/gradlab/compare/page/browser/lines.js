@@ -15,6 +15,7 @@ function groupsOf(runs) {
   if (!State.group) return runs.map((run) => group(run.path, labelOf(run), [run], false));
   const found = new Map();
   for (const run of runs) {
+    if (run.repeats) continue; // a configuration and seed that is there twice is one sample
     const values = keys.map((key) => worded(Store.value(run, key)));
     const id = JSON.stringify(values);
     if (!found.has(id)) found.set(id, []);
@@ -87,24 +88,29 @@ function overSteps(group, name, layer) {
     const y = Float64Array.from(found.steps, (_, k) => found.values[k * found.layers + own]);
     rows.push({ x: found.steps, y });
   }
-  return pooled(rows, group.mean);
+  return pooled(rows, group.mean, boundsOf(group, name));
 }
 
-/** One row as it is, several as mean and interval at each x that any of them has. */
-function pooled(rows, mean) {
+/** What a variable cannot be below or above, null for none; as `[low, high]` of a group of runs. */
+function boundsOf(group, name) {
+  const found = Store.data.bounds[name];
+  if (!found) return null;
+  const longest = Math.max(...group.runs.map(({ T }) => T ?? Infinity));
+  return found.map((end) => (end === "T" ? longest : end));
+}
+
+/** One row as it is, several as mean, low and high at each x that any of them has; see `bounded`. */
+function pooled(rows, mean, bounds = null) {
   if (!rows.length) return null;
   if (!mean || rows.length === 1) return { x: rows[0].x, y: rows[0].y, n: 1, step: rows[0].step };
   const x = sharedX(rows.map((row) => row.x));
   const at = rows.map((row) => (row.x === x ? null : new Map(Array.from(row.x, (value, k) => [value, k]))));
-  const [y, low, high] = [0, 1, 2].map(() => new Float64Array(x.length));
-  for (let k = 0; k < x.length; k++) {
+  const { student, rounding } = Store.data;
+  const estimates = Array.from(x, (_, k) => {
     const values = rows.map((row, r) => row.y[at[r] ? (at[r].get(x[k]) ?? -1) : k] ?? NaN);
-    const found = estimate(values, Store.data.student);
-    y[k] = found.mean;
-    low[k] = found.mean - found.half;
-    high[k] = found.mean + found.half;
-  }
-  return { x, y, low, high, n: rows.length, step: rows[0].step };
+    return estimate(values, student, rounding);
+  });
+  return { x, ...bounded(estimates, bounds), n: rows.length, step: rows[0].step };
 }
 
 /** The union of ascending positions; the first array itself if all are the same. */

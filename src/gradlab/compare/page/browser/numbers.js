@@ -18,15 +18,36 @@ function worded(value) {
   return typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value);
 }
 
-/** Mean, half of the interval and count of the finite `values`; of exact zeros alone, as log10, a zero. */
-function estimate(values, student) {
-  const known = values.filter(Number.isFinite);
+/**
+ * Mean of `values`, half of its interval, their range and count; NaN is no value, and a mean with an infinity is that.
+ *
+ * Fewer than two have no interval (NaN), those that are equal but for `rounding` one of no width.
+ */
+function estimate(values, student, rounding) {
+  const known = values.filter((value) => !Number.isNaN(value));
   const n = known.length;
-  if (!n) return { mean: values.length && values.every((value) => value === -Infinity) ? -Infinity : NaN, half: NaN, n };
+  const [least, most] = [Math.min(...known), Math.max(...known)];
+  const infinite = [Infinity, -Infinity].find((value) => known.includes(value));
+  if (!n || infinite) return { mean: infinite ?? NaN, half: NaN, least, most, n };
   const mean = known.reduce((sum, value) => sum + value, 0) / n;
-  if (n < 2) return { mean, half: NaN, n };
+  if (n < 2) return { mean, half: NaN, least, most, n };
+  if (most - least <= rounding * Math.max(Math.abs(least), Math.abs(most))) return { mean, half: 0, least, most, n };
   const square = known.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1);
-  return { mean, half: student[n] * Math.sqrt(square / n), n };
+  return { mean, half: student[n] * Math.sqrt(square / n), least, most, n };
+}
+
+/**
+ * Estimates along a line, with low and high: the ends of the intervals or, at all points, the range over runs where an
+ * interval would leave `bounds`, `[low, high]` or null; bounds that a value leaves are none.
+ */
+function bounded(estimates, bounds) {
+  const [low, high] = [bounds?.[0] ?? -Infinity, bounds?.[1] ?? Infinity];
+  const several = estimates.filter(({ half }) => !Number.isNaN(half));
+  const leaves = ({ mean, half }) => mean - half < low || mean + half > high;
+  const range = several.some(leaves) && several.every(({ least, most }) => least >= low && most <= high);
+  const ends = ({ mean, half, least, most }) => (range && half > 0 ? [least, most] : [mean - half, mean + half]);
+  const found = estimates.map(ends);
+  return { y: Float64Array.from(estimates, ({ mean }) => mean), low: Float64Array.from(found, ([end]) => end), high: Float64Array.from(found, ([, end]) => end), range };
 }
 
 /** Round numbers between `low` and `high`, about `many` of them. */

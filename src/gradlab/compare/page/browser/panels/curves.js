@@ -3,6 +3,7 @@
 
 const BOUND = "pascanu_bound_log10";
 const ADJOINT = "adj_h_log10";
+const TYPICAL = "forget_product_log10";
 
 const curvesPanel = {
   id: "curves",
@@ -115,8 +116,8 @@ const curvesPanel = {
       if (this.facets.has(facet)) continue;
       const chart = new Chart({
         title: facet ? key + facet : "",
-        xLabel: "lag: timesteps back from the end of the sequence",
-        yLabel: "log₁₀ of the norm",
+        xLabel: "lag: timesteps back from each example's own last step",
+        yLabel: "log₁₀",
         over: "lag",
         height: wanted.length > 1 ? 290 : 400,
       });
@@ -151,6 +152,7 @@ const curvesPanel = {
       const lacking = runs.filter((run) => hasRows(run) && !(name in run.curves));
       if (lacking.length) found.push(`${Store.data.curves[name]} was not measured by ${namesOf(lacking)}.`);
     }
+    if (this.names.includes(TYPICAL)) found.push("A typical unit is a mean of logarithms over units, and no norm: a norm is carried by the unit that forgets least.");
     if (this.names.includes(BOUND)) {
       const no = runs.filter((run) => BOUND in run.curves && !this.applies(run, BOUND));
       if (no.length) found.push(`The bound does not hold for ${namesOf(no)}: it is of the last layer, with the loss at the end alone.`);

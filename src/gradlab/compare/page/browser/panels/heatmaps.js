@@ -1,5 +1,5 @@
 "use strict";
-// Timestep against training step, side by side on one scale of colours.
+// Lag against training step, side by side on one scale of colours.
 
 const MOST_MAPS = 12;
 

@@ -16,7 +16,8 @@ const matchedPanel = {
     if (moved) return;
     const found = Store.data.matched;
     this.place.hidden = found.every(({ levels, note }) => !levels.length && !note);
-    fill(this.body, found.map((one) => this.table(one)));
+    const rows = found.some(({ levels }) => levels.length);
+    fill(this.body, found.map((one) => this.table(one)), rows ? element("p", { className: "say" }, Store.data.when) : null);
   },
 
   table({ by, levels, note, headings }) {
@@ -42,12 +43,12 @@ const matchedPanel = {
   },
 
   rows() {
-    const rows = [["matched by", "level", "model", "hidden", "parameters", "figure", "mean", "half of interval", "n"]];
+    const rows = [["matched by", "level", "model", "hidden", "parameters", "figure", "mean", "low", "high", "n", "low_high"]];
     for (const { by, levels } of Store.data.matched) {
       for (const level of levels) {
         for (const row of level.rows) {
-          for (const [name, { mean, half, n }] of Object.entries(row.figures)) {
-            rows.push([by, level.label, row.model, row.hidden, row.parameters, name, mean, half, n]);
+          for (const [name, { mean, low, high, n, is_range }] of Object.entries(row.figures)) {
+            rows.push([by, level.label, row.model, row.hidden, row.parameters, name, mean, low, high, n, is_range ? "range" : "95 % interval"]);
           }
         }
       }

@@ -5,6 +5,9 @@ const FIGURES = [
   ["val/loss", (run) => run.summary["val/loss"]],
   ["test/loss", (run) => run.summary["test/loss"]],
   ["test/accuracy", (run) => run.summary["test/accuracy"]],
+  ["decades lost", (run) => figureOf(run, "decades_lost")],
+  ["per 100 steps", (run) => figureOf(run, "decades_per_100")],
+  ["R² of that line", (run) => figureOf(run, "adjoint_line_r2")],
   ["adjoint slope", (run) => figureOf(run, "adjoint_slope")],
   ["horizon", (run) => figureOf(run, "memory_horizon")],
   ["λ₁", (run) => figureOf(run, "lyapunov_exponent")],
@@ -28,12 +31,14 @@ const runsPanel = {
     this.place = place;
     this.count = element("span", { className: "say" });
     this.body = element("div", { className: "scroll" });
+    this.say = element("p", { className: "say" });
     this.commands = element("pre", { className: "commands" });
     const tools = element("div", { className: "tools" }, element("button", { type: "button", className: "csv", onclick: () => save("runs.csv", csv(this.rows())) }, "CSV"));
     fill(
       place,
       element("div", { className: "head" }, element("h2", {}, this.title), this.count, tools),
       this.body,
+      this.say,
       element("details", {}, element("summary", {}, "the commands that made the runs shown"), this.commands),
     );
   },
@@ -69,6 +74,7 @@ const runsPanel = {
     const next = Math.min(left, 5 * MOST_ROWS);
     const more = element("button", { type: "button", className: "rest", onclick: () => ((this.most += next), this.update(false)) }, `show ${shown(next)} more of ${shown(left)}`);
     fill(this.body, element("table", {}, element("thead", {}, element("tr", {}, element("th", {}), head)), element("tbody", {}, rows)), left > 0 ? more : null);
+    fill(this.say, `${Store.data.when} Decades lost: from lag 0 to the longest. Horizon: steps until the gradient has first fallen by e.`);
     fill(this.commands, [...new Set(State.runs.map((run) => run.command).filter(Boolean))].join("\n"));
   },
 

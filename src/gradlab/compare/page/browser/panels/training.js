@@ -1,5 +1,5 @@
 "use strict";
-// What happened over training steps: loss and metric with their baseline; slope, horizon, exponent.
+// What happened over training steps: loss and metric with their baseline; decades, slope, horizon, exponent.
 
 /** A panel of charts over training steps. `plots`: `{name, title, yLabel, level, logY}` each. */
 function trainingPanel(id, title, choose) {
@@ -81,11 +81,11 @@ function trainingPanel(id, title, choose) {
     },
 
     rows() {
-      const rows = [["line", "runs", "variable", "layer", "training_step", "value", "low", "high", "n"]];
+      const rows = [["line", "runs", "variable", "layer", "training_step", "value", "low", "high", "n", "low_high"]];
       for (const [name, { lines }] of this.plots) {
         for (const line of lines) {
           Array.from(line.x).forEach((step, k) => {
-            rows.push([line.label, pathsOf(line.runs), name, State.layer, step, line.y[k], line.low?.[k], line.high?.[k], line.n]);
+            rows.push([line.label, pathsOf(line.runs), name, State.layer, step, line.y[k], line.low?.[k], line.high?.[k], line.n, line.range ? "range" : "95 % interval"]);
           });
         }
       }
@@ -150,9 +150,10 @@ const lossPanel = trainingPanel("loss", "What did it buy? Loss and metric", (run
   return wanted;
 });
 
-const dynamicsPanel = trainingPanel("dynamics", "Slope, horizon and λ₁ over training", (runs) => {
+const dynamicsPanel = trainingPanel("dynamics", "Decades, slope, horizon and λ₁ over training", (runs) => {
   const zero = [{ value: 0, label: "0: neither vanishes nor explodes" }];
-  const marks = { adjoint_slope: zero, lyapunov_exponent: [{ value: 0, label: "0: edge of chaos" }] };
+  const grow = [{ value: 0, label: "0: above it small changes of the state grow" }];
+  const marks = { decades_lost: zero, decades_per_100: zero, adjoint_slope: zero, lyapunov_exponent: grow };
   return Object.entries(Store.data.series)
     .filter(([name]) => runs.some((run) => name in run.series))
     .map(([name, word]) => ({ name, title: word.replace(/ \(.*\)/, ""), yLabel: word, marks: marks[name] ?? [] }));

@@ -1,0 +1,80 @@
+"""Every matrix product of what is compiled keeps the digits of float32, on every device.
+
+On a CPU JAX always multiplies so; what is compiled says whether it would elsewhere.
+"""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+from gradlab import analysis
+from gradlab.bptt.unroll import make_taps, unroll
+from gradlab.cells import LSTM
+from gradlab.model import SequenceModel
+from gradlab.probes.setting import setting_of, supported
+from gradlab.regularizers.flossing import Flossing
+from gradlab.tasks import Adding
+from gradlab.training.optimizer import Optimizer
+from gradlab.training.program import held_out, scores
+from gradlab.training.step import Steps
+from tests import ROOT
+
+
+def precisions(function, *arguments):
+    """Of each product of floats in what is compiled of a function, how it is made."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products
+    return {
+        "highest" if line.count("HIGHEST") == 2 else "highly" if line.count("HIGH") == 2 else line
+        for line in products
+    }
+
+
+def gradient(x):
+    cell = LSTM(2, 3, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(cell)
+
+    def loss(params, taps):
+        return jnp.sum(unroll([[nnx.merge(graph, params, copy=True)]], x, taps=taps).last)
+
+    return jax.grad(loss, argnums=(0, 1))(params, make_taps([[cell]], x.shape))
+
+
+def test_of_an_unroll_with_its_gradient():
+    x = jnp.ones((4, 2, 2))
+    assert precisions(gradient, x) == {"highest"}
+    with jax.default_matmul_precision("tensorfloat32"):  # one's own choice holds
+        assert precisions(gradient, x) == {"highly"}
+
+
+def test_of_all_that_a_run_and_an_analysis_measure():
+    task = Adding(length=4, held_out_examples=2)
+    sizes = {"features": 2, "hidden": 3, "layers": 1, "outputs": 1, "readout": "last"}
+    model = SequenceModel(LSTM, **sizes, rngs=nnx.Rngs(0))
+    setting = setting_of(model.layers, model.width, length=4, clips=True)
+    probes = {name: analysis.probe_class(name)() for name in analysis.probe_names()}
+    probes, _ = supported(probes, setting, by_preset=True)
+    optimizer = Optimizer(optax.sgd, steps=9, learning_rate=0.1, clip_norm=1.0)
+    steps = Steps(model, task, optimizer, probes, 2, examples=1, regularizer=Flossing())
+    state = steps.start(jax.random.key(0))
+    assert precisions(steps.advance, state, (), jnp.int32(1)) == {"highest"}
+    assert precisions(steps.probe, state, ()) == {"highest"}
+    assert precisions(steps.measure, state, ()) == {"highest"}
+    assert precisions(steps.inspect, state, ()) == {"highest"}
+    split = held_out(task, 2)["val"]
+    assert precisions(lambda p: scores(steps, p, split), state.params) == {"highest"}
+
+
+@pytest.mark.skipif(jax.default_backend() == "cpu", reason="a CPU has no faster, coarser product")
+def test_a_long_gradient_is_that_of_float64_on_an_accelerator():
+    """In TF32 it is wrong by 1e-3."""
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert benchmark.lstm_error("h") < 1e-5
+    assert benchmark.lstm_error("c") < 1e-5

@@ -44,7 +44,7 @@ BY_STEP = (
 )
 PROBES = (*BY_STEP, Curvature(iterations=4))
 SETTING = Setting("SimpleRNN", ("h",), (), None, length=T, hidden=3, clips=True)
-SIZES = {"layer": 1, "t": T, "window": 3, "parameter": 4}
+SIZES = {"layer": 1, "t": T, "back": T, "window": 3, "parameter": 4}
 
 
 def removed_from(params):

@@ -501,10 +501,12 @@ class Closeup:
         if self._readout_parts is None:
             return {}
         last = self.length - 1 - jnp.argmax(self.mask[::-1], axis=0)
+        outputs = self.run.outputs
+        assert outputs is not None
 
         def mean_loss(copies: Any) -> jax.Array:
             if self.every:
-                return jnp.mean(self._losses(jax.vmap(self._read_with)(copies, self.run.outputs)))
+                return jnp.mean(self._losses(jax.vmap(self._read_with)(copies, outputs)))
             read = jax.vmap(self._read_with, in_axes=(0, None))(copies, self.run.last)
             return jnp.mean(self._losses(read[last, jnp.arange(self.examples)]))
 
@@ -518,12 +520,14 @@ class Closeup:
         if self._readout_parts is None:
             return {}
         far = (self.lag_in(0) >= split)[..., None]
+        outputs = self.run.outputs
+        assert outputs is not None
 
         def mean_loss(copies: Any) -> jax.Array:
             read_all = jax.vmap(self._read_with, in_axes=(0, None))
             if not self.every:  # at lag 0
                 return jnp.mean(self._losses(read_all(copies, self.run.last)[0]))
-            short, long = read_all(copies, self.run.outputs)
+            short, long = read_all(copies, outputs)
             return jnp.mean(self._losses(jnp.where(far, long, short)))
 
         return self._readout_gradient(mean_loss, 2)

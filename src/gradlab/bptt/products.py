@@ -380,6 +380,22 @@ def _transposed(matrix: jax.Array) -> jax.Array:
     return jnp.swapaxes(matrix, -1, -2)
 
 
+# Eigenvalues.
+
+
+def eigenvalues(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of ``(*N, S, S)``: ``(*N, S)``, times two to the ``(*N,)``; nan if it is not finite.
+
+    The largest modulus first.
+    """
+    finite = jnp.all(jnp.isfinite(matrices), axis=(-2, -1))
+    scaled = Scaled.of(jnp.where(finite[..., None, None], matrices, 0), matrices.ndim - 2)
+    values = jnp.linalg.eigvals(scaled.mantissa)
+    order = jnp.argsort(-jnp.abs(values), axis=-1)
+    values = jnp.take_along_axis(values, order, axis=-1)
+    return jnp.where(finite[..., None], values, complex(math.nan, math.nan)), scaled.exponent
+
+
 # All singular values.
 
 SWEEPS = 30

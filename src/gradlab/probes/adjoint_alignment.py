@@ -27,7 +27,8 @@ class AdjointAlignment(CloseProbe):
     an example and the next one (after the last comes the first) at the same k, nan if there is one
     alone; ``adjoint_cosine_lyapunov_over_lag`` is ``|cos(a_k, v_k)|``, where ``v_k`` is the
     direction to which the transport pulls every vector: ``v_0`` is fixed and random, and ``v_k`` is
-    ``J^T v_{k-1}`` brought to length 1, whatever the loss. Means over the examples whose adjoints
+    ``J^T v_{k-1}`` brought to length 1, whatever the loss; J is the network's own, also where
+    ``trainer.backward`` cuts a way of the adjoint. Means over the examples whose adjoints
     there are not zero, and that go so far back; nan if there are none.
 
     Source: Oseledets (1968) for the direction; Legras & Vautard (1996) and Kuptsov & Parlitz (2012)

@@ -39,9 +39,9 @@ class ClipRemoved(CloseProbe):
     added where they stand in the input, so that t is no lag where lengths differ.
 
     Limits: what is removed is exact, of the whole batch; how it divides over t is that of the few
-    examples looked at, scaled to sum to it. Where they pull against what was removed, ⟨r, g⟩ is
-    near 0 and the shares are large, with both signs. Sums over t lose what is 10⁷ below the largest
-    part in float32.
+    examples looked at, scaled to sum to it. Where their gradient hardly points along what was
+    removed, ⟨r, g⟩ is near 0 and the shares are large, with both signs. Sums over t lose what is
+    10⁷ below the largest part in float32.
 
     How to read it: a peak says where the steep part of the loss lies. A curve that grows towards
     the far past: exploding contributions of the early steps were cut. A flat curve: clipping acts

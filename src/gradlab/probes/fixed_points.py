@@ -12,10 +12,9 @@ from jax import lax
 
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.bptt.products import HIGHEST
+from gradlab.bptt.products import HIGHEST, eigenvalues
 from gradlab.errors import BadInput, number, whole_number
 from gradlab.probes.base import CloseProbe, Setting, norm, over_layers
-from gradlab.probes.jacobian_eigenvalues import eigenvalues
 from gradlab.variable import Variable
 
 KEY = "probe.measure.fixed_points"
@@ -183,9 +182,9 @@ class FixedPoints(CloseProbe):
         there = merged[order] > 0
         state = jnp.where(there[:, None], found.state[order], 0)
         jacobian = jax.vmap(jax.jacfwd(step))(state)
-        mantissa, exponent = eigenvalues(jacobian[:, None])
+        mantissa, exponent = eigenvalues(jacobian)
         real, imaginary, moduli = (
-            scaling.shift(part(mantissa), exponent)[:, 0] for part in (jnp.real, jnp.imag, jnp.abs)
+            scaling.shift(part(mantissa), exponent) for part in (jnp.real, jnp.imag, jnp.abs)
         )
         rounding = moduli.shape[-1] * jnp.finfo(moduli.dtype).eps
         unstable = moduli > 1 + rounding * jnp.maximum(moduli[:, :1], 1)

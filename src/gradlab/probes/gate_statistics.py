@@ -31,7 +31,7 @@ class GateStatistics(CloseProbe):
     Mask: only real steps count; a longer example counts for more.
 
     Limits: of the few examples looked at. In float32 f is 1 from a pre-activation of about 17 on,
-    and a time scale beyond 10⁷ steps is inf. A mean over time hides a gate that switches: a unit
+    which counts as keeping for ever. A mean over time hides a gate that switches: a unit
     that keeps half of the time and forgets in the other half has a time scale of 2.
 
     How to read it: f near 1 (log10 f near 0) keeps; each decade to the left costs the gradient

@@ -42,7 +42,7 @@ class MeanField(CloseProbe):
     is 0.065 where simulations of H = 200 over 800 steps give 0.056, and one such network in ten
     falls into a cycle. Of the drive it knows the mean square alone, not how it changes in time.
     After training, when the entries of W are no longer independent, it is a reference and not a
-    forecast. It does not depend on T, and in float32 it is right to about 10⁻⁵.
+    forecast. It does not depend on T, and in float32 it is right to 10⁻⁶, the edge included.
 
     How to read it: χ₁ is by how much the mean square of a perturbation grows in a step, were W
     random with independent entries: above 1 perturbations and gradients grow (which is chaos in

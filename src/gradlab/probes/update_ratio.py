@@ -22,7 +22,7 @@ class UpdateRatio(StepProbe):
 
     Cost: O(|θ|), no memory.
 
-    Mask: padding is in none of it, as far as it is in none of the gradients.
+    Mask: padded steps have no part in the gradients, and so none in the update.
 
     Limits: of a whole array: single units may move much further. The optimizer's state is in it, so
     that after one large gradient it stays up for as long as the moments remember. Right to

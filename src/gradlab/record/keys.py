@@ -21,7 +21,7 @@ MOST_KEYS = 64
 FIRST = 3
 """How many of a spectrum's values, the largest, get a key."""
 _DESCENDING = {"index", "singular"}
-_IN_THE_RUN_DIRECTORY = {"t", "back", "unit", "log10_gate", "eigenvalue", "delay"}
+_IN_THE_RUN_DIRECTORY = {"t", "back", "unit", "log10_gate", "eigenvalue", "delay", "point"}
 
 
 class Keys:

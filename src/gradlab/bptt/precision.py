@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -22,7 +22,8 @@ def in_all_digits(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest"):
+        config: Any = jax.config  # whose type does not know its settings
+        with jax.default_matmul_precision(config.jax_default_matmul_precision or "highest"):
             return function(*args, **kwargs)
 
     return call

@@ -12,10 +12,9 @@ from jax import lax
 
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.bptt.products import HIGHEST
+from gradlab.bptt.products import HIGHEST, eigenvalues
 from gradlab.errors import BadInput, number, whole_number
 from gradlab.probes.base import CloseProbe, Setting, norm, over_layers
-from gradlab.probes.jacobian_eigenvalues import eigenvalues
 from gradlab.variable import Variable
 
 KEY = "probe.measure.fixed_points"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from gradlab.bptt import scaling
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.bptt.scaling import LOG10_2, Scaled
+from gradlab.bptt.products import eigenvalues
+from gradlab.bptt.scaling import LOG10_2
 from gradlab.errors import BadInput, number, whole_number
 from gradlab.probes.base import CloseProbe, Setting, mean_log10, over_layers
 from gradlab.variable import Variable
@@ -139,19 +139,6 @@ class JacobianEigenvalues(CloseProbe):
             plain = scaling.shift(part, exponent)[:, 0]
             found[f"eigenvalue_{name}"] = jnp.where(steps[-1] > 0, plain, jnp.nan)
         return found
-
-
-def eigenvalues(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of ``(T, E, S, S)``: ``(T, E, S)``, times two to the ``(T, E)``; nan if it is not finite.
-
-    The largest modulus first.
-    """
-    finite = jnp.all(jnp.isfinite(matrices), axis=(-2, -1))
-    scaled = Scaled.of(jnp.where(finite[..., None, None], matrices, 0), 2)
-    values = jnp.linalg.eigvals(scaled.mantissa)
-    order = jnp.argsort(-jnp.abs(values), axis=-1)
-    values = jnp.take_along_axis(values, order, axis=-1)
-    return jnp.where(finite[..., None], values, complex(math.nan, math.nan)), scaled.exponent
 
 
 def median_over_time(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -589,19 +589,3 @@ def _next_pairs(pairs: _Pairs) -> _Pairs:
     top, low = move(pairs.top, pairs.low)
     top_exponent, low_exponent = move(pairs.top_exponent, pairs.low_exponent)
     return _Pairs(top, low, top_exponent, low_exponent, pairs.worst)
-
-
-# Eigenvalues.
-
-
-def eigenvalues(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of ``(T, E, S, S)``: ``(T, E, S)``, times two to the ``(T, E)``; nan if it is not finite.
-
-    The largest modulus first.
-    """
-    finite = jnp.all(jnp.isfinite(matrices), axis=(-2, -1))
-    scaled = Scaled.of(jnp.where(finite[..., None, None], matrices, 0), 2)
-    values = jnp.linalg.eigvals(scaled.mantissa)
-    order = jnp.argsort(-jnp.abs(values), axis=-1)
-    values = jnp.take_along_axis(values, order, axis=-1)
-    return jnp.where(finite[..., None], values, complex(math.nan, math.nan)), scaled.exponent

@@ -209,6 +209,8 @@ class _Layer:
             return []
         around, gate = network.way_around, f"the {network.gate} gate"
         if paths is None:
+            if network.backward != "full":  # which way it goes was chosen
+                return []
             return [
                 f"How much of it goes through {around} is not known: probe=full or "
                 "probe=[standard,forget_path] measures it."

@@ -31,5 +31,5 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
         rank.set_ylim(bottom=0)
     for axes in grid[-1]:
         axes.set_xlabel("lag: timesteps back from each example's end")
-    common.mark_float32(grid[:, 0])
+    common.mark_float32(list(grid[:, 0]))
     return page.legend()

@@ -57,7 +57,8 @@ def test_every_probe_on_any_cell(cell):
         assert variable.attrs["units"], name
         assert variable.attrs["long_name"], name
         assert (variable.attrs["units"] == "log10") == ("_log10" in str(name)), name
-        assert cell is not nnx.OptimizedLSTMCell or not np.isnan(variable).all(), name
+        told = cell is not nnx.OptimizedLSTMCell or str(name).endswith("_spread")  # of one example
+        assert told or not np.isnan(variable).all(), name
     left_out = json.loads(found.attrs["probes_left_out"])
     assert "update_ratio" in left_out
     assert ("forget_path" in left_out) == ("forget_path_log10" not in found)

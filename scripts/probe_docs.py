@@ -107,7 +107,9 @@ A probe is one measurement. There are two kinds.
 - **Close probes** look at the network as a function: Jacobians, Lyapunov exponents, what each
   timestep adds to the gradient. They take the first `probe.examples` examples of the batch (4 by
   default), at every `probe.every` steps (50 by default) and at the last step. In the rows between,
-  their variables hold NaN.
+  their variables hold NaN. **A probe with an option `examples` looks at so many of these, which
+  is one by default**: Jacobians are costly. Such a curve is of that one example, and does not show
+  how examples differ. `probe=research` gives `lyapunov` up to 8 and `forget_path` up to 4.
 
 `probe=full` runs all of them but the few that cost too much or answer a special question;
 `probe=research` runs these too. A preset leaves out what the model cannot give (a plain RNN has no
@@ -126,8 +128,10 @@ found["lyapunov_exponent"]
 
 Every recorded variable has a leading dimension `step`, left out below. Names with `_log10` hold
 log10, -inf where something is exactly zero. `t` is the timestep, and `lag = T-1-t` its distance
-from the end of the sequence. Figures are drawn over the lag: the end of the sequence is at their
-left. Norms are of each example; their mean is that of the logs.
+from the end of the padded sequence. Names with `_over_lag` have `back` in the place of t: the
+steps back from each example's own last real one, in the order in which the direction reads. Without
+padding they are the same values reversed. Slopes, horizons, figures, pages and verdicts use these.
+Norms are of each example; their mean is that of the logs.
 """
 
 

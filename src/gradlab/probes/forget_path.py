@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,8 @@ class ForgetPath(CloseProbe):
     Args:
       examples: how many of the examples looked at are used; all if there are fewer.
     """
+
+    research: ClassVar[Mapping[str, Any]] = {"examples": 4}
 
     examples: int = 1
 

@@ -49,7 +49,7 @@ SMOKE = {
     "bptt/test_unroll.py": ["test_scalar_linear_rnn_follows_w_to_the_lag_over_5000_steps"],
     "probes/test_measurements.py": [
         "test_the_line_over_lag_is_numpys_polyfit",
-        "test_forget_product_is_the_product",
+        "test_forget_products_are_products",
     ],
     "regularizers/test_regularizers.py": ["test_bad_options"],
     "tasks/test_adding.py": ["test_every_position_of_each_half_is_marked"],

@@ -1,6 +1,7 @@
 """Numbers that are known from theory or from the papers, read off by way of the public surface."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 import gradlab
 from gradlab.cells import LSTM, SimpleRNN
 from gradlab.cells.base import Cell, HiddenCarry
+from gradlab.probes import Lyapunov
 from gradlab.tasks import Adding, Copying, TemporalOrder
 
 
@@ -91,3 +93,53 @@ def test_adding_and_temporal_order_by_chance():
     chance = TemporalOrder(length=50).baseline("train")
     assert chance.loss == pytest.approx(math.log(4))
     assert chance.accuracy == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("steps", "rms", "mean"), [(100, 0.1939, 0.1496), (784, 0.1938, 0.1486)])
+def test_chrono_gates_keep_a_fifth_of_a_norm_over_the_sequence(steps, rms, mean):
+    """f = σ(log u), u uniform on [1, T-1] (Tallec & Ollivier 2018), over T steps."""
+    hidden = 501  # so that every quantile is that of a unit
+    zeros = nnx.initializers.zeros_init()
+    silent = {"kernel_init": zeros, "recurrent_kernel_init": zeros, "bias_init": zeros}
+    cell = LSTM(1, hidden, forget_bias=0.0, **silent, rngs=nnx.Rngs(0))
+    u = 1 + (steps - 2) * (np.arange(hidden) + 0.5) / hidden
+    cell.dense_h.bias[...] = cell.dense_h.bias[...].at[hidden : 2 * hidden].set(np.log(u))
+    inputs = jnp.zeros((1, steps + 1, 1))
+    got = gradlab.analyze(cell, inputs, lambda h: h[:, -1].sum(-1), probes=["forget_product"])
+    at_start = got.isel(layer=0, t=0)
+    assert float(10 ** at_start["forget_product_rms_log10"]) == pytest.approx(rms, abs=1e-4)
+    typical = np.mean(steps * np.log10(u / (1 + u)))
+    assert float(at_start["forget_product_log10"]) == pytest.approx(typical, rel=1e-4)
+    units = steps * np.log10(np.sort(u / (1 + u)))
+    assert np.mean(10**units) == pytest.approx(mean, abs=1e-4)
+    np.testing.assert_allclose(
+        at_start["forget_product_log10_q"],
+        units[np.round(np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * (hidden - 1)).astype(int)],
+        rtol=1e-3,
+    )
+
+
+def test_mixed_lengths_have_the_slope_of_full_ones():
+    """A tanh network, whose transport does not depend on the length of its input."""
+    length, batch = 80, 48
+    rng = np.random.default_rng(0)
+    cell = SimpleRNN(2, 16, rngs=nnx.Rngs(0))
+    inputs = jnp.asarray(rng.normal(size=(batch, length, 2)), jnp.float32)
+
+    def last(outputs, lengths):
+        return outputs[jnp.arange(batch), lengths - 1].sum(-1)
+
+    full, mixed = np.full(batch, length), rng.integers(16, length + 1, batch)
+    slopes = []
+    for lengths in (full, mixed):
+        found = gradlab.analyze(
+            cell,
+            inputs,
+            partial(last, lengths=jnp.asarray(lengths)),
+            probes=["adjoint", "adjoint_slope", Lyapunov(examples=batch)],
+            seq_lengths=lengths,
+        ).isel(layer=0)
+        slopes.append(float(found["adjoint_slope"]))
+        assert float(found["lyapunov_exponent"][0]) == pytest.approx(slopes[-1], rel=0.1)
+        assert found["adj_h_over_lag_log10"][0] > -1  # each from its own end
+    assert slopes[1] == pytest.approx(slopes[0], rel=0.05)

@@ -17,6 +17,7 @@ import pytest
 
 from gradlab import open_run
 from gradlab.compare.__main__ import main as compare
+from gradlab.compare.recorded import recorded
 from gradlab.compare.runs import runs_in
 from gradlab.compare.table import write_csv
 
@@ -118,6 +119,10 @@ def test_an_interrupted_run_ends_as_the_run_that_was_never_stopped(command, reco
         run.curves["adj_h_over_lag_log10"].values[again],
         run.curves["adj_h_log10"].values[again][..., ::-1],
     )
+    (compared,) = recorded(runs_in(folder))
+    curve = compared.curve("adj_h_log10")
+    np.testing.assert_array_equal(curve.steps, run.curves["step"])
+    np.testing.assert_array_equal(curve.values, run.curves["adj_h_log10"].values[..., ::-1])
 
 
 def test_a_killed_sweep_goes_on_to_its_end(command, records):

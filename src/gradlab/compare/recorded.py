@@ -142,10 +142,11 @@ class Recorded:
         kept = self._kept(name)
         if not kept:
             return None
-        along = "t" if kept == name else "back"
-        curves = self._curves[[kept]].transpose("step", "layer", along)
+        # Both, where they are: a run that an older version began has some rows over t alone.
+        names = [one for one in dict.fromkeys((kept, name)) if one in self._curves]
+        curves = self._curves[names].transpose("step", "layer", ...)
         steps = curves["step"].values
-        rows = measured(curves, kept)
+        rows = np.unique(np.concatenate([measured(curves, one) for one in names]))
         if not len(rows):
             return None
         if most_steps:

@@ -18,7 +18,7 @@ from gradlab.probes import (
     UpdateRatio,
 )
 from gradlab.probes.adjoint_slope import fall, least_squares_line
-from gradlab.probes.base import mean_over_lag, norm, state_log10
+from gradlab.probes.base import Seen, by_lag, mean_change, mean_log10, norm, state_log10
 from gradlab.probes.forget_product import Sum
 from gradlab.probes.memory_horizon import horizon
 from tests.probes.seen import B, L, T, make_seen
@@ -58,19 +58,40 @@ def test_adjoint_means_quantiles_and_zeros(masked, zeros):
 
 
 def state_over_lag(seen, layer):
-    """ln of the mean over examples of ‖[c; h]‖ by own lag, with Python's own wide arithmetic."""
+    """ln ‖[c; h]‖ by own lag against each example's own end, with Python's own wide arithmetic."""
     curve = []
     for back in range(T):
-        logs = []
+        changes = []
         for b in range(B):
             steps = np.flatnonzero(np.asarray(seen.mask)[layer, :, b])[::-1]
             if back < len(steps):
-                own = (float(seen.adjoints[name][layer, steps[back], b]) for name in ("c", "h"))
-                c, h = own
-                top = max(c, h)
-                logs.append(top + 0.5 * math.log10(10 ** (2 * (c - top)) + 10 ** (2 * (h - top))))
-        curve.append(math.log(10) * sum(logs) / len(logs))
+                changes.append(
+                    joined(seen, layer, steps[back], b) - joined(seen, layer, steps[0], b)
+                )
+        curve.append(math.log(10) * sum(changes) / len(changes))
     return np.array(curve)
+
+
+def joined(seen, layer, t, b):
+    """log10 ‖[c; h]‖ of one example at one step."""
+    c, h = (float(seen.adjoints[name][layer, t, b]) for name in ("c", "h"))
+    top = max(c, h)
+    return top + 0.5 * math.log10(10 ** (2 * (c - top)) + 10 ** (2 * (h - top)))
+
+
+def test_examples_of_other_lengths_lend_no_fall_to_what_does_not_fall():
+    """Transport without any loss; the long example's gradient is a hundredth from the start."""
+    rng = np.random.default_rng(0)
+    lengths = np.array([*rng.integers(3, 8, 19), 10])
+    size = np.array([*rng.normal(size=19), -2.0])
+    mask = (np.arange(10)[:, None] < lengths)[None]
+    h = jnp.asarray(np.broadcast_to(size, mask.shape), jnp.float32)
+    seen = Seen({"h": h}, jnp.asarray(mask), {}, None, {}, {}, {}, {})
+    got = jax.jit(lambda one: AdjointSlope()(one) | MemoryHorizon()(one))(seen)
+    assert float(got["decades_lost"][0]) == 0
+    assert float(got["adjoint_slope"][0]) == 0
+    assert float(got["memory_horizon"][0]) == 10
+    np.testing.assert_allclose(mean_change(h, jnp.asarray(mask))[0], 0)
 
 
 @MASKED
@@ -140,7 +161,6 @@ def test_memory_horizon_reads_the_state_curve(masked):
     got = MemoryHorizon()(seen)["memory_horizon"]
     for layer in range(L):
         curve = state_over_lag(seen, layer)
-        curve = curve - curve[0]
         first = next((k for k in range(T) if curve[k] <= -1), None)
         if first is None:
             want = T
@@ -208,7 +228,7 @@ def test_by_lag_counts_real_steps_from_each_examples_own_end():
     real[0, :, 2] = [1, 0, 1, 0, 0, 1]  # the state waits in between
     values = np.random.default_rng(0).normal(size=real.shape).astype(np.float32)
     for mask in (real, np.ones_like(real)):
-        got = jax.jit(mean_over_lag)(values, mask)
+        got = jax.jit(lambda *given: mean_log10(*by_lag(*given)))(values, mask)
         np.testing.assert_allclose(got, over_own_lag(values, mask), rtol=1e-5)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Seen, Setting, StepProbe, mean_over_lag, state_log10
+from gradlab.probes.base import Seen, Setting, StepProbe, mean_change, state_log10
 from gradlab.variable import Variable
 
 
@@ -16,24 +16,25 @@ from gradlab.variable import Variable
 class AdjointSlope(StepProbe):
     """How far the gradient falls over the sequence, and the straight line through its fall.
 
-    Definition: with s the whole state ([c; h] in an LSTM, h elsewhere) and the curve
-    ``adj_s(k)``, the mean over examples of the log10 of ‖∂ℓ/∂s‖ k steps back from each example's
-    own last real step: ``decades_lost`` is ``adj_s(0) - adj_s(K)`` with K the longest lag of any
-    example, positive where the gradient vanishes and inf where nothing at all arrives there.
-    ``adjoint_slope`` is the least-squares slope of the curve in nats over k, at the points where it
-    is finite: negative where the gradient vanishes, positive where it explodes, so that it compares
-    with a Lyapunov exponent. For a scalar linear RNN it is ln w. ``decades_per_100`` is the same
-    line in decades lost per 100 steps, and ``adjoint_line_r2`` the share of the curve's variance
-    that the line explains: 1 for a straight one. The line is nan with fewer than two points,
-    r² also where the curve is constant.
+    Definition: with s the whole state ([c; h] in an LSTM, h elsewhere), ``D(k)`` is the mean over
+    examples of ``log10 ‖∂ℓ/∂s‖`` k steps back from each example's own last real step, less the same
+    example's value there; over those that go so far back. ``decades_lost`` is ``-D(K)`` with K the
+    longest lag of any example: positive where the gradient vanishes, inf where nothing at all
+    arrives there. ``adjoint_slope`` is the least-squares slope of D in nats over k, at the points
+    where it is finite: negative where the gradient vanishes, positive where it explodes, so that it
+    compares with a Lyapunov exponent. For a scalar linear RNN it is ln w. ``decades_per_100`` is
+    the same line in decades lost per 100 steps, and ``adjoint_line_r2`` the share of the curve's
+    variance that the line explains: 1 for a straight one. The line is nan with fewer than two
+    points, r² also where the curve is constant.
 
     Source: none; a summary of the curves of Pascanu, Mikolov & Bengio (2013), section 2.
 
     Cost: O(T B) beside the adjoints that are seen anyway.
 
-    Mask: the lag counts from each example's own end, so that padding changes neither line nor fall
-    where transport does not depend on the length. Far back the curve rests on the longest examples
-    of the batch alone.
+    Mask: the lag counts from each example's own end, and each example is compared with itself, so
+    that padding changes neither line nor fall where transport is alike. Without padding D is
+    the recorded curve over the lag, less its first value; with it that curve has other examples at
+    each lag, and moves for that reason too. Far back D rests on the longest examples alone.
 
     Limits: the first step back is unlike the others (in an LSTM it moves the gradient from h to c),
     and so is the start of the sequence; of a short one they are a large part. The fall over T steps
@@ -58,7 +59,7 @@ class AdjointSlope(StepProbe):
 
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """See the class."""
-        curve = mean_over_lag(state_log10(seen.adjoints), seen.mask)
+        curve = mean_change(state_log10(seen.adjoints), seen.mask)
         slope, r2 = least_squares_line(jnp.arange(curve.shape[-1], dtype=curve.dtype), curve)
         return {
             "decades_lost": jax.vmap(fall)(curve),

@@ -169,6 +169,11 @@ def by_lag(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     Index 0 of the second axis is that step; the mask says how far back an example goes. What stands
     beyond is not meant to be read.
     """
+    reversed_ = values[:, ::-1], mask[:, ::-1]
+    return lax.cond(jnp.all(mask), lambda: reversed_, lambda: _gathered(values, mask))
+
+
+def _gathered(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     length = mask.shape[1]
     later = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] - 1
     layers, steps, examples = jnp.indices(mask.shape, sparse=True)
@@ -188,7 +193,7 @@ def both_ways(
     """
     over_time = measure(values, mask)
     over_lag = lax.cond(
-        jnp.all(mask), lambda: over_time[..., ::-1], lambda: measure(*by_lag(values, mask))
+        jnp.all(mask), lambda: over_time[..., ::-1], lambda: measure(*_gathered(values, mask))
     )
     return over_time, over_lag
 
@@ -202,9 +207,17 @@ def both_means(name: str, log10: jax.Array, mask: jax.Array) -> dict[str, jax.Ar
     return {name: over_time, over_lag_name(name): over_lag}
 
 
-def mean_over_lag(log10: jax.Array, mask: jax.Array) -> jax.Array:
-    """The second of :func:`both_means`, ``(L, T, B) -> (L, T)``."""
-    return both_ways(mean_log10, log10, mask)[1]
+def mean_change(log10: jax.Array, mask: jax.Array) -> jax.Array:
+    """How far ``(L, T, B)`` has moved k steps back from where each example ends: ``(L, T)``.
+
+    The mean over the examples that go so far back of the difference to their own value at lag 0,
+    so that examples of other lengths, whose gradients are larger or smaller from the start, add
+    nothing. Without padding it is the mean by lag, less that at lag 0. Values that are exactly zero
+    are left out as in :func:`mean_log10`.
+    """
+    values, real = by_lag(log10, mask)
+    first = values[:, :1]
+    return mean_log10(values - first, real & (first != -jnp.inf))
 
 
 def over_layers(measure: Callable[[LayerView], Any], layers: Sequence[LayerView]) -> Any:

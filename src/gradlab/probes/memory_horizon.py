@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Seen, Setting, StepProbe, mean_over_lag, state_log10
+from gradlab.probes.base import Seen, Setting, StepProbe, mean_change, state_log10
 from gradlab.variable import Variable
 
 
@@ -17,9 +17,9 @@ class MemoryHorizon(StepProbe):
     """The lag at which the adjoint norm has first fallen by a factor e.
 
     Definition: with s the whole state ([c; h] in an LSTM, h elsewhere), the smallest lag, linearly
-    interpolated in the logarithm, at which ``ln ‖∂ℓ/∂s_t‖`` (mean over examples, the lag counted
-    from each example's own last real step) is 1 below its value at lag 0. If that never happens
-    within the sequence the value is ``T``, which reads "at least the whole sequence".
+    interpolated in the logarithm, at which ``ln ‖∂ℓ/∂s_t‖`` is 1 below its value at lag 0: the mean
+    over examples, each compared with itself, the lag counted from its own last real step. If that
+    never happens within the sequence the value is ``T``, which reads "at least the whole sequence".
 
     Source: none; the fall by e is the time constant of an exponential decay.
 
@@ -42,7 +42,7 @@ class MemoryHorizon(StepProbe):
 
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """See the class."""
-        curve = mean_over_lag(state_log10(seen.adjoints), seen.mask) * math.log(10)
+        curve = mean_change(state_log10(seen.adjoints), seen.mask) * math.log(10)
         return {"memory_horizon": jax.vmap(horizon)(curve)}
 
 

@@ -203,14 +203,15 @@ class _Layer:
         return [f"The backward pass was cut: nothing goes back through {way} ({option})."]
 
     def _ways(self) -> list[str]:
-        """Which way the gradient goes where that was measured, and else that it is not known."""
+        """Which way the gradient goes where that was measured, and else that it is not known.
+
+        Of a pass that was cut nothing: there the way was chosen.
+        """
         network, paths = self.network, self.paths
-        if network.gate is None or network.length == 1:
+        if network.gate is None or network.length == 1 or network.backward != "full":
             return []
         around, gate = network.way_around, f"the {network.gate} gate"
         if paths is None:
-            if network.backward != "full":  # which way it goes was chosen
-                return []
             return [
                 f"How much of it goes through {around} is not known: probe=full or "
                 "probe=[standard,forget_path] measures it."

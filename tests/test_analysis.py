@@ -251,7 +251,7 @@ def ends_square(outputs):
     return jnp.sum(jnp.square(outputs[jnp.arange(len(outputs)), LENGTHS - 1]), -1)
 
 
-@pytest.mark.parametrize("cell", [LSTM, Quiet])
+@pytest.mark.parametrize("cell", [LSTM, pytest.param(Quiet, marks=pytest.mark.slow)])
 def test_padding_is_as_if_it_were_not_there(cell):
     """Against each example by itself, without its padding; the padding itself is noise."""
     cell, x = cell(I, H, rngs=nnx.Rngs(0)), inputs()
@@ -292,6 +292,13 @@ def test_a_loss_that_reads_padding_is_refused():
         gradlab.analyze(cell, inputs(), last_square, probes=["grad_norm"], seq_lengths=LENGTHS)
 
 
+@pytest.mark.parametrize("given", [None, "mse", [[1.0], [1.0, 2.0]], object()])
+def test_what_is_no_loss_and_no_array_is_refused(given):
+    with pytest.raises(BadInput, match="targets_or_loss"):
+        gradlab.analyze(LSTM(I, H, rngs=nnx.Rngs(0)), inputs(), given, probes=CHEAP)
+
+
+@pytest.mark.slow
 def test_the_state_begins_where_it_is_told_to():
     """As nnx.RNN has it; a model's list goes by layer and direction."""
     rng, x = np.random.default_rng(0), inputs()

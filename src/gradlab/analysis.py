@@ -275,7 +275,11 @@ def _loss(network: _Network, inputs: jax.Array, given: Any, time_major: bool) ->
         return _callers_loss(
             cast(PerExample, given), outputs, inputs.shape[1], swap=every and not time_major
         )
-    targets = jnp.asarray(given)
+    try:
+        targets = jnp.asarray(given)
+    except (TypeError, ValueError):
+        allowed = f"a callable, or an array of targets {outputs.shape}"
+        raise BadInput("targets_or_loss", given, allowed) from None
     classes = network.model is not None and jnp.issubdtype(targets.dtype, jnp.integer)
     kind = "cross_entropy" if classes else "mse"
     wanted = outputs.shape[:-1] if classes else outputs.shape

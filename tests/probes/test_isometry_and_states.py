@@ -220,6 +220,7 @@ def test_products_of_gaussian_matrices():
         assert variance[depth - lag].mean() == pytest.approx(lag, rel=0.12)
 
 
+@pytest.mark.slow
 def test_a_cut_route_carries_nothing():
     """The lengths are of what carries the gradient: S times their mean is ‖J_{T:t}‖_F²."""
     inputs = np.random.default_rng(0).normal(size=(1, 12, 2))

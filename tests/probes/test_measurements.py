@@ -94,6 +94,16 @@ def test_examples_of_other_lengths_lend_no_fall_to_what_does_not_fall():
     np.testing.assert_allclose(mean_change(h, jnp.asarray(mask))[0], 0)
 
 
+def test_the_few_examples_that_a_dead_unit_leaves_do_not_speak_for_the_rest():
+    h = np.tile(np.linspace(3, 0, 4), (5, 1)).T[None]  # grows tenfold a step back
+    h[0, 1, :2], h[0, 0, :3] = -np.inf, -np.inf
+    seen = Seen({"h": jnp.asarray(h, jnp.float32)}, jnp.ones((1, 4, 5), bool), {}, None, *[{}] * 4)
+    got = jax.jit(lambda one: AdjointSlope()(one) | MemoryHorizon()(one))(seen)
+    assert float(got["decades_per_100"][0]) == pytest.approx(-100)
+    assert float(got["decades_lost"][0]) == math.inf
+    assert float(got["memory_horizon"][0]) == 3
+
+
 @MASKED
 def test_the_line_over_lag_is_numpys_polyfit(masked):
     seen = make_seen(masked=masked)

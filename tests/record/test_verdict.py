@@ -190,7 +190,7 @@ def test_a_cut_backward_pass_is_told_in_one_clause(backward, says):
 def test_a_cell_that_does_not_look_back():
     found = a_row(line(-0.1), adjoint_slope=math.nan, decades_lost=math.inf)
     (told,) = verdict(found, RNN)
-    assert told.startswith("layer 0: cut off. At step 40 exactly no gradient passes")
+    assert told.startswith("layer 0: cut off. At step 40 in most examples or all exactly no")
     (told,) = verdict(found, RNN._replace(length=1))
     assert "one timestep only" in told
 

@@ -346,11 +346,9 @@ def test_divergence_in_the_forward_pass_names_step_layer_and_timestep():
     assert f"step {int(state.step)}:" in outcome.reason
     last = sink.rows[-1]  # what the step that failed looked like, without a loss
     assert (last.step, dict(last.scalars)) == (int(state.step), {})
-    assert last.arrays.keys() == PROBES.keys() - {"adjoint"} | {
-        "adj_h_log10",
-        "adj_h_log10_q",
-        "adj_h_zero",
-    }
+    both = {"adj_h_log10", "adj_h_log10_q", "adj_h_over_lag_log10", "adj_h_over_lag_log10_q"}
+    line = {"decades_lost", "decades_per_100", "adjoint_line_r2"}
+    assert last.arrays.keys() == PROBES.keys() - {"adjoint"} | both | line | {"adj_h_zero"}
     assert math.isfinite(outcome.summary["train/loss"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
 

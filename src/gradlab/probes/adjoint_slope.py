@@ -18,7 +18,8 @@ class AdjointSlope(StepProbe):
 
     Definition: with s the whole state ([c; h] in an LSTM, h elsewhere), ``D(k)`` is the mean over
     examples of ``log10 ‖∂ℓ/∂s‖`` k steps back from each example's own last real step, less the same
-    example's value there; over those that go so far back. ``decades_lost`` is ``-D(K)`` with K the
+    example's value there; over those that go so far back, and -inf where more than half of these
+    get exactly nothing. ``decades_lost`` is ``-D(K)`` with K the
     longest lag of any example: positive where the gradient vanishes, inf where nothing at all
     arrives there. ``adjoint_slope`` is the least-squares slope of D in nats over k, at the points
     where it is finite: negative where the gradient vanishes, positive where it explodes, so that it

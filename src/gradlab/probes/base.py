@@ -212,12 +212,14 @@ def mean_change(log10: jax.Array, mask: jax.Array) -> jax.Array:
 
     The mean over the examples that go so far back of the difference to their own value at lag 0,
     so that examples of other lengths, whose gradients are larger or smaller from the start, add
-    nothing. Without padding it is the mean by lag, less that at lag 0. Values that are exactly zero
-    are left out as in :func:`mean_log10`.
+    nothing. Without padding it is the mean by lag, less that at lag 0. Where more than half of them
+    are exactly zero it is -inf: the few that are left say nothing of the rest.
     """
     values, real = by_lag(log10, mask)
-    first = values[:, :1]
-    return mean_log10(values - first, real & (first != -jnp.inf))
+    counted = real & (values[:, :1] != -jnp.inf)
+    zero = jnp.sum(counted & (values == -jnp.inf), axis=-1)
+    mean = mean_log10(values - values[:, :1], counted)
+    return jnp.where(2 * zero > jnp.sum(counted, axis=-1), -jnp.inf, mean)
 
 
 def over_layers(measure: Callable[[LayerView], Any], layers: Sequence[LayerView]) -> Any:

@@ -18,7 +18,8 @@ class MemoryHorizon(StepProbe):
 
     Definition: with s the whole state ([c; h] in an LSTM, h elsewhere), the smallest lag, linearly
     interpolated in the logarithm, at which ``ln ‖∂ℓ/∂s_t‖`` is 1 below its value at lag 0: the mean
-    over examples, each compared with itself, the lag counted from its own last real step. If that
+    over examples, each compared with itself, the lag counted from its own last real step; also the
+    lag from which on more than half of them get exactly nothing. If that
     never happens within the sequence the value is ``T``, which reads "at least the whole sequence".
 
     Source: none; the fall by e is the time constant of an exponential decay.

@@ -108,7 +108,10 @@ class _Layer:
         if self.kind == "cut off" and network.length == 1:
             return ["one timestep only. There is no time for a gradient to travel through."]
         if self.kind == "cut off":
-            passes = "exactly no gradient passes from one timestep to the one before it."
+            passes = (
+                "in most examples or all exactly no gradient passes from one timestep to the one "
+                "before it."
+            )
             return [f"cut off. {at} {passes}", *self._cut()]
         if network.earlier_steps_have_loss:
             fed = (
@@ -135,7 +138,7 @@ class _Layer:
         back, r2 = f"{self._longest()} steps back", self._number("adjoint_line_r2")
         by_line = -100 * self.slope * E
         line = f"{_decades(by_line)} per 100 steps by the line"
-        far = f"does not reach {back}, where it is exactly zero; before that it"
+        far = f"does not reach {back}: it is exactly zero there in most examples; before that it"
         if math.isnan(self.lost):
             far = f"over {back}"
         elif math.isfinite(self.lost):

@@ -35,7 +35,7 @@ def test_the_verdict_of_a_network_whose_recurrent_weights_are_zero(tmp_path, gat
     assert np.isneginf(recorded.curves["residual_path_log10"]).all()
     (told, _) = recorded.info["verdict"]
     assert told.endswith(
-        "Nothing goes through h: all of ∂c_T/∂c_t is through the f gate (in the close look at "
+        "Nothing of ∂c_T/∂c_t goes through h: all is through the f gate (in the close look at "
         "step 0)."
     )
     assert "decades over" in told

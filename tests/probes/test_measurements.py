@@ -128,6 +128,7 @@ def test_the_line_skips_what_is_not_finite_and_needs_two_points():
     slopes, r2 = least_squares_line(jnp.arange(4.0), curves)
     assert slopes.tolist() == pytest.approx([1.0, math.nan, 0.0], nan_ok=True)
     assert r2.tolist() == pytest.approx([1.0, math.nan, math.nan], nan_ok=True)
+    assert math.isnan(float(least_squares_line(jnp.arange(2.0), jnp.array([[0.0, 1.0]]))[1][0]))
 
 
 def test_slope_of_a_long_steep_line_is_exact():

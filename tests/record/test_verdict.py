@@ -138,12 +138,21 @@ def test_without_the_paths_the_way_is_said_to_be_unknown(network, way):
         assert cause not in told
 
 
+def test_one_step_back_does_not_tell_what_goes_through_h():
+    """∂c_t/∂c_{t-1} of an LSTM is the gate, whatever goes through h."""
+    lone = np.full(T, np.nan)
+    lone[:2] = 0.0, -0.1
+    rest = np.where(np.isnan(lone), np.nan, -np.inf)
+    (told,) = verdict(lstm_row(-0.05, -0.2), LSTM, looked(lone, rest))
+    assert told.endswith("What goes through h shows in ∂c_T/∂c_t from two steps back on.")
+
+
 def test_where_nothing_can_go_through_h_it_says_so():
     """As with model.cell.recurrent_gain=0, also where the norm falls less than the product."""
     paths = looked(line(-0.1), np.full(T, -np.inf))
     (told,) = verdict(lstm_row(-0.05, -0.2), LSTM, paths)
     assert told.endswith(
-        "Nothing goes through h: all of ∂c_T/∂c_t is through the f gate (in the close look at "
+        "Nothing of ∂c_T/∂c_t goes through h: all is through the f gate (in the close look at "
         "step 40)."
     )
 

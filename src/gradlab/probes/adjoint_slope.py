@@ -26,7 +26,7 @@ class AdjointSlope(StepProbe):
     compares with a Lyapunov exponent. For a scalar linear RNN it is ln w. ``decades_per_100`` is
     the same line in decades lost per 100 steps, and ``adjoint_line_r2`` the share of the curve's
     variance that the line explains: 1 for a straight one. The line is nan with fewer than two
-    points, r² also where the curve is constant.
+    points, r² with fewer than three and where the curve is constant.
 
     Source: none; a summary of the curves of Pascanu, Mikolov & Bengio (2013), section 2.
 
@@ -89,4 +89,5 @@ def least_squares_line(x: jax.Array, curves: jax.Array) -> tuple[jax.Array, jax.
     slope = jnp.sum(x_centred * y_centred, axis=-1) / jnp.where(spread > 0, spread, jnp.nan)
     missed = jnp.sum(jnp.square(y_centred - slope[:, None] * x_centred), axis=-1)
     varied = jnp.sum(jnp.square(y_centred), axis=-1)
-    return slope, 1 - missed / jnp.where(varied > 0, varied, jnp.nan)
+    tells = (varied > 0) & (n[:, 0] > 2)  # two points are always on a line
+    return slope, jnp.where(tells, 1 - missed / jnp.where(tells, varied, 1), jnp.nan)

@@ -135,7 +135,8 @@ class _Layer:
 
     def _fall(self) -> str:
         """From lag 0 to the longest, by the line, and how straight that is."""
-        back, r2 = f"{self._longest()} steps back", self._number("adjoint_line_r2")
+        longest, r2 = self._longest(), self._number("adjoint_line_r2")
+        back = f"{longest} step{'' if longest == 1 else 's'} back"
         by_line = -100 * self.slope * E
         line = f"{_decades(by_line)} per 100 steps by the line"
         far = f"does not reach {back}: it is exactly zero there in most examples; before that it"
@@ -226,8 +227,10 @@ class _Layer:
         derivative = f"∂{network.memory}_T/∂{network.memory}_t"
         if share is None:
             return [f"Nothing of {derivative} is left one step back ({at})."]
+        if share.lag < 2 and network.memory == "c":  # h is made of c, and is back in it a step on
+            return [f"What goes through {around} shows in {derivative} from two steps back on."]
         if np.isneginf(residual[: share.lag + 1]).all():
-            return [f"Nothing goes through {around}: all of {derivative} is through {gate} ({at})."]
+            return [f"Nothing of {derivative} goes through {around}: all is through {gate} ({at})."]
         return [
             f"Through {around} goes {share.percent} of the squared norm of {derivative} at lag "
             f"{share.lag}, the rest through {gate} ({at})."

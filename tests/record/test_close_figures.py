@@ -276,8 +276,8 @@ def test_the_paths_name_the_share_of_each_layer(tmp_path):
         axes.get_title() for axes in picture("paths", record(tmp_path, description, [row])).axes
     ]
     assert titles == [
-        "layer 0: recurrent weights: 0 % of the squared norm at lag 39",
-        "layer 1: recurrent weights: 90.9 % of the squared norm at lag 39",
+        "layer 0: recurrent weights: 0 %\nof the squared norm at lag 39",
+        "layer 1: recurrent weights: 90.9 %\nof the squared norm at lag 39",
     ]
 
 

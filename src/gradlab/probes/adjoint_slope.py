@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from gradlab.probes.base import Seen, Setting, StepProbe, mean_change, state_log10
 from gradlab.variable import Variable
 
+LEVEL = 1e-5
+"""Decades by which a curve varies that is level but for rounding."""
+
 
 @dataclass(frozen=True)
 class AdjointSlope(StepProbe):
@@ -89,5 +92,6 @@ def least_squares_line(x: jax.Array, curves: jax.Array) -> tuple[jax.Array, jax.
     slope = jnp.sum(x_centred * y_centred, axis=-1) / jnp.where(spread > 0, spread, jnp.nan)
     missed = jnp.sum(jnp.square(y_centred - slope[:, None] * x_centred), axis=-1)
     varied = jnp.sum(jnp.square(y_centred), axis=-1)
-    tells = (varied > 0) & (n[:, 0] > 2)  # two points are always on a line
+    # Two points are always on a line, and what moves by rounding is on none.
+    tells = (varied > n[:, 0] * LEVEL**2) & (n[:, 0] > 2)
     return slope, jnp.where(tells, 1 - missed / jnp.where(tells, varied, 1), jnp.nan)

@@ -38,7 +38,7 @@ class FixedPoints(CloseProbe):
     all real steps of all examples, q is minimised: by Levenberg and Marquardt's damped steps, of
     which only those are taken that lower it, and a few of Newton's for the last digits. Where the
     speed ends at ``fixed`` times the state's size or below there is a fixed point, up to ``slow``
-    times a slow one. A state's size is its norm, or the median norm of the starts where that is
+    times a slow one. A state's size is its norm, or the least norm of the starts where that is
     larger. Fixed points nearer to each other than 10⁻³ of their size are one.
 
     Recorded are how many starts ended at a fixed point (``fixed_point_converged``), at a slow one
@@ -155,7 +155,7 @@ class FixedPoints(CloseProbe):
         starts = visited(layer.after, real, self.starts)
         found = search(step, starts, self.iterations)
         seen = jnp.isfinite(found.speed)
-        usual = jnp.nanmedian(jnp.where(seen, _norms(starts), jnp.nan))
+        usual = jnp.nanmin(jnp.where(seen, _norms(starts), jnp.nan))
         sizes = jnp.maximum(_norms(found.state), usual)
         fixed = seen & (found.speed <= self.fixed * sizes)
         slow = seen & ~fixed & (found.speed <= self.slow * sizes)

@@ -22,7 +22,7 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     if last is None:
         return None
     page = common.Page(info, QUESTION, HINT, curves.sizes["layer"], last=last)
-    for row, axes in page.layers(curves, "|cos| of the adjoint with …"):
+    for row, axes in page.layers(curves, "|cos| of the adjoint with …", common.OWN_LAG):
         panel = last.isel(layer=row)
         for k, (name, label) in enumerate(_LINES.items()):
             if name in panel:

@@ -10,7 +10,7 @@ from xarray import Dataset
 from gradlab.record.figures import common
 
 QUESTION = "Where would the state come to rest?"
-HINT = "all eigenvalues inside the circle = a stable point,  some outside = a saddle"
+HINT = "all eigenvalues inside the circle = a stable point,  any outside = unstable"
 _REAL, _IMAGINARY = "fixed_point_eigenvalue_real", "fixed_point_eigenvalue_imaginary"
 _COUNTS = {
     "fixed_point_count": "different fixed\npoints",

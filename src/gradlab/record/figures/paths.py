@@ -56,4 +56,4 @@ def _share(panel: Dataset) -> str:
     share = share_of_rest(*(common.by_lag(panel, name)[1] for name in (FORGET, RESIDUAL)))
     if share is None:
         return ""
-    return f"recurrent weights: {share.percent} of the squared norm at lag {share.lag}"
+    return f"recurrent weights: {share.percent}\nof the squared norm at lag {share.lag}"

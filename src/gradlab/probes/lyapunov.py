@@ -26,10 +26,10 @@ class Lyapunov(CloseProbe):
     Definition: ``Q_t R_t = J_t Q_{t-1}`` forward in time from a fixed random orthonormal start;
     ``λ_i`` is the sum of ``ln|R_ii|`` over the steps after the transient, divided by the number of
     those that are real. Of all examples together, growth over steps, so that a short one counts by
-    its steps, and without those with no growth at all; then in descending order. An example's own estimates are not sorted first: sorting
-    noise would drive the ends of the spectrum apart. ``lyapunov_exponent_spread`` is the standard
-    deviation over the same examples of their own (of n with n - 1), nan for fewer than two; where
-    lengths differ it holds their difference as well.
+    its steps, and without those with no growth at all; then in descending order. An example's own
+    estimates are not sorted first: sorting noise would drive the ends of the spectrum apart.
+    ``lyapunov_exponent_spread`` is the standard deviation over the same examples of their own (of n
+    with n - 1), nan for fewer than two; where lengths differ it holds their difference as well.
 
     ``lyapunov_dimension`` is Kaplan and Yorke's ``k + (λ_1 + … + λ_k)/|λ_{k+1}|`` with the largest
     k whose sum is not negative, S if all of them sum to 0 or more, and nan where the recorded
@@ -53,10 +53,11 @@ class Lyapunov(CloseProbe):
     Limits: at finite T these are estimates. The directions begin at random, so that the first
     exponent is too low and the last too high until they have turned: of a linear network with
     factors 1.1 to 0.7 the first was 0.040 too low at T = 20, 0.015 at 37 and 0.0002 at 100. A start
-    that is not yet on the attractor can make it too high. Measured λ_1 minus that of the next 10,000 steps, mean ± standard
-    deviation over 24 tanh networks (H = 100, g = 1.5, no bias, no input after a random first push,
-    the transient T // 10; λ_1 of 0 to 0.053): 0.018 ± 0.022 at T = 50, 0.014 ± 0.016 at 100,
-    0.010 ± 0.016 at 200, 0.006 ± 0.013 at 500, 0.004 ± 0.013 at 1000, 0.004 ± 0.009 at 2000.
+    that is not yet on the attractor can make it too high. Measured λ_1 minus that of the next
+    10,000 steps, mean ± standard deviation over 24 tanh networks (H = 100, g = 1.5, no bias, no
+    input after a random first push, the transient T // 10; λ_1 of 0 to 0.053): 0.018 ± 0.022 at
+    T = 50, 0.014 ± 0.016 at 100, 0.010 ± 0.016 at 200, 0.006 ± 0.013 at 500, 0.004 ± 0.013 at 1000,
+    0.004 ± 0.009 at 2000.
 
     Exponents are of the trajectory that was looked at. One that has not come to its attractor when
     the transient ends, or that rests on a fixed point, has the exponents of where it is: with zero

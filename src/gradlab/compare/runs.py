@@ -79,6 +79,11 @@ class Entry:
         return float(found) if isinstance(found, int | float) else math.nan
 
     @property
+    def seed(self) -> Any:
+        """The seed; where that is not known the folder, so that the run is a sample of its own."""
+        return self.config.get(SEED, str(self.path))
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """What the run recorded of its parts: ``model``, ``task``, ``T`` …"""
         return part(self.info, "facts")

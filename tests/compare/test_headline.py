@@ -94,7 +94,8 @@ def test_an_interval_that_includes_0_names_no_winner(tmp_path):
     low, high = welch(gru, lstm)
     assert found.title == (
         "The LSTM's gradient and the GRU's cannot be told apart: 5.0 and 5.5 decades lost over "
-        f"99 steps back, a difference of 0.50 [{low:.1f} to {high:.1f}] (3 seeds each, 95 % interval)."
+        f"99 steps back, a difference of 0.50 [{low:.1f} to {high:.1f}] (3 seeds each, 95 % "
+        "interval)."
     )
 
 
@@ -152,11 +153,18 @@ def test_a_short_horizon_does_not_rank(tmp_path):
 
 def test_a_long_horizon_does_not_rest_on_the_first_steps(tmp_path):
     horizons = {"lstm": 100.0, "rnn": 8.0}
-    options = lambda model, _: {"memory_horizon/layer_0": horizons[model]}  # noqa: E731
+
+    def options(model, _):
+        return {"memory_horizon/layer_0": horizons[model]}
+
     assert (
         "The memory horizon, the lag at which the gradient has first fallen by e: the LSTM's "
         "beyond the sequence and the RNN's 8.0 steps."
-    ) in make_all(tmp_path, options, lstm=LSTM[:1], rnn=RNN[:1]).lines
+    ) in make_all(tmp_path / "a", options, lstm=LSTM[:1], rnn=RNN[:1]).lines
+    horizons |= {"lstm": 1.0, "rnn": 1.0}  # 90 decades over 99 steps: e in 0.48 steps by the line
+    found = make_all(tmp_path / "b", options, lstm=LSTM[:1], rnn=[90.0])
+    assert "the LSTM's rests on the first steps back alone" in text(found)
+    assert "the RNN's rest" not in text(found)
 
 
 def test_how_straight_the_lines_are_is_said(tmp_path):

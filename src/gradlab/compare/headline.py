@@ -26,8 +26,8 @@ STRAIGHT = 0.9
 """Least R² of a line over the lag that is called straight."""
 A_FACTOR_E = math.log10(math.e)
 """Decades that a gradient must grow by over the sequence to be called exploding."""
-FIRST_STEPS = 3
-"""A horizon of at most so many steps rests on the first of them, and on no line."""
+FIRST_STEPS = 2
+"""Longest horizon, in steps, that rests on the first of them where the line is slower by half."""
 PROBE = "run them with probe=standard, or a list of probes with adjoint and adjoint_slope in it"
 
 
@@ -211,7 +211,7 @@ def _what(field: Field, measured: Sequence[Contender]) -> Decades:
     alive = any(not one.dead for one in measured)
     T = only(lengths, math.nan)
     if field.one_problem and math.isfinite(T) and known and alive:
-        return Decades(LOST, f" over {T - 1:g} steps back")
+        return Decades(LOST, f" over {_back(T - 1)}")
     return Decades(PER_100, " per 100 steps")
 
 
@@ -256,7 +256,7 @@ def _one(run: Recorded, others: int) -> Headline:
     elif math.isnan(lost):
         told = f"{gradient} {_does(rate)} per 100 steps"
     else:
-        told = f"{gradient} {_does(lost)} over {run.longest_lag:g} steps back"
+        told = f"{gradient} {_does(lost)} over {_back(run.longest_lag)}"
     return Headline(_sentence(f"{told}, {when}"), (*_every([run]), *lines))
 
 
@@ -440,14 +440,21 @@ def _horizons(ranked: Sequence[Contender]) -> Iterable[str]:
             middle = float(np.median(reach))
             never = middle >= _length(one)
             words.append(_own(one, "beyond the sequence" if never else f"{_steps(middle)} steps"))
-            early += [one.name] if middle <= FIRST_STEPS and not never else []
+            early += [one.name] if _is_early(middle, one.estimate(PER_100).mean) else []
     if words:
         medians = " (medians)" if any(len(one.measured) > 1 for one in ranked) else ""
-        caveat = f"; {_listed(early)} rests on the first steps back alone" if early else ""
+        rests = "rests" if len(early) == 1 else "rest"
+        caveat = f"; {_listed(early)} {rests} on the first steps back alone" if early else ""
         yield (
             "The memory horizon, the lag at which the gradient has first fallen by e: "
             f"{_listed(words)}{medians}{caveat}."
         )
+
+
+def _is_early(horizon: float, per_100: float) -> bool:
+    """Whether the first steps bring the gradient to 1/e, and the line would take far longer."""
+    by_line = 100 * A_FACTOR_E / per_100 if per_100 > 0 else math.inf
+    return horizon <= FIRST_STEPS and by_line >= 2 * max(horizon, 1)
 
 
 def _incomplete(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
@@ -633,6 +640,10 @@ def _decades(value: float) -> str:
 def _steps(value: float) -> str:
     """Timesteps: one decimal below 10."""
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def _back(lag: float) -> str:
+    return f"{_number(int(lag), 'step')} back"
 
 
 def _length(one: Contender) -> float:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from gradlab import open_run
 from gradlab.claims.sweep import (
@@ -101,6 +102,14 @@ def test_one_seed_given_twice_is_one_sample(folder, sweep, tmp_path):
     again = record_run(tmp_path / "again", "rnn", 1, T=16, rows=3)
     found = read("adding", folder, again)
     assert [run.entry.path for run in found.runs] == [run.entry.path for run in sweep.runs]
+
+
+def test_runs_of_one_seed_under_several_models_are_one_sample(sweep):
+    runs = [run for model in ("rnn", "lstm") for run in sweep.where({"model": model})]
+    found = over_seeds(runs, lambda run: run.entry.figure("test/loss"))
+    losses = np.reshape([run.entry.summary["test/loss"] for run in runs], (2, 3)).mean(0)
+    low, high = scipy.stats.t.interval(0.95, 2, losses.mean(), scipy.stats.sem(losses))
+    assert (found.low, found.high, found.n) == pytest.approx((low, high, 3))
 
 
 def test_figures_over_seeds(sweep):

@@ -74,13 +74,13 @@ def test_who_loses_least_is_named_with_the_difference_and_welchs_interval(tmp_pa
     found = make_all(tmp_path, lstm=LSTM, rnn=RNN, gru=GRU)
     low, high = welch(GRU, LSTM)
     assert found.title == (
-        f"The LSTM's gradient loses least: 1.1 decades over 100 steps, 4.4 [{low:.1f} to "
+        f"The LSTM's gradient loses least: 1.1 decades over 99 steps back, 4.4 [{low:.1f} to "
         f"{high:.1f}] fewer than the GRU's 5.5 (3 seeds each, 95 % interval)."
     )
     low, high = welch(RNN, LSTM)
     assert (
-        f"The RNN's gradient loses 43 decades over 100 steps, 42 [{low:.0f} to {high:.0f}] more "
-        "than the LSTM's."
+        f"The RNN's gradient loses 43 decades over 99 steps back, 42 [{low:.0f} to {high:.0f}] "
+        "more than the LSTM's."
     ) in found.lines
     assert (
         "Decades are powers of ten of |∂ℓ/∂s_t|, the gradient by the whole state, from lag 0 to "
@@ -94,15 +94,16 @@ def test_an_interval_that_includes_0_names_no_winner(tmp_path):
     low, high = welch(gru, lstm)
     assert found.title == (
         "The LSTM's gradient and the GRU's cannot be told apart: 5.0 and 5.5 decades lost over "
-        f"100 steps, a difference of 0.50 [{low:.1f} to {high:.1f}] (3 seeds each, 95 % interval)."
+        f"99 steps back, a difference of 0.50 [{low:.1f} to {high:.1f}] (3 seeds each, 95 % "
+        "interval)."
     )
 
 
 def test_without_seeds_there_is_no_interval_and_that_is_said(tmp_path):
     found = make_all(tmp_path, lstm=[1.0], gru=[5.0])
     assert found.title == (
-        "The LSTM's gradient loses least: 1.0 decades over 100 steps, 4.0 fewer than the GRU's 5.0 "
-        "(one seed each, so no interval)."
+        "The LSTM's gradient loses least: 1.0 decades over 99 steps back, 4.0 fewer than the GRU's "
+        "5.0 (one seed each, so no interval)."
     )
 
 
@@ -116,7 +117,7 @@ def test_a_model_alone_has_its_own_interval(tmp_path):
     found = make_all(tmp_path, lstm=LSTM)
     low, high = scipy.stats.t.interval(0.95, 2, np.mean(LSTM), scipy.stats.sem(LSTM))
     assert found.title == (
-        f"The LSTM's gradient loses 1.1 decades [{low:#.2g} to {high:.1f}] over 100 steps (3 "
+        f"The LSTM's gradient loses 1.1 decades [{low:#.2g} to {high:.1f}] over 99 steps back (3 "
         "seeds, 95 % interval)."
     )
 
@@ -124,12 +125,12 @@ def test_a_model_alone_has_its_own_interval(tmp_path):
 def test_seeds_that_all_give_the_same_have_no_interval(tmp_path):
     found = make_all(tmp_path, lstm=[1.0, 1.0 + 1e-9, 1.0], gru=[5.0] * 3)
     assert found.title == (
-        "The LSTM's gradient loses least: 1.0 decades over 100 steps, 4.0 fewer than the GRU's 5.0 "
-        "(3 seeds each, all alike)."
+        "The LSTM's gradient loses least: 1.0 decades over 99 steps back, 4.0 fewer than the GRU's "
+        "5.0 (3 seeds each, all alike)."
     )
     same = make_all(tmp_path / "b", lstm=[1.0, 1.0], gru=[1.0 + 1e-9, 1.0])
     assert same.title == (
-        "The LSTM's gradient and the GRU's are the same: each loses 1.0 decades over 100 steps "
+        "The LSTM's gradient and the GRU's are the same: each loses 1.0 decades over 99 steps back "
         "(2 seeds each, all alike)."
     )
 
@@ -143,11 +144,27 @@ def test_a_short_horizon_does_not_rank(tmp_path):
         lstm=LSTM,
         rnn=RNN,
     )
-    assert found.title.startswith("The LSTM's gradient loses least: 1.1 decades over 100 steps")
+    assert found.title.startswith("The LSTM's gradient loses least: 1.1 decades over 99 steps back")
     assert (
-        "The memory horizon, the lag at which the gradient has first fallen by e, rests on the "
-        "first steps back alone: the LSTM's 1.0 steps and the RNN's 4.0 steps (medians)."
+        "The memory horizon, the lag at which the gradient has first fallen by e: the LSTM's 1.0 "
+        "steps and the RNN's 4.0 steps (medians); the LSTM's rests on the first steps back alone."
     ) in found.lines
+
+
+def test_a_long_horizon_does_not_rest_on_the_first_steps(tmp_path):
+    horizons = {"lstm": 100.0, "rnn": 8.0}
+
+    def options(model, _):
+        return {"memory_horizon/layer_0": horizons[model]}
+
+    assert (
+        "The memory horizon, the lag at which the gradient has first fallen by e: the LSTM's "
+        "beyond the sequence and the RNN's 8.0 steps."
+    ) in make_all(tmp_path / "a", options, lstm=LSTM[:1], rnn=RNN[:1]).lines
+    horizons |= {"lstm": 1.0, "rnn": 1.0}  # 90 decades over 99 steps: e in 0.48 steps by the line
+    found = make_all(tmp_path / "b", options, lstm=LSTM[:1], rnn=[90.0])
+    assert "the LSTM's rests on the first steps back alone" in text(found)
+    assert "the RNN's rest" not in text(found)
 
 
 def test_how_straight_the_lines_are_is_said(tmp_path):
@@ -171,24 +188,35 @@ def test_a_gradient_that_explodes_is_not_praised(tmp_path):
     found = make_all(tmp_path, rnn=rnn, lstm=lstm)
     low, high = welch(lstm, rnn)
     assert found.title == (
-        "The LSTM's gradient loses 0.065 decades over 100 steps and the RNN's grows by 2.5, a "
+        "The LSTM's gradient loses 0.065 decades over 99 steps back and the RNN's gains 2.5, a "
         f"difference of 2.6 [{low:.1f} to {high:.1f}] (3 seeds each, 95 % interval)."
     )
     third = make_all(tmp_path / "b", rnn=rnn, lstm=lstm, gru=GRU)
     assert third.title.startswith("The LSTM's gradient loses least: 0.065 decades")
-    assert "The RNN's gradient grows by 2.5 decades over 100 steps." in third.lines
+    assert "The RNN's gradient gains 2.5 decades over 99 steps back." in third.lines
 
 
 def test_where_all_explode_the_least_growth_comes_first(tmp_path):
     found = make_all(tmp_path, rnn=[-9.0, -9.2], lstm=[-2.0, -2.1])
     assert found.title.startswith(
-        "The LSTM's gradient grows least on its way back: by 2.0 decades over 100 steps, 7.0 ["
+        "The LSTM's gradient gains least on its way back: 2.0 decades over 99 steps back, 7.0 ["
     )
     assert "] fewer than the RNN's 9.1" in found.title
 
 
-def test_growth_by_less_than_e_is_no_explosion(tmp_path):
-    assert "loses least: -0.20 decades" in make_all(tmp_path, lstm=[-0.2], gru=[1.0]).title
+def test_growth_by_less_than_e_is_no_explosion_and_no_negative_loss(tmp_path):
+    found = make_all(tmp_path, lstm=[-0.2], gru=[1.0])
+    assert found.title == (
+        "The LSTM's gradient gains 0.20 decades over 99 steps back and the GRU's loses 1.0, a "
+        "difference of 1.2 (one seed each, so no interval)."
+    )
+    assert "the LSTM's gain of 0.20 (R² 1.00) and the GRU's 1.0" in text(found)
+    one = said(tmp_path / "0")
+    assert one.title == ("The LSTM's gradient gains 0.20 decades over 99 steps back, at its end.")
+    seeds = make_all(tmp_path / "b", lstm=[-0.2, -0.4])
+    assert seeds.title.startswith("The LSTM's gradient gains 0.30 decades [-0.97 to 1.6] over 99")
+    unclear = make_all(tmp_path / "c", lstm=[-0.2, 0.1], gru=[0.4, -0.1])
+    assert "apart: 0.050 decades gained and 0.15 lost over 99 steps back" in unclear.title
 
 
 def dead(folder, model, seed):
@@ -208,7 +236,7 @@ def test_a_gradient_that_is_exactly_zero_is_last_and_in_no_mean(tmp_path):
     record_run(tmp_path / "rnn1", "rnn", 1, rows=1)
     found = said(tmp_path)
     assert found.title == (
-        "The GRU's gradient loses 1.9 decades over 32 steps, and nothing at all of the RNN's "
+        "The GRU's gradient loses 1.9 decades over 31 steps back, and nothing at all of the RNN's "
         "gradient arrives at the far end in 1 of 2 runs (2 seeds each)."
     )
     for seed in (0, 1):
@@ -219,7 +247,7 @@ def test_a_gradient_that_is_exactly_zero_is_last_and_in_no_mean(tmp_path):
     (tmp_path / "gru0" / "run.json").unlink()
     (tmp_path / "gru1" / "run.json").unlink()
     assert said(tmp_path).title == (
-        "The LSTM's gradient grows by 3.0 decades over 32 steps, and nothing at all of the RNN's "
+        "The LSTM's gradient gains 3.0 decades over 31 steps back, and nothing at all of the RNN's "
         "gradient arrives at the far end in 1 of 2 runs (2 seeds each)."
     )
     one = said(tmp_path / "rnn0")
@@ -239,7 +267,7 @@ def test_decades_of_earlier_runs_are_computed_from_slopes_and_curves(tmp_path):
     squares = [10 ** (2 * (start - rate["lstm"] * lag)) for start in (-1, -0.5) for lag in (0, 31)]
     lstm = np.log10((squares[0] + squares[2]) / (squares[1] + squares[3])) / 2
     assert found.title == (
-        f"The LSTM's gradient loses least: {lstm:.2f} decades over 32 steps, "
+        f"The LSTM's gradient loses least: {lstm:.2f} decades over 31 steps back, "
         f"{31 * rate['rnn'] - lstm:.1f} fewer than the RNN's {31 * rate['rnn']:.1f} (one seed "
         "each, so no interval)."
     )
@@ -358,7 +386,7 @@ def test_settings_of_one_model_are_compared_by_their_names(tmp_path):
             make(tmp_path, "lstm", horizon, seed, said=[f"model.cell.forget_bias={bias}"])
     found = said(tmp_path)
     assert found.title.startswith(
-        "The gradient with forget_bias = 1 loses least: 4.1 decades over 100 steps, 4.1 ["
+        "The gradient with forget_bias = 1 loses least: 4.1 decades over 99 steps back, 4.1 ["
     )
     assert "fewer than that with forget_bias = 2 (8.2 decades) (2 seeds each" in found.title
     assert "100: that with" not in text(found)
@@ -381,22 +409,62 @@ def test_models_are_compared_at_settings_that_all_of_them_have(tmp_path):
     found = said(tmp_path)
     apart = np.mean([np.mean(gru[rate]) - np.mean(lstm[rate]) for rate in (0.1, 0.01)])
     assert f"{apart:.1f} [" in found.title
-    assert "(4 runs each, 95 % interval)" in found.title
-    assert "Averaged over learning_rate = 0.1 and 0.01, the same for each." in found.lines
+    assert "(2 seeds each, averaged over 2 settings, 95 % interval)" in found.title
+    assert (
+        "Averaged over learning_rate = 0.1 and 0.01, the same for each, within a seed first: runs "
+        "of one seed are one sample."
+    ) in found.lines
     assert "The LSTM's gradient loses least in 2 of these 2 settings." in found.lines
     assert "2 runs at settings that not every model has are left out." in found.lines
 
 
-def test_with_one_seed_at_each_of_several_settings_the_interval_is_over_settings(tmp_path):
+def test_runs_of_one_seed_at_several_settings_are_one_sample(tmp_path):
+    """Three nearly equal copies of two seeds are two seeds, and do not narrow the interval."""
+    lstm = {0.1: [2.48, 2.70], 0.01: [2.52, 2.74], 0.001: [2.50, 2.72]}
+    gru = {0.1: [3.47, 4.1], 0.01: [3.42, 4.0], 0.001: [3.48, 4.2]}
+    rates(tmp_path, {"lstm": lstm, "gru": gru})
+    found = said(tmp_path)
+    means = [np.mean(list(one.values()), axis=0) for one in (gru, lstm)]
+    low, high = welch(*means)
+    assert low < 0 < welch(*(np.concatenate(list(one.values())) for one in (gru, lstm)))[0]
+    assert "cannot be told apart: 2.6 and 3.8 decades lost over 99 steps back" in found.title
+    assert (
+        f"a difference of 1.2 [{low:#.2g} to {high:#.2g}] (2 seeds each, averaged over 3 sett"
+        in (found.title)
+    )
+
+
+def test_a_seed_without_every_setting_does_not_count(tmp_path):
+    lstm = {0.1: [2.0, 2.2, 2.1], 0.01: [1.0, 1.2, 1.1]}
+    rates(tmp_path, {"lstm": lstm, "gru": {0.1: [8.0, 9.0, 70.0], 0.01: [3.0, 3.3]}})
+    found = said(tmp_path)
+    means = np.mean([[8.0, 9.0], [3.0, 3.3]], axis=0)
+    low, high = welch(means, np.mean(list(lstm.values()), axis=0))
+    assert f"[{low:#.2g} to {high:#.2g}] fewer than the GRU's 5.8 (3 and 2 seeds, av" in found.title
+    line = "1 of 3 seeds of the GRU's lacks some of these settings and does not count."
+    assert line in found.lines
+
+
+def test_where_no_seed_has_every_setting_there_is_no_interval(tmp_path):
+    for seed, rate in enumerate((0.1, 0.01)):
+        for name, lost in (("lstm", 1.0), ("gru", 5.0)):
+            said_ = [f"model={name}", f"optimizer.learning_rate={rate}"]
+            make(tmp_path, name, lost + seed, seed, said=said_)
+    assert said(tmp_path).title == (
+        "The LSTM's gradient loses least: 1.5 decades over 99 steps back, 4.0 fewer than the GRU's "
+        "5.5 (no seed at every setting, so no interval)."
+    )
+
+
+def test_one_seed_at_several_settings_has_no_interval(tmp_path):
     lstm, gru = [2.0, 1.0, 1.5, 1.4, 1.9, 2.5], [8.0, 3.0, 5.0, 6.0, 7.0, 9.0]
     learning = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     rates(tmp_path, {"lstm": {r: [h] for r, h in zip(learning, lstm, strict=True)}})
     rates(tmp_path, {"gru": {r: [h] for r, h in zip(learning, gru, strict=True)}})
     found = said(tmp_path)
-    low, high = scipy.stats.ttest_rel(gru, lstm).confidence_interval(0.95)
-    assert f"[{low:.1f} to {high:.1f}]" in found.title
-    assert "(6 runs each, 95 % interval over settings)" in found.title
-    assert "Averaged over learning_rate = 0.1 to 0.6 (6 values), the same for each." in found.lines
+    assert "[" not in found.title
+    assert "(one seed each, averaged over 6 settings, so no interval)" in found.title
+    assert "Averaged over learning_rate = 0.1 to 0.6 (6 values), the same for each" in text(found)
 
 
 def test_where_no_setting_is_common_each_is_a_contender(tmp_path):
@@ -525,7 +593,7 @@ def test_one_run_says_how_much_at_which_step_and_its_verdict(tmp_path):
     found = said(path)
     lost = json.loads((path / "run.json").read_text())["summary"]["decades_lost/layer_0"]
     assert found.title == (
-        f"The LSTM's gradient loses {lost:.2f} decades over 32 steps, at training step 40."
+        f"The LSTM's gradient loses {lost:.2f} decades over 31 steps back, at training step 40."
     )
     assert found.lines == ("Layer 0: a verdict.",)
 

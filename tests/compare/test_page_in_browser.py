@@ -206,6 +206,24 @@ def test_a_seed_that_is_there_twice_is_in_no_mean_twice(browser, tmp_path):
     page.context.close()
 
 
+def test_runs_of_one_seed_are_averaged_first_and_are_one_sample(page, sweep):
+    ask = """() => {
+      const found = overLag(group("", "", Store.runs, true), "adj_h_log10", 0, Infinity, false);
+      const ends = ["y", "low", "high"].map((name) => Array.from(found[name]));
+      return [...ends, averaged(found, Store.runs[0])];
+    }"""
+    *ends, words = page.evaluate(ask)
+    last = open_run(sweep / "0").curves["step"].values[-1]
+    runs = np.float64([adjoint(sweep / str(number), last)[1] for number in range(9)])
+    expected = estimates(runs.reshape(3, 3, -1).mean(0))  # models, seeds
+    for mine, theirs in zip(ends, expected[:3], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9)
+    assert words == "mean of 9 runs (3 seeds, each averaged first)"
+    choose(page, "colour", "")
+    choose(page, "lines", "seed")
+    assert all(math.isnan(end) for line in lines_of(page) for end in line["low"] if end is not None)
+
+
 def test_colour_dash_facet_and_group_follow_the_chosen_key(page):
     choose(page, "lines", "")
     by_model = [line["colour"] for line in lines_of(page)]

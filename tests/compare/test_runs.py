@@ -149,6 +149,21 @@ def test_keys_that_nobody_asked_for_are_one_where_they_vary_together(tmp_path):
     assert found == {"model.hidden": [2, 4, 4], "seed": [0, 1, 2]}
 
 
+def test_what_an_earlier_version_had_no_choice_of_is_as_it_was_then(tmp_path):
+    new = {"model.initial_state": "zero", "trainer.backward": "full"}
+    for number, settings in enumerate((None, new)):
+        make_run(tmp_path / f"{number}", [f"seed={number}"], settings=settings)
+    runs = runs_in(tmp_path)
+    assert settings_that_differ(runs) == {"seed": [0, 1]}
+    make_run(tmp_path / "2", ["seed=0"], settings=new | {"model.initial_state": "learned"})
+    (key, values), _ = settings_that_differ(runs_in(tmp_path)).items()
+    assert (key, values) == ("model.initial_state", ["zero", "zero", "learned"])
+    assert len({run.sample for run in runs}) == 2
+    make_run(tmp_path / "3", ["seed=0"], settings=new)  # the first again, by this version
+    *_, again = runs_in(tmp_path)
+    assert again.sample == runs[0].sample
+
+
 def test_where_the_measurements_go_is_no_setting(tmp_path):
     runs = ["record.figures=false seed=0", "record.figures=true seed=0 trainer.resume=auto"]
     assert differing(tmp_path, *runs) == {}

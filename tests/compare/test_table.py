@@ -153,6 +153,8 @@ def within(mean, half):
         (within(1e-9, 1e-10), "1e-09 ± 1e-10"),
         (Estimate(2.0, 2.0, 2.0, 2), "2 (identical) (n=2)"),
         (Estimate(0.95, 0.9, 1.0, 3, is_range=True), "0.95 (range 0.9 to 1)"),
+        (Estimate(0.99982, 0.99964, 0.99999, 2, is_range=True), "0.9998 (range 0.9996 to 1) (n=2)"),
+        (Estimate(0.99932, 0.9992, 0.99941, 3, is_range=True), "0.9993 (range 0.9992 to 0.9994)"),
         (Estimate(math.nan, math.nan, math.nan, 0), "–"),
     ],
 )

@@ -131,6 +131,7 @@ def test_a_killed_sweep_goes_on_to_its_end(command, records):
     done = command(f"trainer.resume={sweep}")
     assert done.code == 0, done.err
     assert "sweep of 4 runs: 4 finished" in done.out
+    assert "initial_state" not in done.out  # two settings of two seeds, not four of one
     assert before == {name: (sweep / name / "run.json").read_bytes() for name in "01"}
     runs = [open_run(sweep / str(number)) for number in range(4)]
     assert [run.status for run in runs] == ["finished"] * 4

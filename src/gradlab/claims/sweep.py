@@ -128,11 +128,16 @@ def over_seeds(
     figure: Callable[[Recorded], float],
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
-    """Mean and 95 % interval over runs of a figure of each, which cannot leave ``bounds``.
+    """Mean and 95 % interval over seeds of a figure of each run, which cannot leave ``bounds``.
 
-    An infinite one, as the logarithm of an exact zero, makes the mean infinite.
+    Runs of one seed at several settings are averaged first: they share weights and data. An
+    infinite figure, as the logarithm of an exact zero, makes the mean infinite.
     """
-    values = [figure(run) for run in runs]
+    seeds: dict[Any, list[float]] = {}
+    for run in runs:
+        if not math.isnan(value := figure(run)):
+            seeds.setdefault(run.entry.seed, []).append(value)
+    values = [float(np.mean(each)) for each in seeds.values()]
     if infinite := [value for value in values if math.isinf(value)]:
         return Estimate(infinite[0], math.nan, math.nan, sum(not math.isnan(v) for v in values))
     return estimate(values, bounds)

@@ -14,7 +14,10 @@ from gradlab.compare.groups import MODEL, Group, by_settings, called, counted, f
 from gradlab.compare.jobs import DIVERGED
 from gradlab.compare.recorded import LOST, PER_100, Recorded
 from gradlab.compare.runs import same
-from gradlab.compare.statistics import Estimate, bounds_of, mean
+from gradlab.compare.statistics import Estimate, bounds_of, estimate
+
+Cell = tuple[Any, ...]
+"""Values of the settings that are the same for all contenders."""
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,45 @@ class Contender:
     """
 
     group: Group
-    cells: Mapping[tuple[Any, ...], tuple[Recorded, ...]]
+    cells: Mapping[Cell, tuple[Recorded, ...]]
 
-    def values(self, name: str) -> dict[tuple[Any, ...], list[float]]:
-        """A figure's finite values in each cell that has any."""
+    def values(self, name: str) -> dict[Cell, dict[Any, float]]:
+        """A figure's finite values in each cell that has any, by seed."""
         if name not in self._values:
-            each = {
-                key: [final(run, name) for run in counted(runs)] for key, runs in self.cells.items()
-            }
-            known = {key: list(filter(math.isfinite, values)) for key, values in each.items()}
-            self._values[name] = {key: values for key, values in known.items() if values}
+            found: dict[Cell, dict[Any, float]] = {}
+            for key, runs in self.cells.items():
+                for run in counted(runs):
+                    if math.isfinite(value := final(run, name)):
+                        found.setdefault(key, {})[run.entry.seed] = value
+            self._values[name] = found
         return self._values[name]
 
     @cached_property
-    def _values(self) -> dict[str, dict[tuple[Any, ...], list[float]]]:
+    def _values(self) -> dict[str, dict[Cell, dict[Any, float]]]:
         return {}
 
-    def estimate(self, name: str, cells: Collection[tuple[Any, ...]] | None = None) -> Estimate:
-        """A figure's mean over cells (or some of them) with equal weights; interval over seeds."""
+    def by_seed(self, name: str, cells: Collection[Cell] | None = None) -> list[float]:
+        """A figure's mean over the cells (or some of them) in each seed that has it in all of them.
+
+        Runs of one seed at several settings share weights and data: they are one sample.
+        """
+        there = self._there(name, cells)
+        seeds = [seed for seed in next(iter(there), ()) if all(seed in cell for cell in there)]
+        return [float(np.mean([cell[seed] for cell in there])) for seed in seeds]
+
+    def samples(self, name: str, cells: Collection[Cell] | None = None) -> list[float]:
+        """:meth:`by_seed`; where no seed has every cell the one mean over what there is."""
+        there = self._there(name, cells)
+        whole = [float(np.mean([np.mean(list(cell.values())) for cell in there]))] if there else []
+        return self.by_seed(name, cells) or whole
+
+    def estimate(self, name: str, cells: Collection[Cell] | None = None) -> Estimate:
+        """The mean of :meth:`samples`, with its interval over seeds."""
         longest = max((run.entry.length for run in self.runs), default=math.nan)
-        there = [v for key, v in self.values(name).items() if cells is None or key in cells]
-        return mean(there, bounds_of(name, longest))
+        return estimate(self.samples(name, cells), bounds_of(name, longest))
+
+    def _there(self, name: str, cells: Collection[Cell] | None) -> list[dict[Any, float]]:
+        return [each for key, each in self.values(name).items() if cells is None or key in cells]
 
     @property
     def runs(self) -> list[Recorded]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.compare.contenders import Contender, Field, field_of
+from gradlab.compare.contenders import Cell, Contender, Field, field_of
 from gradlab.compare.groups import MODEL, final, once, only, repeats, shown
 from gradlab.compare.jobs import DIVERGED, FINISHED
 from gradlab.compare.phase_diagram import SUCCESS
 from gradlab.compare.recorded import HORIZON, LOST, PER_100, R2, SLOPE, Recorded
 from gradlab.compare.runs import is_number
-from gradlab.compare.statistics import Difference, difference, paired, rank_correlation
+from gradlab.compare.statistics import Difference, difference, rank_correlation
 from gradlab.compare.table import with_interval
 
 RESULTS = {"test/accuracy": True, "test/loss": False, "val/loss": False}
@@ -26,6 +26,8 @@ STRAIGHT = 0.9
 """Least R² of a line over the lag that is called straight."""
 A_FACTOR_E = math.log10(math.e)
 """Decades that a gradient must grow by over the sequence to be called exploding."""
+FIRST_STEPS = 2
+"""Longest horizon, in steps, that rests on the first of them where the line is slower by half."""
 PROBE = "run them with probe=standard, or a list of probes with adjoint and adjoint_slope in it"
 
 
@@ -81,9 +83,10 @@ def headline(runs: Sequence[Recorded]) -> Headline:
             what.after(ranked),
             _results(field, ranked, what),
         )
-    if not _trained([run for one in ranked for run in one.measured]):
+    measured_runs = [run for one in ranked for run in one.measured]
+    if not _trained(measured_runs):
         results = []  # those of an untrained network were bought by nothing
-    return Headline(title, (*lines, *results, *caveats))
+    return Headline(title, (*_every(measured_runs), *lines, *results, *caveats))
 
 
 # --- what is compared -----------------------------------------------------------------------------
@@ -115,7 +118,7 @@ class Decades(NamedTuple):
 
     def difference(self, one: Contender, other: Contender) -> Difference:
         """The first's minus the second's."""
-        return _compared(one.values(self.name), other.values(self.name))
+        return _compared(one, other, self.name)
 
     def is_ahead(self, first: Contender, second: Contender) -> bool:
         """Whether the first certainly loses less."""
@@ -129,7 +132,7 @@ class Decades(NamedTuple):
         if self.is_dead(one):
             return _sentence(f"{self.nothing(one)} {seeds}")
         _, low, high, _, is_range = one.estimate(self.name)
-        ends = sorted(-end for end in (low, high)) if explodes(one) else [low, high]
+        ends = sorted(-end for end in (low, high)) if _gains(self.of(one)) else [low, high]
         told = f" [{_decades(ends[0])} to {_decades(ends[1])}]" if low < high else ""
         assert not is_range  # decades have no bounds
         return _sentence(f"{one.gradient} {self._does(one)}{told}{self.over} {seeds}")
@@ -146,18 +149,19 @@ class Decades(NamedTuple):
         found = self.difference(*((first, second) if explodes(second) else (second, first)))
         if found.low <= 0 <= found.high:
             both = f"{first.gradient} and {second.name}"
-            both += " lose least and" if len(ranked) > 2 and not explodes(first) else ""
+            both += " lose least and" if len(ranked) > 2 and not _gains(self.of(first)) else ""
             if not found.has_interval:
                 each = f"each {self._does(first)}{self.over}"
                 return _sentence(f"{among}{both} are the same: {each} {seeds}")
-            numbers = f"{_decades(self.of(first))} and {_decades(self.of(second))} decades lost"
+            numbers = _both(self.of(first), self.of(second))
             apart = f"{numbers}{self.over}, a difference of {_interval(found)}"
             return _sentence(f"{among}{both} cannot be told apart: {apart} {seeds}")
-        if explodes(second) and not explodes(first):
-            apart = f"{first.gradient} {self._does(first)}{self.over} and {second.name} grows by "
-            apart += f"{_decades(-self.of(second))}, a difference of {_interval(found)}"
+        if not explodes(first) and _gains(min(self.of(first), self.of(second))):
+            words = _does(self.of(second)).removesuffix(" decades")
+            apart = f"{first.gradient} {self._does(first)}{self.over} and {second.name} {words}"
+            apart += f", a difference of {_interval(found)}"
             return _sentence(f"{among}{apart} {seeds}")
-        least = "grows least on its way back: by" if explodes(first) else "loses least:"
+        least = "gains least on its way back:" if explodes(first) else "loses least:"
         mine = f"{_decades(sign * self.of(first))} decades{self.over}"
         theirs = f"{_interval(found)} fewer than {_near(second, sign * self.of(second))}"
         return _sentence(f"{among}{first.gradient} {least} {mine}, {theirs} {seeds}")
@@ -182,7 +186,9 @@ class Decades(NamedTuple):
         words = f"{len(close)} of the other {len(ranked) - 1} cannot be told apart from it"
         alive = [one for one in ranked if not self.is_dead(one)]
         calm = [one for one in alive if not explodes(one)]
-        ends = [f"{_near(calm[-1], self.of(calm[-1]))} loses most"] if calm else []
+        ends = []
+        if calm and not _gains(most := self.of(calm[-1])):
+            ends.append(f"{_near(calm[-1], most)} loses most")
         ends += [f"{len(alive) - len(calm)} explode"] if len(calm) < len(alive) else []
         dead = len(ranked) - len(alive)
         ends += [f"of {dead} nothing at all arrives in some run"] if dead else []
@@ -195,7 +201,7 @@ class Decades(NamedTuple):
         return f"nothing at all of {one.gradient} arrives at the far end in {count}"
 
     def _does(self, one: Contender) -> str:
-        return _does(self.of(one), explodes(one))
+        return _does(self.of(one))
 
 
 def _what(field: Field, measured: Sequence[Contender]) -> Decades:
@@ -205,7 +211,7 @@ def _what(field: Field, measured: Sequence[Contender]) -> Decades:
     alive = any(not one.dead for one in measured)
     T = only(lengths, math.nan)
     if field.one_problem and math.isfinite(T) and known and alive:
-        return Decades(LOST, f" over {T:g} steps")
+        return Decades(LOST, f" over {_back(T - 1)}")
     return Decades(PER_100, " per 100 steps")
 
 
@@ -248,10 +254,10 @@ def _one(run: Recorded, others: int) -> Headline:
     if math.isinf(lost):
         told = f"nothing at all of {gradient} arrives at the far end"
     elif math.isnan(lost):
-        told = f"{gradient} {_does(rate, rate < 0)} per 100 steps"
+        told = f"{gradient} {_does(rate)} per 100 steps"
     else:
-        told = f"{gradient} {_does(lost, lost < -A_FACTOR_E)} over {run.entry.length:g} steps"
-    return Headline(_sentence(f"{told}, {when}"), (*lines, *_every([run])))
+        told = f"{gradient} {_does(lost)} over {_back(run.longest_lag)}"
+    return Headline(_sentence(f"{told}, {when}"), (*_every([run]), *lines))
 
 
 def _unmeasured(field: Field) -> str:
@@ -288,11 +294,10 @@ def _bought(first: Contender, second: Contender, what: Decades) -> Iterable[str]
     if name is None:
         yield "No results were recorded for both, so what that bought is not known."
         return
-    mine, theirs = first.values(name), second.values(name)
-    found = _compared(mine, theirs)
+    found = _compared(first, second, name)
     if math.isnan(found.value):
         return
-    shared = set(mine) & set(theirs)
+    shared = _shared(first, second, name)
     means = [one.estimate(name, shared) for one in (first, second)]
     texts = [with_interval(one, one.n) for one in means]
     numbers = f"{_in_words(name)} {texts[0]} against {texts[1]}"
@@ -387,13 +392,16 @@ def _basis(field: Field, ranked: Sequence[Contender], what: Decades) -> Iterable
         if len(ranked) <= FEW:
             yield from _lines(ranked, what)
             yield from _horizons(ranked)
-        yield from _every(runs)
     if field.shared:
         names = ranked[0].group.names if ranked else {}
         told = [
             f"{names.get(key, key)} = {_all_of(values)}" for key, values in field.shared.items()
         ]
-        yield f"Averaged over {' and '.join(told)}, the same for each."
+        yield (
+            f"Averaged over {' and '.join(told)}, the same for each, within a seed first: runs of "
+            "one seed are one sample."
+        )
+        yield from _incomplete(ranked, what)
         yield from _at_each(ranked, what)
 
 
@@ -409,7 +417,8 @@ def _lines(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
         bent = ", no straight line" if r2 < STRAIGHT else ""
         straight = f"R² {r2:.2f}{bent}" if math.isfinite(r2) else ""
         if what.name == LOST:
-            words.append(_own(one, _decades(rate) + (f" ({straight})" if straight else "")))
+            lost = f"gain of {_decades(-rate)}" if _gains(rate) else _decades(rate)
+            words.append(_own(one, lost + (f" ({straight})" if straight else "")))
         elif straight:
             words.append(_own(one, straight))
     if words:
@@ -424,19 +433,40 @@ def _lines(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
 
 
 def _horizons(ranked: Sequence[Contender]) -> Iterable[str]:
-    words = []
+    words, early = [], []
     for one in ranked:
-        reach = [value for cell in one.values(HORIZON).values() for value in cell]
+        reach = [value for cell in one.values(HORIZON).values() for value in cell.values()]
         if reach:
             middle = float(np.median(reach))
             never = middle >= _length(one)
-            words.append(_own(one, "never" if never else f"{_steps(middle)} steps"))
+            words.append(_own(one, "beyond the sequence" if never else f"{_steps(middle)} steps"))
+            early += [one.name] if _is_early(middle, one.estimate(PER_100).mean) else []
     if words:
+        medians = " (medians)" if any(len(one.measured) > 1 for one in ranked) else ""
+        rests = "rests" if len(early) == 1 else "rest"
+        caveat = f"; {_listed(early)} {rests} on the first steps back alone" if early else ""
         yield (
-            "The memory horizon, the lag at which the gradient has first fallen by e, rests on the "
-            f"first steps back alone: {_listed(words)}"
-            + (" (medians)." if any(len(one.measured) > 1 for one in ranked) else ".")
+            "The memory horizon, the lag at which the gradient has first fallen by e: "
+            f"{_listed(words)}{medians}{caveat}."
         )
+
+
+def _is_early(horizon: float, per_100: float) -> bool:
+    """Whether the first steps bring the gradient to 1/e, and the line would take far longer."""
+    by_line = 100 * A_FACTOR_E / per_100 if per_100 > 0 else math.inf
+    return horizon <= FIRST_STEPS and by_line >= 2 * max(horizon, 1)
+
+
+def _incomplete(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
+    """Seeds that are in no mean, since they lack a setting over which others are averaged."""
+    verbs = "lacks some of these settings and does not count", "lack some of them and do not count"
+    for one in ranked:
+        there = {seed for cell in one.values(what.name).values() for seed in cell}
+        if 0 < (whole := len(one.by_seed(what.name))) < len(there):
+            yield _sentence(
+                f"{len(there) - whole} of {_number(len(there), 'seed')} of {one.name} "
+                f"{verbs[len(there) - whole > 1]}"
+            )
 
 
 def _every(runs: Sequence[Recorded]) -> Iterable[str]:
@@ -463,13 +493,12 @@ def _when(runs: Sequence[Recorded]) -> str:
 
 def _at_each(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
     """Whether who loses least on average does so at each shared setting."""
-    if len(ranked) < 2 or explodes(ranked[0]):
+    if len(ranked) < 2 or _gains(what.of(ranked[0])):
         return
     every = [one.values(what.name) for one in ranked]
     keys = [key for key in every[0] if all(key in cells for cells in every)]
-    ahead = sum(
-        np.mean(every[0][key]) <= min(np.mean(cells[key]) for cells in every) for key in keys
-    )
+    means = [[np.mean(list(cells[key].values())) for cells in every] for key in keys]
+    ahead = sum(mean[0] <= min(mean) for mean in means)
     yield _sentence(f"{ranked[0].gradient} loses least in {ahead} of these {len(keys)} settings")
 
 
@@ -518,16 +547,16 @@ def _others(runs: Sequence[Recorded], known: Sequence[Recorded], field: Field) -
 # --- numbers and words ----------------------------------------------------------------------------
 
 
-Cells = Mapping[tuple[Any, ...], Sequence[float]]
-
-
-def _compared(mine: Cells, theirs: Cells) -> Difference:
-    """At the settings that both have: over seeds, or over settings where these have one seed."""
-    pairs = [(values, theirs[key]) for key, values in mine.items() if key in theirs]
-    if not pairs:
+def _compared(one: Contender, other: Contender, name: str) -> Difference:
+    """The first's figure minus the second's, over seeds, at the settings that both have."""
+    shared = _shared(one, other, name)
+    if not shared:
         return Difference(math.nan, math.nan, math.nan)
-    found = difference(pairs)
-    return found if not math.isnan(found.low) or len(pairs) < 2 else paired(pairs)
+    return difference(one.samples(name, shared), other.samples(name, shared))
+
+
+def _shared(one: Contender, other: Contender, name: str) -> set[Cell]:
+    return set(one.values(name)) & set(other.values(name))
 
 
 def _near(one: Contender, value: float) -> str:
@@ -551,16 +580,19 @@ def _interval(found: Difference) -> str:
 
 def _seeds(contenders: Sequence[Contender], what: Decades) -> str:
     """``3 seeds each, 95 % interval``."""
-    counts = [len(one.measured) for one in contenders]
+    dead = any(map(what.is_dead, contenders))
+    counts = [_seed_count(one, what.name, dead) for one in contenders]
     settings = max(len(one.cells) for one in contenders)
-    unit = "run" if settings > 1 else "seed"
     each = " each" if len(counts) > 1 else ""
+    over = f", averaged over {settings} settings" if settings > 1 else ""
+    if not all(counts):
+        return "no seed at every setting, so no interval"
     if max(counts) == 1:
-        return f"one {unit}{each}, so no interval"
-    told = f"{_number(counts[0], unit)}{each}"
+        return f"one seed{each}{over}, so no interval"
+    told = f"{_number(counts[0], 'seed')}{each}{over}"
     if len(set(counts)) > 1:
-        told = f"{' and '.join(map(str, counts))} {unit}s"
-    if any(map(what.is_dead, contenders)):
+        told = f"{' and '.join(map(str, counts))} seeds{over}"
+    if dead:
         return told
     if len(contenders) == 1:
         found = contenders[0].estimate(what.name)
@@ -571,14 +603,32 @@ def _seeds(contenders: Sequence[Contender], what: Decades) -> str:
         return f"{told}, too few for an interval"
     if low == high:
         return f"{told}, all alike"
-    within = all(len(v) > 1 for one in contenders for v in one.values(what.name).values())
-    return f"{told}, 95 % interval" + ("" if within else " over settings")
+    return f"{told}, 95 % interval"
 
 
-def _does(value: float, explodes: bool) -> str:
-    return (
-        f"grows by {_decades(-value)} decades" if explodes else f"loses {_decades(value)} decades"
-    )
+def _seed_count(one: Contender, name: str, dead: bool) -> int:
+    """How many seeds count; those too, where gradients are dead, that have no finite figure."""
+    return len({run.entry.seed for run in one.measured} if dead else one.by_seed(name))
+
+
+def _gains(lost: float) -> bool:
+    """Whether a gradient gains decades, by as many as are shown at least."""
+    return round(lost, 4) < 0
+
+
+def _does(lost: float) -> str:
+    """``loses 2.8 decades``, or gains."""
+    does = "gains" if _gains(lost) else "loses"
+    return f"{does} {_decades(abs(lost))} decades"
+
+
+def _both(first: float, second: float) -> str:
+    """``2.8 and 3.1 decades lost``, or gained."""
+    words = ["gained" if _gains(lost) else "lost" for lost in (first, second)]
+    numbers = [_decades(abs(lost)) for lost in (first, second)]
+    if len(set(words)) == 1:
+        return f"{' and '.join(numbers)} decades {words[0]}"
+    return f"{numbers[0]} decades {words[0]} and {numbers[1]} {words[1]}"
 
 
 def _decades(value: float) -> str:
@@ -590,6 +640,10 @@ def _decades(value: float) -> str:
 def _steps(value: float) -> str:
     """Timesteps: one decimal below 10."""
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def _back(lag: float) -> str:
+    return f"{_number(int(lag), 'step')} back"
 
 
 def _length(one: Contender) -> float:

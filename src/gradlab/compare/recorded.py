@@ -165,6 +165,14 @@ class Recorded:
         return next((one for one in names if one in self._curves), "")
 
     @property
+    def longest_lag(self) -> float:
+        """Of any example: by the adjoint where that was read, else as of one of full length."""
+        curve = self.curve(ADJOINT, most_steps=2)
+        if curve is None:
+            return self.entry.length - 1
+        return float(curve.lags[~np.isnan(curve.values[-1, 0])].max(initial=0))
+
+    @property
     def rows(self) -> int:
         """How many training steps were recorded."""
         return self._scalars.sizes.get("step", 0)

@@ -17,6 +17,7 @@ from gradlab.compare.jobs import folders, natural, number_of
 from gradlab.compare.progress import Progress
 from gradlab.errors import BadInput
 from gradlab.record.directory import INFO
+from gradlab.record.earlier import completed
 from gradlab.record.files import read_regular
 from gradlab.record.keys import flat
 from gradlab.record.reader import glance
@@ -44,7 +45,8 @@ class Entry:
         file), ``never began`` for a job without ``run.json``, or ``unreadable``.
       reason: in words, where there is something to say.
       overrides: what was said on the command line for it.
-      config: the whole configuration; empty where there is no run.
+      config: the whole configuration, with what an earlier version had no choice of; empty where
+        there is no run.
       summary: final figures, flat, with ``steps_per_second`` and ``probe_overhead``; NaN for one
         that was not finite; empty where there are none.
       info: all of ``run.json``.
@@ -77,6 +79,11 @@ class Entry:
         split, _, figure = name.partition("/")
         found = part(part(self.info, "baseline"), split).get(figure)
         return float(found) if isinstance(found, int | float) else math.nan
+
+    @property
+    def seed(self) -> Any:
+        """The seed; where that is not known the folder, so that the run is a sample of its own."""
+        return self.config.get(SEED, str(self.path))
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -354,7 +361,8 @@ def _entry(folder: Path, root: Path) -> Entry:
     figures = {k: v for k, v in run.summary.items() if isinstance(v, int | float)}
     said = run.info.get("overrides")
     overrides = tuple(map(str, said)) if isinstance(said, list) else ()
-    return Entry(folder, name, run.status, reason, overrides, run.config, figures, run.info, number)
+    config = completed(run.config)
+    return Entry(folder, name, run.status, reason, overrides, config, figures, run.info, number)
 
 
 def _composed_overrides(folder: Path) -> tuple[str, ...]:

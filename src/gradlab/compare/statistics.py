@@ -148,26 +148,18 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-Strata = Sequence[tuple[Sequence[float], Sequence[float]]]
-"""Pairs of samples that differ in what is asked about alone; all values finite."""
+def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """The mean of the first minus that of the second, with Welch's t interval (1947).
 
-
-def difference(strata: Strata) -> Difference:
-    """First minus second, averaged over the strata with equal weights.
-
-    With one stratum this is Welch's t interval (1947). With several, variances of the means add up
-    and the degrees of freedom are Satterthwaite's, so that what differs between strata is no part
-    of the interval.
+    Values are finite and independent: one a seed.
     """
-    samples = [np.asarray(sample, float) for pair in strata for sample in pair]
+    samples = [np.asarray(sample, float) for sample in (first, second)]
     means = [float(sample.mean()) for sample in samples]
-    count = len(samples) // 2
-    value = sum(means[0::2]) / count - sum(means[1::2]) / count
+    value = means[0] - means[1]
     if min(map(len, samples)) < 2:
         return Difference(value, math.nan, math.nan)
     parts = [
-        0.0 if _same(sample) else float(sample.var(ddof=1)) / len(sample) / count**2
-        for sample in samples
+        0.0 if _same(sample) else float(sample.var(ddof=1)) / len(sample) for sample in samples
     ]
     variance = sum(parts)
     if variance == 0:
@@ -178,26 +170,6 @@ def difference(strata: Strata) -> Difference:
     )
     half = float(students_t(freedom)) * math.sqrt(variance)
     return Difference(value, value - half, value + half)
-
-
-def paired(strata: Strata) -> Difference:
-    """The same where strata are single pairs: the t interval of their differences."""
-    found = estimate(float(np.mean(a)) - float(np.mean(b)) for a, b in strata)
-    return Difference(found.mean, found.low, found.high)
-
-
-def mean(strata: Sequence[Sequence[float]], bounds: tuple[float, float] = UNBOUNDED) -> Estimate:
-    """Mean over strata with equal weights; its interval is of the spread within them alone.
-
-    With one stratum this is :func:`estimate`, whose rule for ``bounds`` holds for several too.
-    """
-    values = [value for sample in strata for value in sample]
-    if len(strata) < 2:
-        return estimate(values, bounds)
-    value, low, high = difference([(sample, [0.0] * max(2, len(sample))) for sample in strata])
-    is_range = _leaves(bounds, low, high) and not _leaves(bounds, min(values), max(values))
-    low, high = (min(values), max(values)) if is_range else (low, high)
-    return Estimate(value, low, high, len(values), is_range)
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:

@@ -172,7 +172,7 @@ def with_interval(found: Estimate, n: int) -> str:
         if found.is_same:
             text += " (identical)"
         elif found.is_range:
-            text += f" (range {found.low:.3g} to {found.high:.3g})"
+            text += f" (range {found.low:.4g} to {found.high:.4g})"
     else:
         digits = 1 - math.floor(math.log10(half))
         if digits > 7 or max(abs(mean), half) >= 1e6:

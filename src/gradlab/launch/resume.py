@@ -14,18 +14,13 @@ import yaml
 from gradlab.errors import BadInput, first_line
 from gradlab.launch.conf_files import CONFIG_DIR
 from gradlab.launch.recorded import KEY, OF_A_SWEEP, as_texts, check_settings, keep_out, shown
+from gradlab.record.earlier import completed
 
 FREE = (
     *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", "trainer.mesh"),
     *("trainer.test_lengths", KEY, "objective", "record"),
 )
 """What may be changed when a run is resumed; the curves before and after fit together still."""
-ADDED: dict[str, Any] = {
-    "model.initial_state": "zero",
-    "probe.measure.forget_product.quantiles": [0.05, 0.25, 0.5, 0.75, 0.95],
-    "trainer.backward": "full",
-}
-"""Settings that runs of an earlier version had no choice of, and what they were then."""
 _OVERRIDE = re.compile(r"[+~]*([^=@]+)(?:@[^=]*)?=(.*)", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun"}
 SWEEP = "multirun.yaml"
@@ -115,7 +110,7 @@ def earlier_run(config: Mapping[str, Any], folder: Path, *, again: bool = False)
     if run.status == "diverged" and asked != "auto" and not run.left:
         allowed = f"a run that can be resumed; this one {run.info['reason']}"
         raise BadInput(KEY, str(folder), allowed, "a new run with other settings")
-    _check_same(scrub(run.config), scrub(config), folder)
+    _check_same(completed(scrub(run.config)), scrub(config), folder)
     return run
 
 
@@ -270,8 +265,7 @@ def _differences(recorded: Any, given: Any, path: str = "") -> Iterator[tuple[st
     if isinstance(recorded, Mapping) and isinstance(given, Mapping):
         for name in [*recorded, *(name for name in given if name not in recorded)]:
             inner = f"{path}.{name}" if path else str(name)
-            before = recorded[name] if name in recorded else ADDED.get(inner)
-            yield from _differences(before, given.get(name), inner)
+            yield from _differences(recorded.get(name), given.get(name), inner)
     elif recorded != given:
         yield path, recorded, given
 

@@ -94,6 +94,7 @@ def one_run(run: Recorded, settings: Mapping[str, Any]) -> dict[str, Any]:
         "status": "truncated" if run.trouble and run.run is not None else entry.status,
         "reason": "; ".join(filter(None, [entry.reason, run.trouble]))[:LONGEST_REASON],
         "settings": settings,
+        "seed": scrub_text(str(entry.seed)),
         **{k: _value(facts.get(k)) for k in ("model", "task", "T", "readout", "parameters")},
         **{k: _value(entry.info.get(k)) for k in ("steps_per_second", "probe_overhead")},
         "summary": {key: _figure(run, key) for key in entry.summary},

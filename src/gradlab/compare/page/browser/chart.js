@@ -129,7 +129,7 @@ class Chart {
     const at = Array.prototype.indexOf.call(line.x, x);
     const value = at < 0 ? NaN : line.y[at];
     const half = line.high && at >= 0 ? line.high[at] - value : NaN;
-    const range = line.range ? ` (range ${shown(line.low[at], 3)} to ${shown(line.high[at], 3)})` : ` ± ${shown(half, 2)}`;
+    const range = line.range ? ` (range ${shown(line.low[at], 5)} to ${shown(line.high[at], 5)})` : ` ± ${shown(half, 2)}`;
     const interval = Number.isFinite(half) ? (half === 0 && !line.range ? " (identical)" : range) : "";
     const zero = value === -Infinity ? "exactly zero" : shown(value, 5) + interval;
     fill(this.tip, element("b", {}, line.label), element("br"), `${this.look.over} ${shown(x)}: ${zero}`, line.note ? [element("br"), line.note] : []);

@@ -68,13 +68,14 @@ function rowOf(run, name, layer, step) {
   if (!found || layer >= found.layers) return null;
   const row = lastUpTo(found.steps, step);
   const start = (row * found.layers + layer) * found.length;
-  return { step: found.steps[row], x: found.lags, y: found.values.subarray(start, start + found.length) };
+  return { seed: run.seed, step: found.steps[row], x: found.lags, y: found.values.subarray(start, start + found.length) };
 }
 
 /** The points of a group's line over lag: x, y and, over seeds, low and high; null if nobody has any. */
 function overLag(group, name, layer, step, relative) {
   const rows = group.runs.map((run) => rowOf(run, name, layer, step)).filter(Boolean);
-  return pooled(rows.map((row) => (relative ? { ...row, y: row.y.map((value) => value - row.y[0]) } : row)), group.mean);
+  const shifted = rows.map((row) => (relative ? { ...row, y: row.y.map((value) => value - row.y[0]) } : row));
+  return pooled(shifted, group.mean);
 }
 
 /** The points of a group's line over training steps. */
@@ -86,7 +87,7 @@ function overSteps(group, name, layer) {
     const own = found.layers > 1 ? layer : 0;
     if (own >= found.layers) continue;
     const y = Float64Array.from(found.steps, (_, k) => found.values[k * found.layers + own]);
-    rows.push({ x: found.steps, y });
+    rows.push({ seed: run.seed, x: found.steps, y });
   }
   return pooled(rows, group.mean, boundsOf(group, name));
 }
@@ -99,18 +100,38 @@ function boundsOf(group, name) {
   return found.map((end) => (end === "T" ? longest : end));
 }
 
-/** One row as it is, several as mean, low and high at each x that any of them has; see `bounded`. */
+/**
+ * One row as it is, several as mean, low and high at each x that any of them has; see `bounded`.
+ *
+ * Rows of one seed, at several settings, share weights and data: they are averaged first, and are one sample.
+ */
 function pooled(rows, mean, bounds = null) {
   if (!rows.length) return null;
-  if (!mean || rows.length === 1) return { x: rows[0].x, y: rows[0].y, n: 1, step: rows[0].step };
+  if (!mean || rows.length === 1) return { x: rows[0].x, y: rows[0].y, n: 1, of: 1, step: rows[0].step };
   const x = sharedX(rows.map((row) => row.x));
   const at = rows.map((row) => (row.x === x ? null : new Map(Array.from(row.x, (value, k) => [value, k]))));
   const { student, rounding } = Store.data;
   const estimates = Array.from(x, (_, k) => {
     const values = rows.map((row, r) => row.y[at[r] ? (at[r].get(x[k]) ?? -1) : k] ?? NaN);
-    return estimate(values, student, rounding);
+    return estimate(bySeed(values, rows), student, rounding);
   });
-  return { x, ...bounded(estimates, bounds), n: rows.length, step: rows[0].step };
+  const seeds = new Set(rows.map(({ seed }) => seed)).size;
+  return { x, ...bounded(estimates, bounds), n: seeds, of: rows.length, step: rows[0].step };
+}
+
+/** What the points of a line are the mean of, in words; of one run its status. */
+function averaged({ n, of }, run) {
+  if (of === 1) return run.status;
+  return `mean of ${of} runs` + (n < of ? ` (${n} ${n === 1 ? "seed" : "seeds"}, each averaged first)` : "");
+}
+
+/** The mean of the values of each seed, NaN left out. */
+function bySeed(values, rows) {
+  const seeds = new Map();
+  values.forEach((value, r) => {
+    if (!Number.isNaN(value)) seeds.set(rows[r].seed, [...(seeds.get(rows[r].seed) ?? []), value]);
+  });
+  return [...seeds.values()].map((each) => each.reduce((sum, value) => sum + value, 0) / each.length);
 }
 
 /** The union of ascending positions; the first array itself if all are the same. */

@@ -189,8 +189,7 @@ function measureDash(names, name) {
 }
 
 function noteOf(line, points) {
-  const count = points.n > 1 ? `mean of ${points.n} runs` : line.runs[0].status;
-  return `training step ${shown(points.step)}, ${count}`;
+  return `training step ${shown(points.step)}, ${averaged(points, line.runs[0])}`;
 }
 
 /** Which runs, for a sentence: by a setting where these are all that have some values of it, else by name. */

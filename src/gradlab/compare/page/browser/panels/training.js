@@ -45,7 +45,7 @@ function trainingPanel(id, title, choose) {
       const lines = [];
       for (const group of this.groups) {
         const points = overSteps(group, plot.name, State.layer);
-        if (points) lines.push({ ...group, ...points, note: points.n > 1 ? `mean of ${points.n} runs` : group.runs[0].status });
+        if (points) lines.push({ ...group, ...points, note: averaged(points, group.runs[0]) });
       }
       const positive = plot.mayLog && this.logarithmic && lines.every((line) => line.y.every((value) => !(value <= 0)));
       this.plots.get(plot.name).lines = lines;

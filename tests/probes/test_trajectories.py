@@ -171,9 +171,17 @@ def check_paths(setting, real, jacobians, gates, index, got):
                 np.testing.assert_allclose(here, want, rtol=1e-7, atol=1e-7)
 
 
+def per_step(rates, steps):
+    """What examples grow per step together, of those that have not lost the direction."""
+    counted = (steps > 0) & (rates > -np.inf)
+    if not counted.any():
+        return -math.inf if (steps > 0).any() else math.nan
+    return np.average(rates[counted], weights=steps[counted])
+
+
 def check_exponents(real, jacobians, index, got):
     size = jacobians.shape[-1]
-    average, running = [], []
+    average, running, passed = [], [], []
     for e in range(E):
         q, logs = random_orthonormal(size, size), np.zeros((T, size))
         for t in range(T):
@@ -184,8 +192,10 @@ def check_exponents(real, jacobians, index, got):
             logs[np.cumsum(real[:, e]) <= TRANSIENT] = 0
             total = np.cumsum(logs, axis=0) / np.maximum(steps, 1)[:, None]
             average.append(total[-1])
-            running.append(np.where(steps > 0, total[:, 0], np.nan))
-    means = np.array([mean(one) for one in np.transpose(average)])
+            running.append(total[:, 0])
+            passed.append(steps)
+    passed = np.array(passed)
+    means = np.array([per_step(one, passed[:, -1]) for one in np.transpose(average)])
     order = np.argsort(-means, kind="stable")
     want, spread = means[order], np.std(np.nan_to_num(average, neginf=-99), axis=0, ddof=1)[order]
     lost = want < -5  # rounding errors in the place of directions that are lost
@@ -196,7 +206,7 @@ def check_exponents(real, jacobians, index, got):
     np.testing.assert_allclose(found[~lost], spread[~lost], rtol=1e-6, atol=1e-8)
     curve = got["lyapunov_running"][index]
     assert np.isnan(curve[:TRANSIENT]).all()
-    late = [mean(one[~np.isnan(one)]) for one in np.transpose(running)]
+    late = [per_step(*one) for one in zip(np.transpose(running), passed.T, strict=True)]
     if not lost[0]:
         np.testing.assert_allclose(curve, late, rtol=1e-8, atol=1e-8)
         horizon = -1 / want[0] if want[0] < 0 else math.inf

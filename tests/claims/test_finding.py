@@ -43,13 +43,13 @@ def test_a_power_needs_no_float_that_holds_it(log10, words):
 def test_an_interval_goes_with_the_mean():
     found = Estimate(-0.31234, -0.31234 - 0.0212, -0.31234 + 0.0212, 3)
     assert spread(found, "nats per step") == "-0.312 ± 0.0212 nats per step"
-    assert spread(Estimate(2.0, math.nan, math.nan, 1), "steps") == "2 steps (one run)"
+    assert spread(Estimate(2.0, math.nan, math.nan, 1), "steps") == "2 steps (one seed)"
     assert spread(Estimate(math.nan, math.nan, math.nan, 0)) == "not measured"
 
 
 def test_where_there_is_no_interval_what_there_is_is_said():
     same = estimate([2.0, 2.0 + 8.6e-14])
-    assert spread(same, "steps") == "2 steps (identical in 2 runs)"
+    assert spread(same, "steps") == "2 steps (identical in 2 seeds)"
     shares = estimate([0.9, 1.0], bounds_of("test/accuracy"))
     assert spread(shares) == "0.95 (range 0.9 to 1)"
 

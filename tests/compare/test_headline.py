@@ -585,6 +585,18 @@ def test_a_loss_at_every_step_says_little_about_transport(tmp_path):
     assert "loss at every step" not in text(make_all(tmp_path / "b", lstm=LSTM, gru=GRU))
 
 
+def test_where_a_layer_above_feeds_it_the_layer_is_named_and_that_is_said(tmp_path):
+    for seed in (0, 1):
+        make(tmp_path, "gru", -0.4, seed)
+    for path in tmp_path.iterdir():
+        info = json.loads((path / "run.json").read_text())
+        info["config"]["model"]["layers"] = 2
+        (path / "run.json").write_text(json.dumps(info))
+    for found in (said(tmp_path), said(tmp_path / "0")):
+        assert "gains 0.40 decades over 99 steps back in layer 0" in found.title
+        assert found.lines[0].startswith("Where there are several layers, layer 0 is fed by the")
+
+
 # --- little or nothing ----------------------------------------------------------------------------
 
 

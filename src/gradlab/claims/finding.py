@@ -57,9 +57,9 @@ def spread(found: Estimate, unit: str = "") -> str:
     after = f" {unit}" if unit else ""
     text = f"{number(found.mean)}{after}"
     if found.n < 2:
-        return f"{text} (one run)" if found.n else "not measured"
+        return f"{text} (one seed)" if found.n else "not measured"
     if found.is_same:
-        return f"{text} (identical in {found.n} runs)"
+        return f"{text} (identical in {found.n} seeds)"
     if found.is_range:
         return f"{text} (range {number(found.low)} to {number(found.high)})"
     return f"{number(found.mean)} ± {number(found.half)}{after}"

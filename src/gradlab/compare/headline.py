@@ -86,7 +86,7 @@ def headline(runs: Sequence[Recorded]) -> Headline:
     measured_runs = [run for one in ranked for run in one.measured]
     if not _trained(measured_runs):
         results = []  # those of an untrained network were bought by nothing
-    return Headline(title, (*_every(measured_runs), *lines, *results, *caveats))
+    return Headline(title, (*_fed(measured_runs), *lines, *results, *caveats))
 
 
 # --- what is compared -----------------------------------------------------------------------------
@@ -206,13 +206,14 @@ class Decades(NamedTuple):
 
 def _what(field: Field, measured: Sequence[Contender]) -> Decades:
     """What is lost over the sequence where that compares, else its rate."""
-    lengths = {run.entry.length for one in measured for run in one.measured}
-    known = not any(math.isnan(final(run, LOST)) for one in measured for run in one.measured)
+    runs = [run for one in measured for run in one.measured]
+    lengths = {run.entry.length for run in runs}
+    known = not any(math.isnan(final(run, LOST)) for run in runs)
     alive = any(not one.dead for one in measured)
     T = only(lengths, math.nan)
     if field.one_problem and math.isfinite(T) and known and alive:
-        return Decades(LOST, f" over {_back(T - 1)}")
-    return Decades(PER_100, " per 100 steps")
+        return Decades(LOST, f" over {_back(T - 1)}{_in_layer(runs)}")
+    return Decades(PER_100, f" per 100 steps{_in_layer(runs)}")
 
 
 def explodes(one: Contender) -> bool:
@@ -257,7 +258,7 @@ def _one(run: Recorded, others: int) -> Headline:
         told = f"{gradient} {_does(rate)} per 100 steps"
     else:
         told = f"{gradient} {_does(lost)} over {_back(run.longest_lag)}"
-    return Headline(_sentence(f"{told}, {when}"), (*_every([run]), *lines))
+    return Headline(_sentence(f"{told}{_in_layer([run])}, {when}"), (*_fed([run]), *lines))
 
 
 def _unmeasured(field: Field) -> str:
@@ -378,7 +379,7 @@ def _result(contenders: Sequence[Contender]) -> str | None:
 def _basis(field: Field, ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
     runs = [run for one in ranked for run in one.measured]
     if runs:
-        layer = " of the first layer" if any(run.entry.layers > 1 for run in runs) else ""
+        layer = " of the first layer" if _are_deep(runs) else ""
         how = {
             LOST: "from lag 0 to the longest",
             PER_100: "by the straight line through its logarithm over the lag",
@@ -469,12 +470,28 @@ def _incomplete(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:
             )
 
 
-def _every(runs: Sequence[Recorded]) -> Iterable[str]:
+def _fed(runs: Sequence[Recorded]) -> Iterable[str]:
+    """That states receive gradient of their own, where they do."""
     if any(run.entry.facts.get("readout") == "every" for run in runs):
         yield (
             "The task has a loss at every step, so each state receives gradient of its own, and "
             "decades and horizons say little about transport through time."
         )
+    if _are_deep(runs):
+        yield (
+            "Where there are several layers, layer 0 is fed by the one above at every step, so its "
+            "decades and horizons say little about transport through time; those of the last layer "
+            "are in each run's verdict."
+        )
+
+
+def _are_deep(runs: Sequence[Recorded]) -> bool:
+    return any(run.entry.layers > 1 for run in runs)
+
+
+def _in_layer(runs: Sequence[Recorded]) -> str:
+    """Which layer the figures are of, where there are several."""
+    return " in layer 0" if _are_deep(runs) else ""
 
 
 def _trained(runs: Sequence[Recorded]) -> bool:

@@ -171,7 +171,7 @@ def _gates(sweep: Sweep, task: str) -> Finding:
 
 def better(use: Use, first: Sequence[float], second: Sequence[float]) -> Difference:
     """By how much the first scores are better than the second, with Welch's 95 % interval."""
-    return difference([([use.sign * one for one in first], [use.sign * one for one in second])])
+    return difference([use.sign * one for one in first], [use.sign * one for one in second])
 
 
 def _told(use: Use, found: Estimate) -> str:

@@ -111,7 +111,7 @@ def _similar(sweep: Sweep, task: str) -> Finding:
     parts, held = [], True
     for words, pair in EQUAL.items():
         gru, lstm = (runs_of(sweep, task, size) for size in pair)
-        apart = difference([([score(run) for run in gru], [score(run) for run in lstm])])
+        apart = difference([score(run) for run in gru], [score(run) for run in lstm])
         if "test/accuracy" in gru[0].entry.summary:
             unit, base, bounds = "% right", 100 * baseline(gru[0], "accuracy"), (0.0, 100.0)
             held &= abs(apart.value) < POINTS

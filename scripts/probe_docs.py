@@ -46,9 +46,11 @@ RUNS = (["probe=research"], ["model=rnn", "probe=research"])
 """Overrides of the runs that are made where none are given."""
 PICTURES = {
     "adjoint": "adjoint_over_lag",
+    "adjoint_alignment": "adjoint_alignment",
     "clipping": "clipping",
     "curvature": "curvature",
     "direct_adjoint": "direct_adjoint",
+    "fixed_points": "fixed_points",
     "forget_path": "paths",
     "forget_product": "forget_product",
     "gate_statistics": "gates",

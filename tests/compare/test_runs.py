@@ -1,11 +1,13 @@
 """Which runs are found in a folder, and by which settings they differ."""
 
 import dataclasses
+import math
 import shutil
+from pathlib import Path
 
 import pytest
 
-from gradlab.compare.runs import runs_in, settings_that_differ
+from gradlab.compare.runs import Entry, runs_in, settings_that_differ
 from gradlab.errors import BadInput
 from gradlab.record.base import Outcome
 from gradlab.record.directory import RunDirectory
@@ -176,3 +178,12 @@ def test_a_job_that_never_began_has_the_settings_of_its_overrides(tmp_path):
     begun(tmp_path / "2", "model=lstm", "task.length=9", "optimizer.clip_norm=1.0")
     found = settings_that_differ(runs_in(tmp_path))
     assert found == {"model": ["rnn", "lstm", "lstm"], "task.length": [8, 8, 9]}
+
+
+@pytest.mark.parametrize("seed", [3, "three", [3], {"a": 3}, None, math.nan])
+def test_whatever_is_recorded_for_a_seed_tells_runs_apart(seed):
+    """A list, as a record that somebody sends may hold, cannot be looked up as it is."""
+    one = Entry(Path("a"), "a", "finished", config={"seed": seed})
+    assert {one.seed: 1}[one.seed] == 1
+    assert one.seed == Entry(Path("b"), "b", "finished", config={"seed": seed}).seed
+    assert Entry(Path("a"), "a", "finished").seed != Entry(Path("b"), "b", "finished").seed

@@ -81,9 +81,9 @@ class Entry:
         return float(found) if isinstance(found, int | float) else math.nan
 
     @property
-    def seed(self) -> Any:
-        """The seed; where that is not known the folder, so that the run is a sample of its own."""
-        return self.config.get(SEED, str(self.path))
+    def seed(self) -> str:
+        """The seed as text; if it is not known the folder, so that the run is a sample of its own."""
+        return json.dumps(self.config[SEED], default=str) if SEED in self.config else str(self.path)
 
     @property
     def facts(self) -> Mapping[str, Any]:

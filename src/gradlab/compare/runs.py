@@ -82,7 +82,7 @@ class Entry:
 
     @property
     def seed(self) -> str:
-        """The seed as text; if it is not known the folder, so that the run is a sample of its own."""
+        """The seed as text; where that is not known the folder, a sample of its own."""
         return json.dumps(self.config[SEED], default=str) if SEED in self.config else str(self.path)
 
     @property

@@ -47,7 +47,9 @@ class Quiet(nnx.RNNCellBase):
         return state, 2 * state
 
 
-@pytest.mark.parametrize("cell", [nnx.OptimizedLSTMCell, FeedForward, Quiet])
+@pytest.mark.parametrize(
+    "cell", [nnx.OptimizedLSTMCell, Quiet, pytest.param(FeedForward, marks=pytest.mark.slow)]
+)
 def test_every_probe_on_any_cell(cell):
     """Those of conf/model have their oracles in tests/probes; here are three that are unlike."""
     found = gradlab.analyze(cell(I, H, rngs=nnx.Rngs(0)), inputs(), last_square)
@@ -182,6 +184,7 @@ def test_other_parameters_and_inputs_compile_nothing(compilations):
     assert found[0].attrs["loss"] != found[1].attrs["loss"]
 
 
+@pytest.mark.slow
 def test_whatever_a_loss_looks_up_counts_as_it_is_now(compilations):
     cell = nnx.SimpleCell(I, H, rngs=nnx.Rngs(0))
     array, number, key = np.ones(H, np.float32), [1.0], [jax.random.key(0)]
@@ -226,6 +229,7 @@ def test_functions_with_rules_of_their_own_compile_once(compilations):
     assert measured(loss(), cell, compilations) == (*first[:2], 0)
 
 
+@pytest.mark.slow
 def test_what_a_cell_closes_over_counts_as_it_is_now():
     array, variable = np.ones(H, np.float32), nnx.Variable(jnp.float32(1))
     cell = nnx.SimpleCell(

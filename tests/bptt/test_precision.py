@@ -52,6 +52,7 @@ def test_of_an_unroll_with_its_gradient():
         assert precisions(gradient, x) == {"highly"}
 
 
+@pytest.mark.slow
 def test_of_all_that_a_run_and_an_analysis_measure():
     task = Adding(length=4, held_out_examples=2)
     sizes = {"features": 2, "hidden": 3, "layers": 1, "outputs": 1, "readout": "last"}

@@ -257,7 +257,7 @@ def test_what_vanishes_with_the_route_through_h_is_the_residual_path(index):
         np.testing.assert_array_equal(one[~real], full[~real])
 
 
-@pytest.mark.parametrize("make", [LSTM, GRU])
+@pytest.mark.parametrize("make", [GRU, pytest.param(LSTM, marks=pytest.mark.slow)])
 def test_over_thousands_of_steps_the_gate_alone_is_the_adjoint(make):
     """Far below what float32 holds; and the parameters get what they get without measuring."""
     steps, cell = 3000, make(1, 1, rngs=nnx.Rngs(0))

@@ -133,7 +133,7 @@ PLAIN = {"mean_field", "pascanu_bound"}  # of plain recurrent networks only
 @pytest.mark.parametrize(
     ("probe", "model", "measuring"),
     [
-        ("research", "gru", set(SINGLE) - PLAIN),
+        pytest.param("research", "gru", set(SINGLE) - PLAIN, marks=pytest.mark.slow),
         ("[adjoint,mean_field,pascanu_bound]", "rnn", PLAIN | {"adjoint"}),
         ("none", "gru", set()),
     ],

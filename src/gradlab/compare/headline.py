@@ -17,6 +17,7 @@ from gradlab.compare.recorded import HORIZON, LOST, PER_100, R2, SLOPE, Recorded
 from gradlab.compare.runs import is_number
 from gradlab.compare.statistics import Difference, difference, rank_correlation
 from gradlab.compare.table import with_interval
+from gradlab.record.verdict import rests_on_first_steps
 
 RESULTS = {"test/accuracy": True, "test/loss": False, "val/loss": False}
 """Results, most wanted first, and whether higher is better."""
@@ -26,8 +27,6 @@ STRAIGHT = 0.9
 """Least R² of a line over the lag that is called straight."""
 A_FACTOR_E = math.log10(math.e)
 """Decades that a gradient must grow by over the sequence to be called exploding."""
-FIRST_STEPS = 2
-"""Longest horizon, in steps, that rests on the first of them where the line is slower by half."""
 PROBE = "run them with probe=standard, or a list of probes with adjoint and adjoint_slope in it"
 
 
@@ -455,7 +454,7 @@ def _horizons(ranked: Sequence[Contender]) -> Iterable[str]:
 def _is_early(horizon: float, per_100: float) -> bool:
     """Whether the first steps bring the gradient to 1/e, and the line would take far longer."""
     by_line = 100 * A_FACTOR_E / per_100 if per_100 > 0 else math.inf
-    return horizon <= FIRST_STEPS and by_line >= 2 * max(horizon, 1)
+    return rests_on_first_steps(horizon, by_line)
 
 
 def _incomplete(ranked: Sequence[Contender], what: Decades) -> Iterable[str]:

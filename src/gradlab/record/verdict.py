@@ -63,6 +63,16 @@ def verdict(row: Row, network: Network, paths: Row | None = None) -> list[str]:
     ]
 
 
+def rests_on_first_steps(horizon: float, by_line: float) -> bool:
+    """Whether the first two steps bring the gradient to 1/e, and the line would take far longer.
+
+    Args:
+      horizon: the memory horizon, in steps.
+      by_line: after how many steps the fitted line comes to it; inf: never.
+    """
+    return horizon <= 2 and by_line >= 2 * max(horizon, 1)
+
+
 def kind_of(decades_lost: float, slope: float, length: int) -> Kind:
     """What becomes of the gradient over ``length`` steps, within a factor e.
 
@@ -165,7 +175,7 @@ class _Layer:
             return [f"No memory horizon: {norm} nowhere down to {there}."]
         told = f"Memory horizon {horizon:.1f} steps, where {norm} first {there}"
         by_line = -1 / self.slope if self.slope < 0 else math.inf
-        if horizon > 2 or by_line < 2 * max(horizon, 1):
+        if not rests_on_first_steps(horizon, by_line):
             return [f"{told}."]
         first = "the first step takes" if horizon <= 1 else "the first two steps take"
         moves = ", moving it from h to c" if self._moves_to_c() else ""

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from gradlab.record.reader import Run, open_run
     from gradlab.training import loop as train
     from gradlab.training import optimizer
+    from gradlab.watching.layers import RNN, Bidirectional
+    from gradlab.watching.watch import watch
 
     __version__: str
 
 __all__ = [
+    "RNN",
     "BadInput",
+    "Bidirectional",
     "Run",
     "SequenceModel",
     "__version__",
@@ -46,14 +50,18 @@ __all__ = [
     "tasks",
     "train",
     "unroll",
+    "watch",
 ]
 
 _HOME = {
     "BadInput": "gradlab.errors",
+    "Bidirectional": "gradlab.watching.layers",
+    "RNN": "gradlab.watching.layers",
     "Run": "gradlab.record.reader",
     "SequenceModel": "gradlab.model",
     "analyze": "gradlab.analysis",
     "open_run": "gradlab.record.reader",
+    "watch": "gradlab.watching.watch",
 }
 _ALIASES = {
     "gradlab.optimizer": "gradlab.training.optimizer",

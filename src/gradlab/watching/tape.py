@@ -1,0 +1,74 @@
+"""The way out of a function: what its recurrent layers are handed and hand back while it runs.
+
+A layer cannot return what was seen inside of it, since its caller's code stands between. While a
+function runs under a :class:`Tape`, each call of a :class:`gradlab.watching.layers.RNN` finds its
+taps there and leaves what it went through.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from gradlab.bptt.unroll import Unrolled
+
+
+class Call(NamedTuple):
+    """One call of one layer.
+
+    Attributes:
+      cell: of the layer.
+      run: what it went through, time-major ``(T, B, ...)``, in its own reading order.
+      mask: ``(T, B)`` bool, True where a step is real; None if all are.
+    """
+
+    cell: nnx.RNNCellBase
+    run: Unrolled
+    mask: jax.Array | None
+
+
+class Tape:
+    """What the layers are handed and hand back while a function runs.
+
+    Args:
+      taps: by name of the call, of :func:`gradlab.bptt.unroll.make_taps`; absent: none.
+      plainly: run so that any derivative can be taken, as by
+        :func:`gradlab.bptt.unroll.unroll_plainly`.
+
+    Attributes:
+      calls: what was called, by name, in order: the layer's path, with ``#2``, ``#3`` at further
+        calls of the same layer.
+    """
+
+    def __init__(self, taps: Mapping[str, Any] | None = None, *, plainly: bool = False):
+        self.taps, self.plainly = taps or {}, plainly
+        self.calls: dict[str, Call] = {}
+        self._count: dict[str, int] = {}
+
+    def name(self, path: str) -> str:
+        """What the next call of the layer at ``path`` is called."""
+        self._count[path] = self._count.get(path, 0) + 1
+        return path if self._count[path] == 1 else f"{path}#{self._count[path]}"
+
+    @contextmanager
+    def running(self) -> Iterator[Tape]:
+        """Let the layers that are called meanwhile use this tape."""
+        before = current()
+        _running.tape = self
+        try:
+            yield self
+        finally:
+            _running.tape = before
+
+
+_running = threading.local()
+
+
+def current() -> Tape | None:
+    """The tape that runs now in this thread, or None."""
+    return getattr(_running, "tape", None)

@@ -63,6 +63,7 @@ class Unrolled(NamedTuple):
         Observations only: no gradient flows through them.
       finals: likewise the carry after the last real step of each example; gradients flow.
       port: of the outputs, where one was asked for.
+      forms: of the cells.
     """
 
     outputs: jax.Array | None
@@ -70,6 +71,7 @@ class Unrolled(NamedTuple):
     traces: tuple[tuple[Trace, ...], ...]
     finals: tuple[tuple[Any, ...], ...] = ()
     port: Port | None = None
+    forms: Forms = ()
 
 
 def initial_carries(
@@ -317,7 +319,8 @@ def unroll(
         for place in _places(cells):
             _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
     last = _last(forms, outputs, finals, mask)
-    return Unrolled(outputs if every else None, last, lax.stop_gradient(traces), finals, own_port)
+    outputs, traces = outputs if every else None, lax.stop_gradient(traces)
+    return Unrolled(outputs, last, traces, finals, own_port, forms)
 
 
 def unroll_plainly(
@@ -350,7 +353,8 @@ def unroll_plainly(
         spec = _Spec(True, "full", forms, waits, steps_at_once)
         ran, _ = _run_forward(spec, _parts(layers), carries, inputs, mask, None, None)
     outputs, traces, finals, *_ = ran
-    return Unrolled(outputs, _last(forms, outputs, finals, mask), traces, finals)
+    last = _last(forms, outputs, finals, mask)
+    return Unrolled(outputs, last, traces, finals, forms=forms)
 
 
 def check_route(route: str, layers: Sequence[Layer], key: str) -> None:

@@ -63,10 +63,7 @@ class Tape:
         self._place: Any = None
 
     def reaches(self, path: str) -> bool:
-        """Whether what the layer at ``path`` goes through now can be handed out; else it is told.
-
-        It cannot from within a transformation that the function itself makes.
-        """
+        """Whether what the layer at ``path`` goes through now can be handed out; else it is told."""
         if self._place == _place():
             return True
         _tell(path)
@@ -102,7 +99,11 @@ class Tape:
 
     @contextmanager
     def running(self) -> Iterator[Tape]:
-        """Let the layers that are called meanwhile use this tape."""
+        """Let the layers that are called meanwhile use this tape.
+
+        Not within a transformation that the function makes itself (``lax.scan``, ``nnx.vmap``,
+        ``nnx.remat``, ``nnx.jit``): what a layer leaves there has no meaning outside.
+        """
         before, self._place = current(), _place()
         _running.tape = self
         try:

@@ -63,7 +63,7 @@ class Tape:
         self._place: Any = None
 
     def reaches(self, path: str) -> bool:
-        """Whether what the layer at ``path`` goes through now can be handed out; else it is told."""
+        """Whether what a layer goes through now can be handed out; else it is told."""
         if self._place == _place():
             return True
         _tell(path)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gradlab.record.reader import Run, open_run
     from gradlab.training import loop as train
     from gradlab.training import optimizer
+    from gradlab.watching.gradient import Seen, value_and_grad
     from gradlab.watching.layers import RNN, Bidirectional
     from gradlab.watching.watch import watch
 
@@ -33,6 +34,7 @@ __all__ = [
     "BadInput",
     "Bidirectional",
     "Run",
+    "Seen",
     "SequenceModel",
     "__version__",
     "analysis",
@@ -50,6 +52,7 @@ __all__ = [
     "tasks",
     "train",
     "unroll",
+    "value_and_grad",
     "watch",
 ]
 
@@ -58,9 +61,11 @@ _HOME = {
     "Bidirectional": "gradlab.watching.layers",
     "RNN": "gradlab.watching.layers",
     "Run": "gradlab.record.reader",
+    "Seen": "gradlab.watching.gradient",
     "SequenceModel": "gradlab.model",
     "analyze": "gradlab.analysis",
     "open_run": "gradlab.record.reader",
+    "value_and_grad": "gradlab.watching.gradient",
     "watch": "gradlab.watching.watch",
 }
 _ALIASES = {

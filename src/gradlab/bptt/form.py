@@ -26,8 +26,9 @@ UNUSUAL = 10007
 """A prime: an axis of this size, or of a multiple of it, is the batch's and no other."""
 
 
+@jax.tree_util.register_static
 class Form(NamedTuple):
-    """What is known of a cell from one trace of its step; hashable.
+    """What is known of a cell from one trace of its step; hashable, and no array to JAX.
 
     A leaf of the carry is a *state* if it is inexact (float or complex) and its first axis is the
     batch: each example has an adjoint of it. An inexact leaf without that axis is *common* to all

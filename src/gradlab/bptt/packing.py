@@ -6,13 +6,17 @@ Shapes: any leading axes; ``S`` numbers of state for each example.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+Numbers = Mapping[str, jax.Array]
+"""Real numbers of each part of a state by its name, ``(..., n)``."""
 
 
 def flat(array: jax.Array, axes: int) -> jax.Array:
@@ -32,6 +36,28 @@ def flat_cotangent(array: jax.Array, axes: int) -> jax.Array:
     JAX's cotangent of a complex z is ``∂ℓ/∂Re z - i ∂ℓ/∂Im z``.
     """
     return flat(jnp.conj(array), axes)
+
+
+def real_form(array: jax.Array) -> jax.Array:
+    """The same as real numbers, in at least float32: a complex array has a last axis of two more.
+
+    That holds the real and the imaginary part.
+    """
+    if jnp.iscomplexobj(array):
+        return jnp.stack([array.real, array.imag], axis=-1)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def real_gradient(array: jax.Array) -> jax.Array:
+    """The gradient by the numbers of :func:`real_form`, from JAX's of the array itself."""
+    return real_form(jnp.conj(array))
+
+
+def from_real_form(array: jax.Array, dtype: Any) -> jax.Array:
+    """The array of this type that :func:`real_form` was made from."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        array = lax.complex(array[..., 0], array[..., 1])
+    return array.astype(dtype)
 
 
 class Part(NamedTuple):
@@ -74,22 +100,26 @@ class Packing:
 
     def pack(self, carry: Any) -> jax.Array:
         """``(*lead, S)`` from a carry with leaves ``(*lead, ...)``."""
-        return self._joined(flat, carry)
-
-    def pack_cotangent(self, cotangent: Any) -> jax.Array:
-        """The gradient by the vector, from JAX's cotangent of a carry."""
-        return self._joined(flat_cotangent, cotangent)
-
-    def _joined(self, rows: Callable[[jax.Array, int], jax.Array], carry: Any) -> jax.Array:
         leaves = jax.tree.leaves(carry)
-        each = [rows(leaves[part.index], len(part.shape)) for part in self.parts.values()]
+        each = [flat(leaves[part.index], len(part.shape)) for part in self.parts.values()]
         return jnp.concatenate(each, axis=-1)
 
-    def unpack(self, packed: jax.Array, carry: Any) -> Any:
-        """The carry with this state ``(*lead, S)`` in it; what else it holds is kept."""
+    def pack_cotangent(self, cotangents: Sequence[jax.Array]) -> jax.Array:
+        """The gradient by the vector, from JAX's cotangents of the parts in their order."""
+        pairs = zip(cotangents, self.parts.values(), strict=True)
+        return jnp.concatenate(
+            [flat_cotangent(leaf, len(part.shape)) for leaf, part in pairs], axis=-1
+        )
+
+    def split(self, packed: jax.Array) -> Numbers:
+        """The numbers of each part, ``(*lead, n)``, from ``(*lead, S)``."""
+        return {name: packed[..., part.place] for name, part in self.parts.items()}
+
+    def unpack(self, numbers: Numbers, carry: Any) -> Any:
+        """The carry with the parts that have these numbers; what else it holds is kept."""
         leaves, tree = jax.tree.flatten(carry)
         for name, part in self.parts.items():
-            leaves[part.index] = self.leaf(name, packed[..., part.place])
+            leaves[part.index] = self.leaf(name, numbers[name])
         return jax.tree.unflatten(tree, leaves)
 
     def leaf(self, name: str, numbers: jax.Array) -> jax.Array:

@@ -91,7 +91,7 @@ class LayerView:
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.backwards, self._back, self._learned = backwards, back, learned
         self._start, self._route, self._whole = start, route, whole or trace
-        self._step = PackedStep(cell, _at(_reads(trace), 0))
+        self._step = PackedStep(cell, trace)
         self.form, self._packing = self._step.form, self._step.packing
         self.states = self.form.states
         self.memory = "c" if "c" in self.states else self.form.h
@@ -168,23 +168,22 @@ class LayerView:
 
     @cached_property
     def reads(self) -> Read:
-        """What each step read besides the state, leaves ``(T, ...)``, for :meth:`step`.
+        """What each step read, leaves ``(T, ...)``, for :meth:`step`.
 
-        In the place of what is not real stands what the example read first, so that padding which
-        is not finite changes no derivative. Of all examples of the batch, where the step draws
+        Where a step is not real: the example's first state and first real input, so that padding
+        that is not finite changes no derivative. Of all examples of the batch, where the step draws
         random numbers for them together.
         """
-        read = _reads(self._whole if self._step.draws else self.trace)
-        if len(self.mask[0]) < len(read.x[0]):
+        read = self._step.reads(self._whole if self._step.draws else self.trace)
+        real = self.mask
+        if real.shape[1] < read.x.shape[1]:
             return read
-        first = jnp.argmax(self.mask, axis=0), jnp.arange(self.mask.shape[1])
-        real = self.mask.reshape(*self.mask.shape, *(1,) * (read.x.ndim - 2))
-        return read._replace(x=jnp.where(real, read.x, read.x[first][None]))
-
-    @cached_property
-    def _states(self) -> jax.Array:
-        """:attr:`before`, with the first state where a step is not real."""
-        return jnp.where(self.mask[..., None], self.before, self.before[:1])
+        first = read.x[jnp.argmax(real, axis=0), jnp.arange(real.shape[1])]
+        of_x = real.reshape(*real.shape, *(1,) * (read.x.ndim - 2))
+        return read._replace(
+            state=jnp.where(real[..., None], read.state, read.state[:1]),
+            x=jnp.where(of_x, read.x, first[None]),
+        )
 
     def step(self, state: jax.Array, read: Read) -> jax.Array:
         """``(E, S) -> (E, S)``: one step of the packed state, with one of :attr:`reads`."""
@@ -196,56 +195,54 @@ class LayerView:
         The new state ``(T, E, S)``; and the output ``(T, E, D)`` where that is computed from the
         new state, which is held there.
         """
-        one = lambda state, read: self._results(params, state, read)  # noqa: E731
-        return jax.vmap(one)(self._states, self.reads)
+        return jax.vmap(lambda read: self._results(params, read.state, read))(self.reads)
 
     def _results(self, params: Params, state: jax.Array, read: Read) -> tuple[jax.Array, ...]:
-        others = self._packing.pack(read.carry)[len(state) :]
+        few, others = len(state), read.state[len(state) :]
         everyone = jnp.concatenate([state, others]) if len(others) else state
         found = self._step(params, self._packing.split(everyone), read)
-        return jax.tree.map(lambda array: array[: len(state)], found)
+        return jax.tree.map(lambda array: array[:few], found)
 
     @cached_property
-    def _has_rows(self) -> list[bool]:
+    def _has_rows(self) -> Read:
         """Of each leaf of :attr:`reads` whether an example needs its own row of it alone."""
-        carry = list(self.form.batched)
-        others = [False] * len(jax.tree.leaves(self.reads.variables))
-        return [own and not self._step.draws for own in (*carry, True, *others)]
+        alone = not self._step.draws
+        carry = jax.tree.structure(self.reads.carry)
+        rows = carry.unflatten([alone and own for own in self.form.batched])
+        return Read(alone, rows, alone, [False for _ in self.reads.variables])
 
-    def _of_each(
-        self, function: Callable[..., Any], state: jax.Array, read: Read, *more: Any, apart: bool
-    ) -> Any:
+    def _of_each(self, function: Callable[..., Any], read: Read, *more: Any, apart: bool) -> Any:
         """``function(step, numbers, *more)`` of each example alone, over the examples.
 
         The step maps parameters and the numbers of each part of the state ``(n,)`` to what it gives
         for this example. One that draws random numbers for the batch is run on all of it.
 
         Args:
-          function: see above.
-          state: ``(E, S)``.
-          read: of :attr:`reads`.
+          function: see above; the numbers are those of the state that was read.
+          read: one of :attr:`reads`.
           more: arrays ``(E, ...)``.
-          apart: whether each example is at a time of its own, of which ``read`` has all leaves.
+          apart: whether each example is at a time of its own, which all leaves of ``read`` have.
         """
-        leaves, tree = jax.tree.flatten(read)
 
-        def alone(e: jax.Array, numbers: Numbers, leaves: list[jax.Array], *more: Any) -> Any:
-            own = zip(leaves, self._has_rows, strict=True)
-            read = tree.unflatten([leaf[None] if row else leaf for leaf, row in own])
-            others = self._packing.split(self._packing.pack(read.carry))
+        def alone(e: jax.Array, read: Read, *more: Any) -> Any:
+            whole = jax.tree.map(
+                lambda leaf, row: leaf[None] if row else leaf, read, self._has_rows
+            )
+            at = e if self._step.draws else 0
+            everyone = self._packing.split(whole.state)
 
             def step(params: Params, numbers: Numbers) -> tuple[jax.Array, ...]:
-                if not self._step.draws:
-                    found = self._step(params, jax.tree.map(lambda a: a[None], numbers), read)
-                    return jax.tree.map(lambda a: a[0], found)
-                joined = {name: others[name].at[e].set(one) for name, one in numbers.items()}
-                return jax.tree.map(lambda a: a[e], self._step(params, joined, read))
+                if self._step.draws:
+                    joined = {name: everyone[name].at[e].set(own) for name, own in numbers.items()}
+                else:
+                    joined = {name: own[None] for name, own in numbers.items()}
+                return jax.tree.map(lambda a: a[at], self._step(params, joined, whole))
 
-            return function(step, numbers, *more)
+            return function(step, {name: own[at] for name, own in everyone.items()}, *more)
 
-        axes = [0 if row or apart else None for row in self._has_rows]
-        over = jax.vmap(alone, (0, 0, axes, *(0 for _ in more)))
-        return over(jnp.arange(len(state)), self._packing.split(state), leaves, *more)
+        axes = jax.tree.map(lambda row: 0 if row or apart else None, self._has_rows)
+        over = jax.vmap(alone, (0, axes, *(0 for _ in more)))
+        return over(jnp.arange(self.mask.shape[1]), read, *more)
 
     def at_rest(self, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
         """The step ``(S,) -> (S,)`` of one example alone under a constant input.
@@ -253,11 +250,11 @@ class LayerView:
         Whole numbers, numbers that the examples share and Variables that change are held as they
         are before the first example's last step.
         """
-        read = _at(_reads(self.trace), -1)
+        read = jax.tree.map(lambda leaf: leaf[-1], self._step.reads(self.trace))
         rows = zip(jax.tree.leaves(read.carry), self.form.batched, strict=True)
         leaves = [leaf[:1] if own else leaf for leaf, own in rows]
         carry = jax.tree.unflatten(jax.tree.structure(read.carry), leaves)
-        row = Read(carry, x[None], read.variables)
+        row = Read(read.state[:1], carry, x[None], read.variables)
 
         def step(state: jax.Array) -> jax.Array:
             return self._step(self.params, self._packing.split(state[None]), row)[0][0]
@@ -282,11 +279,11 @@ class LayerView:
             return jnp.concatenate([of(name) for name in self.states], axis=-1)
 
         def at(now: Any) -> jax.Array:
-            state, read, real = now
-            jacobians = self._of_each(columns, state, read, apart=False)
-            return jnp.where(real[:, None, None], jacobians, jnp.eye(state.shape[-1]))
+            read, real = now
+            jacobians = self._of_each(columns, read, apart=False)
+            return jnp.where(real[:, None, None], jacobians, jnp.eye(jacobians.shape[-1]))
 
-        return lax.map(at, (self._states, self.reads, self.mask))
+        return lax.map(at, (self.reads, self.mask))
 
     @cached_property
     def transport(self) -> jax.Array:
@@ -327,11 +324,13 @@ class LayerView:
         if self.form.is_leaf:
             return from_y
 
-        def to_h(cotangent: jax.Array, state: jax.Array, read: Read) -> jax.Array:
-            numbers = self._packing.split(state)
-            return self._step.to_state(cotangent, numbers, read)[..., self.part(self.form.h)]
+        def to_h(cotangent: jax.Array, read: Read) -> jax.Array:
+            few = len(cotangent)
+            others = jnp.zeros((len(read.state) - few, cotangent.shape[1]), cotangent.dtype)
+            everyone = jnp.concatenate([cotangent, others])
+            return self._step.to_state(everyone, read)[:few, self.part(self.form.h)]
 
-        mantissa = jax.vmap(to_h)(from_y.mantissa, self._states, self.reads)
+        mantissa = jax.vmap(to_h)(from_y.mantissa, self.reads)
         mantissa = jnp.where(self.mask[..., None], mantissa, 0)
         return from_y._replace(mantissa=mantissa).normalise()
 
@@ -352,7 +351,7 @@ class LayerView:
         if trace.variables is None:
             found = stock.gates(self.cell, trace.before, trace.inputs)
         else:
-            found = jax.vmap(self._step.gates)(_reads(trace))
+            found = jax.vmap(self._step.gates)(self._step.reads(trace))
         each = {name: getattr(found, name)[:, :few] for name in names}
         return {name: flat(gate, gate.ndim - 2) for name, gate in each.items()}
 
@@ -446,7 +445,7 @@ class LayerView:
         gives, by name within the cell, mantissas ``(E, *θ.shape)`` and exponents ``(E,)``: of each
         parameter its own, since an input of 0 silences one and not another.
         """
-        reads, first = (self._states, *self.cotangents), self._start_of_each(self._back())
+        cotangents, first = self.cotangents, self._start_of_each(self._back())
 
         def transposed(step: Callable[..., Any], numbers: Numbers, cotangent: Any) -> Params:
             _, pull = jax.vjp(lambda params: step(params, numbers), self.params)
@@ -455,11 +454,11 @@ class LayerView:
         def at(t: Any) -> dict[str, Scaled]:
             apart = jnp.ndim(t) > 0
             own = (t, jnp.arange(len(t))) if apart else t
-            leaves, tree = jax.tree.flatten(self.reads)
-            rows = zip(leaves, self._has_rows, strict=True)
-            read = tree.unflatten([leaf[own] if row else leaf[t] for leaf, row in rows])
-            state, cotangent, exponent = jax.tree.map(lambda array: array[own], reads)
-            entering = self._of_each(transposed, state, read, cotangent, apart=apart)
+            read = jax.tree.map(
+                lambda leaf, row: leaf[own if row else t], self.reads, self._has_rows
+            )
+            cotangent, exponent = jax.tree.map(lambda array: array[own], cotangents)
+            entering = self._of_each(transposed, read, cotangent, apart=apart)
             found = {n: Scaled(leaf, exponent).normalise() for n, leaf in entering.items()}
             for name, each in first.items():
                 at_start = jnp.where(jnp.asarray(t) == 0, each.exponent, scaling.ZERO)
@@ -524,14 +523,6 @@ class LayerView:
         """The packed first state, from the cell's parameters in real numbers."""
         assert self._start is not None
         return self._packing.pack(self._start(self._step.as_own(params)))
-
-
-def _reads(trace: Trace) -> Read:
-    return Read(trace.before, trace.inputs, trace.variables or [])
-
-
-def _at(read: Read, t: int) -> Read:
-    return jax.tree.map(lambda leaf: leaf[t], read)
 
 
 def _reaching(function: Callable[[Params], jax.Array], params: Params) -> list[str]:

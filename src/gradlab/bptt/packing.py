@@ -6,14 +6,13 @@ Shapes: any leading axes; ``S`` numbers of state for each example.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-
 
 Numbers = Mapping[str, jax.Array]
 """Real numbers of each part of a state by its name, ``(..., n)``."""

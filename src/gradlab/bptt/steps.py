@@ -15,6 +15,7 @@ from jax import lax
 from gradlab.bptt.form import Step, form_of
 from gradlab.bptt.packing import Numbers, Packing, flat, from_real_form, real_form
 from gradlab.bptt.parts import Params, Parts, by_name
+from gradlab.bptt.passes import Trace
 from gradlab.bptt.precision import in_float32, programs
 from gradlab.cells import stock
 
@@ -23,11 +24,11 @@ DRAWS = ("random_bits", "random_gamma", "rng_bit_generator", "rng_uniform", "thr
 
 
 class Read(NamedTuple):
-    """What a step reads besides the state of its examples.
+    """What a step reads.
 
     Attributes:
-      carry: the whole carry before it, leaves ``(E, ...)``, of which whole numbers and what the
-        examples share are read; the state is not.
+      state: the packed state before it, ``(E, S)``.
+      carry: the whole carry before it, leaves ``(E, ...)``, for what it holds besides the state.
       x: the input, ``(E, ...)``.
       variables: the Variables that change, as they are before it.
     """
@@ -45,7 +46,7 @@ class PackedStep:
 
     Args:
       cell: the cell.
-      read: any of its steps.
+      trace: what it went through; a single step will do.
 
     Attributes:
       form: what is known of the cell.
@@ -55,17 +56,27 @@ class PackedStep:
       draws: whether a step draws random numbers, which are others for another number of examples.
     """
 
-    def __init__(self, cell: nnx.RNNCellBase, read: Read):
+    def __init__(self, cell: nnx.RNNCellBase, trace: Trace):
         self._parts = Parts.of(cell)
-        self.form = form_of(cell, read.carry, read.x)
-        self.packing = Packing(read.carry, self.form.names, self.form.states)
+        carry, x, variables = jax.tree.map(
+            lambda leaf: leaf[0], (trace.before, trace.inputs, trace.variables or [])
+        )
+        self.form = form_of(cell, carry, x)
+        self.packing = Packing(carry, self.form.names, self.form.states)
         own = by_name(self._parts.params)
         self._dtypes = {name: value.dtype for name, value in own.items()}
         self.params: Params = {name: real_form(value) for name, value in own.items()}
-        numbers = self.packing.split(self.packing.pack(read.carry))
-        program = jax.make_jaxpr(self._plainly)(self.params, numbers, read).jaxpr
+        read = Read(self.packing.pack(carry), carry, x, variables)
+        program = jax.make_jaxpr(self._plainly)(
+            self.params, self.packing.split(read.state), read
+        ).jaxpr
         primitives = (eqn.primitive.name for one in programs(program) for eqn in one.eqns)
         self.draws = any(name in DRAWS for name in primitives)
+
+    def reads(self, trace: Trace) -> Read:
+        """What all steps read, leaves ``(T, ...)``."""
+        state = self.packing.pack(trace.before)
+        return Read(state, trace.before, trace.inputs, trace.variables or [])
 
     def __call__(self, params: Params, numbers: Numbers, read: Read) -> tuple[jax.Array, ...]:
         """The new state ``(E, S)``; also the output ``(E, D)`` where that is computed from it.
@@ -74,14 +85,16 @@ class PackedStep:
 
         Args:
           params: in the place of the cell's own.
-          numbers: of each part of the state before the step, ``(E, n)``.
-          read: what else the step reads.
+          numbers: of each part of the state before the step, ``(E, n)``, in the place of those of
+            ``read.state``.
+          read: what the step reads.
         """
         return self._wide(self._plainly)(params, numbers, read)
 
-    def to_state(self, cotangent: jax.Array, numbers: Numbers, read: Read) -> jax.Array:
+    def to_state(self, cotangent: jax.Array, read: Read) -> jax.Array:
         """What of the cotangent of the output ``(E, D)`` goes to the new state, ``(E, S)``."""
-        own, before = self._own(self.params), self.packing.unpack(numbers, read.carry)
+        own = self._own(self.params)
+        before = self.packing.unpack(self.packing.split(read.state), read.carry)
         after, _, _ = own(own.fixed, read.variables, before, read.x)
 
         def output(new: jax.Array) -> jax.Array:

@@ -71,7 +71,7 @@ class LayerView:
       start: the first carry as a function of the cell's own parameters, by their names; None where
         it is no such function.
       route: what passes back from each step.
-      whole: where these are the first examples of a batch, what that went through.
+      whole: where these are the first examples of a batch, the view of all.
     """
 
     def __init__(
@@ -86,12 +86,13 @@ class LayerView:
         learned: str | None = None,
         start: Callable[[Params], Any] | None = None,
         route: Route = "full",
-        whole: Trace | None = None,
+        whole: LayerView | None = None,
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.backwards, self._back, self._learned = backwards, back, learned
-        self._start, self._route, self._whole = start, route, whole or trace
-        self._step = PackedStep(cell, trace)
+        self._start, self._route = start, route
+        self._whole = trace if whole is None else whole._whole
+        self._step = PackedStep(cell, trace) if whole is None else whole._step
         self.form, self._packing = self._step.form, self._step.packing
         self.states = self.form.states
         self.memory = "c" if "c" in self.states else self.form.h
@@ -133,7 +134,7 @@ class LayerView:
                 self._learned,
                 self._start,
                 self._route,
-                self._whole,
+                self,
             )
         return self._fewer[examples]
 
@@ -614,8 +615,9 @@ class Closeup:
         for index, (depth, direction) in enumerate(self._places):
             trace, cell = self.run.traces[depth][direction], self._cells[index]
 
-            def start(params: Params, cell: Parts = cell, shape: Any = trace.inputs.shape) -> Any:
-                return initial_carries([[cell.with_params(params)]], shape)[0][0]
+            def start(params: Params, cell: Parts = cell, read: jax.Array = trace.inputs) -> Any:
+                own = cell.with_params(params)
+                return initial_carries([[own]], read.shape, read.dtype)[0][0]
 
             views.append(
                 LayerView(

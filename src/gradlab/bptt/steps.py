@@ -33,6 +33,7 @@ class Read(NamedTuple):
       variables: the Variables that change, as they are before it.
     """
 
+    state: jax.Array
     carry: Any
     x: jax.Array
     variables: Any

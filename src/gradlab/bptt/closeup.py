@@ -175,16 +175,14 @@ class LayerView:
         that is not finite changes no derivative. Of all examples of the batch, where the step draws
         random numbers for them together.
         """
-        read = self._step.reads(self._whole if self._step.draws else self.trace)
-        real = self.mask
+        read, real = self._step.reads(self._whole if self._step.draws else self.trace), self.mask
+        state = read.state[:, : real.shape[1]]
+        read = read._replace(state=jnp.where(real[..., None], state, state[:1]))
         if real.shape[1] < read.x.shape[1]:
             return read
         first = read.x[jnp.argmax(real, axis=0), jnp.arange(real.shape[1])]
         of_x = real.reshape(*real.shape, *(1,) * (read.x.ndim - 2))
-        return read._replace(
-            state=jnp.where(real[..., None], read.state, read.state[:1]),
-            x=jnp.where(of_x, read.x, first[None]),
-        )
+        return read._replace(x=jnp.where(of_x, read.x, first[None]))
 
     def step(self, state: jax.Array, read: Read) -> jax.Array:
         """``(E, S) -> (E, S)``: one step of the packed state, with one of :attr:`reads`."""
@@ -199,10 +197,13 @@ class LayerView:
         return jax.vmap(lambda read: self._results(params, read.state, read))(self.reads)
 
     def _results(self, params: Params, state: jax.Array, read: Read) -> tuple[jax.Array, ...]:
-        few, others = len(state), read.state[len(state) :]
-        everyone = jnp.concatenate([state, others]) if len(others) else state
-        found = self._step(params, self._packing.split(everyone), read)
-        return jax.tree.map(lambda array: array[:few], found)
+        found = self._step(params, self._numbers(state, read), read)
+        return jax.tree.map(lambda array: array[: len(state)], found)
+
+    def _numbers(self, state: jax.Array, read: Read) -> Numbers:
+        """Those of each part of a state, and of the states of the other examples that are run."""
+        others = self._packing.pack(read.carry)[len(state) :]
+        return self._packing.split(jnp.concatenate([state, others]) if len(others) else state)
 
     @cached_property
     def _has_rows(self) -> Read:
@@ -226,18 +227,16 @@ class LayerView:
         """
 
         def alone(e: jax.Array, read: Read, *more: Any) -> Any:
-            whole = jax.tree.map(
-                lambda leaf, row: leaf[None] if row else leaf, read, self._has_rows
-            )
-            at = e if self._step.draws else 0
-            everyone = self._packing.split(whole.state)
+            draws, split = self._step.draws, self._packing.split
+            read = jax.tree.map(lambda leaf, row: leaf[None] if row else leaf, read, self._has_rows)
+            at, everyone = (e, self._numbers(read.state, read)) if draws else (0, split(read.state))
 
             def step(params: Params, numbers: Numbers) -> tuple[jax.Array, ...]:
-                if self._step.draws:
+                if draws:
                     joined = {name: everyone[name].at[e].set(own) for name, own in numbers.items()}
                 else:
                     joined = {name: own[None] for name, own in numbers.items()}
-                return jax.tree.map(lambda a: a[at], self._step(params, joined, whole))
+                return jax.tree.map(lambda a: a[at], self._step(params, joined, read))
 
             return function(step, {name: own[at] for name, own in everyone.items()}, *more)
 
@@ -320,20 +319,30 @@ class LayerView:
 
     @cached_property
     def direct(self) -> Scaled:
-        """The part of ∂ℓ/∂h_t that does not come through this layer's next state, ``(T, E, n)``."""
+        """The part of ∂ℓ/∂h_t that does not come through this layer's next state, ``(T, E, n)``.
+
+        Through the output of its own step; and where the output reads the old state, too, through
+        that of the next.
+        """
         from_y = self._from_output(self._back())
         if self.form.is_leaf:
             return from_y
 
-        def to_h(cotangent: jax.Array, read: Read) -> jax.Array:
-            few = len(cotangent)
-            others = jnp.zeros((len(read.state) - few, cotangent.shape[1]), cotangent.dtype)
+        def to_h(cotangent: jax.Array, read: Read) -> tuple[jax.Array, jax.Array]:
+            few, numbers = len(cotangent), self._numbers(read.state, read)
+            others = jnp.zeros((len(read.x) - few, cotangent.shape[1]), cotangent.dtype)
             everyone = jnp.concatenate([cotangent, others])
-            return self._step.to_state(everyone, read)[:few, self.part(self.form.h)]
+            found = self._step.from_output(everyone, numbers, read)
+            return jax.tree.map(lambda one: one[:few, self.part(self.form.h)], found)
 
-        mantissa = jax.vmap(to_h)(from_y.mantissa, self.reads)
-        mantissa = jnp.where(self.mask[..., None], mantissa, 0)
-        return from_y._replace(mantissa=mantissa).normalise()
+        cotangent = jnp.where(self.mask[..., None], from_y.mantissa, 0)
+        new, old = jax.vmap(to_h)(cotangent, self.reads)
+        later = Scaled(old, from_y.exponent).normalise()
+        later = Scaled(
+            jnp.concatenate([later.mantissa[1:], jnp.zeros_like(old[:1])]),
+            jnp.concatenate([later.exponent[1:], jnp.full_like(later.exponent[:1], scaling.ZERO)]),
+        )
+        return Scaled(new, from_y.exponent).normalise().add(later)
 
     def _from_output(self, back: Backward) -> Scaled:
         """∂ℓ/∂y_t that comes from the readout or the layer above, ``(T, E, D)``."""

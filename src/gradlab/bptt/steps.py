@@ -28,7 +28,8 @@ class Read(NamedTuple):
 
     Attributes:
       state: the packed state before it, ``(E, S)``.
-      carry: the whole carry before it, leaves ``(E, ...)``, for what it holds besides the state.
+      carry: the whole carry before it, leaves ``(E, ...)``, for what it holds besides that state:
+        whole numbers, what the examples share, and the states of other examples.
       x: the input, ``(E, ...)``.
       variables: the Variables that change, as they are before it.
     """
@@ -92,16 +93,25 @@ class PackedStep:
         """
         return self._wide(self._plainly)(params, numbers, read)
 
-    def to_state(self, cotangent: jax.Array, read: Read) -> jax.Array:
-        """What of the cotangent of the output ``(E, D)`` goes to the new state, ``(E, S)``."""
-        own = self._own(self.params)
-        before = self.packing.unpack(self.packing.split(read.state), read.carry)
+    def from_output(
+        self, cotangent: jax.Array, numbers: Numbers, read: Read
+    ) -> tuple[jax.Array, jax.Array]:
+        """What of the cotangent of the output ``(E, D)`` goes to the new and to the old state.
+
+        ``(E, S)`` each, the other being held. Arguments as for a call.
+        """
+        own, before = self._own(self.params), self.packing.unpack(numbers, read.carry)
         after, _, _ = own(own.fixed, read.variables, before, read.x)
 
-        def output(new: jax.Array) -> jax.Array:
-            return _output(own, before, read, self.packing.unpack(self.packing.split(new), after))
+        def output(new: jax.Array, old: jax.Array) -> jax.Array:
+            carries = (
+                self.packing.unpack(self.packing.split(state), carry)
+                for state, carry in ((old, before), (new, after))
+            )
+            return _output(own, read, *carries)
 
-        return jax.vjp(self._wide(output), self.packing.pack(after))[1](cotangent)[0]
+        states = self.packing.pack(after), self.packing.pack(before)
+        return jax.vjp(self._wide(output), *states)[1](cotangent)
 
     def _plainly(self, params: Params, numbers: Numbers, read: Read) -> tuple[jax.Array, ...]:
         own, before = self._own(params), self.packing.unpack(numbers, read.carry)
@@ -109,7 +119,7 @@ class PackedStep:
         packed = self.packing.pack(after)
         if self.form.is_leaf:
             return (packed,)
-        return packed, _output(own, before, read, lax.stop_gradient(after))
+        return packed, _output(own, read, before, lax.stop_gradient(after))
 
     def as_own(self, params: Params) -> Params:
         """The cell's own arrays from those in real numbers."""
@@ -126,7 +136,7 @@ class PackedStep:
         return in_float32(function) if self.form.half else function
 
 
-def _output(own: Step, before: Any, read: Read, after: Any) -> jax.Array:
+def _output(own: Step, read: Read, before: Any, after: Any) -> jax.Array:
     """The output ``(E, D)`` as it is computed from a new carry."""
     emit = own.emit(before, read.x, read.variables)
     y = emit(own.fixed, read.variables, before, read.x, jax.tree.leaves(after))

@@ -233,7 +233,7 @@ def _check_regularizer(steps: Steps, regularizer: Regularizer | None) -> None:
     if regularizer is not None:
         state = steps.start(jax.random.key(0))
         batch = steps.draw(state, steps.task.data)
-        regularizer.check_model(steps.closeup(state.params, batch, regularizer.examples))
+        regularizer.check_model(steps.closeup(state.values, batch, regularizer.examples))
 
 
 def check_experiment(experiment: Experiment) -> None:

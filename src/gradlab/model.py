@@ -180,6 +180,28 @@ def _new_cell(
     return make_cell(in_features, hidden_features, rngs=rngs)
 
 
+def moving(model: SequenceModel, batch: int) -> frozenset[tuple[Any, ...]]:
+    """The paths of the Variables that a forward pass changes, found by tracing one.
+
+    Args:
+      model: as it trains.
+      batch: ``B``.
+    """
+    graph, state = nnx.split(model)
+    shape = (2, batch) if model.symbols else (2, batch, model.width)
+    inputs = jax.ShapeDtypeStruct(shape, jnp.int32 if model.symbols else jnp.float32)
+
+    def run(state: Any, inputs: jax.Array) -> Any:
+        own = nnx.merge(graph, state, copy=True)
+        own(inputs)
+        return nnx.state(own)
+
+    jaxpr = jax.make_jaxpr(run)(state, inputs).jaxpr
+    paths = [path for path, _ in nnx.to_flat_state(state)]
+    pairs = zip(paths, jaxpr.invars[:-1], jaxpr.outvars, strict=True)
+    return frozenset(path for path, before, after in pairs if after is not before)
+
+
 def per_example_loss(
     kind: LossKind, outputs: jax.Array, targets: jax.Array, weights: jax.Array | None
 ) -> jax.Array:

@@ -218,7 +218,7 @@ def _sizes(experiment: Experiment) -> tuple[int, int]:
             return nnx.state(model, nnx.Param), carry
 
         params, carry = jax.eval_shape(sizes)
-        state = sum(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
+        state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(carry))
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)), state
 
     try:

@@ -80,7 +80,8 @@ class DataMesh:
           function: ``(params, batch) -> (means, each)``: means over the examples of the batch, and
             arrays with a row for each example. Of whole numbers among the means, such as a count,
             the first device's hold.
-          rows: the axis of the examples in ``each``, a tree of numbers that is a prefix of it.
+          rows: the axis of the examples in ``each``, a tree of numbers that is a prefix of it; -1
+            for what has none, of which the first device's hold.
 
         Returns:
           A function of the whole batch: the means over it, and the rows of all of its examples. The
@@ -179,4 +180,4 @@ def _axes(batch: Batch) -> Batch:
 
 
 def _at(axis: int) -> P:
-    return P(*[None] * axis, AXIS)
+    return P() if axis < 0 else P(*[None] * axis, AXIS)

@@ -17,11 +17,12 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt.closeup import Closeup
-from gradlab.bptt.parts import by_name, names_of
-from gradlab.bptt.passes import Route
+from gradlab.bptt.form import Form, Step
+from gradlab.bptt.parts import Parts, by_name, names_of
+from gradlab.bptt.passes import Route, wide
 from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import LOG10_2
-from gradlab.bptt.unroll import Trace, check_route, make_taps
+from gradlab.bptt.unroll import Trace, check_route, forms_of, initial_carries, make_taps
 from gradlab.cells import stock
 from gradlab.model import SequenceModel, moving, per_example_loss
 from gradlab.probes.base import CloseProbe, Probe, Seen, StepProbe, norm
@@ -149,7 +150,7 @@ class Steps:
         self.moving = moving(model, batch)
         self.hold(model)
         if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(self.first_params)):
-            check_rule(optimizer, _in_full(self.first_params))
+            check_rule(optimizer, wide(self.first_params))
         self.names = model.layer_names()
         self.task, self.optimizer, self.batch = task, optimizer, batch
         self.examples, self.regularizer = min(examples, batch), regularizer
@@ -181,7 +182,7 @@ class Steps:
 
     def start(self, key: jax.Array) -> State:
         """The state before the first step."""
-        params, optimizer = _in_full(self.first_params), self.optimizer
+        params, optimizer = wide(self.first_params), self.optimizer
         opt_state = (optimizer.clip.init(params), optimizer.update.init(params))
         alive, variables = jnp.bool_(True), self.first_variables
         return State(self.first_params, opt_state, jnp.int32(0), key, alive, variables)
@@ -353,19 +354,30 @@ class Steps:
             shape = (self.shape[0], batch.inputs.shape[1], self.shape[2])
             grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
             (mean, (traces, changed)), (grads, norms) = grad(
-                values.params, make_taps(layers, shape)
+                values.params, make_taps(layers, shape, jnp.float32)
             )
             return Pulled(mean, _descent(grads), changed), (traces, norms)
 
-        where: Any = Trace(before=1, inputs=1, final=0)  # pyright: ignore[reportArgumentType]
-        rows = (tuple((where,) * len(layer) for layer in layers), 1)
-        return self.mesh.over_batch(of, rows)(values, batch)
+        return self.mesh.over_batch(of, (self._rows(layers), 1))(values, batch)
+
+    def _rows(self, layers: Any) -> Any:
+        """Where the examples are in each part of the traces; -1: in none."""
+
+        def trace(carry: Any, form: Form) -> Trace:
+            tree = jax.tree.structure(carry)
+            before = tree.unflatten([1 if batched else -1 for batched in form.batched])
+            final = jax.tree.map(lambda axis: max(axis - 1, -1), before)
+            where: Any = -1
+            return Trace(before, where + 2, final, where, where)
+
+        begun = (begin(layers, self.shape, jnp.float32) for begin in (initial_carries, forms_of))
+        return tuple(tuple(map(trace, *layer)) for layer in zip(*begun, strict=True))
 
     def _removed(self, state: State, batch: Batch) -> Mapping[str, jax.Array]:
         """What clipping takes away from the gradient of a whole batch, by name."""
         grads, _ = self._regularized(state, batch, self._gradient(state.values, batch).grads)
         clip = self.optimizer.clip.update
-        clipped, _ = clip(grads, state.opt_state[0], _in_full(state.params))
+        clipped, _ = clip(grads, state.opt_state[0], wide(state.params))
         return by_name(jax.tree.map(jnp.subtract, grads, clipped))
 
     def _regularized(self, state: State, batch: Batch, grads: Any) -> tuple[Any, jax.Array]:
@@ -385,7 +397,7 @@ class Steps:
             return value, _descent(grads)
 
         def neither(params: Any) -> tuple[jax.Array, Any]:
-            return jnp.float32(0), jax.tree.map(jnp.zeros_like, _in_full(params))
+            return jnp.float32(0), jax.tree.map(jnp.zeros_like, wide(params))
 
         until = regularizer.until
         counts = jnp.bool_(True) if until is None else state.step < until
@@ -402,7 +414,7 @@ class Steps:
         clip, rule = self.optimizer.clip.update, self.optimizer.update.update
         grads, penalty = self._regularized(state, batch, pulled.grads)
         before, variables = self._after_pass(state.values, pulled.changed)
-        full = _in_full(before)
+        full = wide(before)
         clipped, clip_state = clip(grads, state.opt_state[0], full)
         with jax.numpy_dtype_promotion("standard"):  # Adam's own code mixes types
             updates, rule_state = rule(clipped, state.opt_state[1], full)
@@ -441,30 +453,34 @@ class Steps:
     def _gates(self, model: SequenceModel, traces: Sequence[Sequence[Trace]]):
         if not self.setting.gates:
             return {}, None
-        flat = [trace for layer in traces for trace in layer]
-        found: list[Any] = [
-            stock.gates(cell, trace.before, trace.inputs)
-            for cell, trace in zip(model.cells(), flat, strict=True)
+        forms = forms_of(model.layers, self.shape, jnp.float32)
+        places = [
+            (cell, form, trace)
+            for layer, own, went in zip(model.layers, forms, traces, strict=True)
+            for cell, form, trace in zip(layer, own, went, strict=True)
         ]
+        found: list[Any] = [_gates_over_time(*place) for place in places]
         gates = {
             name: jnp.stack([getattr(one, name) for one in found]) for name in self.setting.gates
         }
         return gates, gates.get(self.setting.retention or "")
 
 
+def _gates_over_time(cell: nnx.RNNCellBase, form: Form, trace: Trace) -> Any:
+    """The gates at every step, ``(T, B, H)`` each, with the Variables that the step began with."""
+    if trace.variables is None:
+        return stock.gates(cell, trace.before, trace.inputs)
+    step = Step(Parts.of(cell), form)
+
+    def at(variables: Any, before: Any, x: jax.Array) -> Any:
+        return stock.gates(step.module(variables), before, x)
+
+    return jax.vmap(at)(trace.variables, trace.before, trace.inputs)
+
+
 def _descent(grads: Any) -> Any:
-    """JAX's gradients as in :class:`Pulled`."""
-    return jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, _in_full(grads))
-
-
-def _in_full(tree: Any) -> Any:
-    """Half precision as float32: an optimizer's squares and small steps need it."""
-
-    def full(leaf: jax.Array) -> jax.Array:
-        half = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
-        return leaf.astype(jnp.float32) if half else leaf
-
-    return jax.tree.map(full, tree)
+    """The direction of steepest ascent, in at least float32, of JAX's gradients."""
+    return jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, wide(grads))
 
 
 def _as_before(new: Any, old: Any) -> Any:

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 from gradlab.bptt.form import Form
-from gradlab.bptt.passes import Route, Trace, wide
+from gradlab.bptt.passes import Route, Trace, is_inexact, wide, wide_type
 from gradlab.bptt.unroll import Forms, forms_of, initial_carries, unroll
 from gradlab.errors import BadInput
 
@@ -25,6 +25,8 @@ InitialState = Literal["zero", "random", "learned"]
 LossKind = Literal["mse", "cross_entropy"]
 Readout = Literal["last", "every"]
 MakeCell = Callable[..., nnx.RNNCellBase]
+EXAMPLES = 13
+"""Of the batch that a cell is looked at with: as no other axis of its state is likely to be."""
 
 
 class Forward(NamedTuple):
@@ -85,9 +87,12 @@ class SequenceModel(nnx.Module):
         self.width = symbols or features
         new = partial(_new_cell, make_cell, rngs)
         stack, read = [], jax.ShapeDtypeStruct((self.width,), jnp.float32)
-        for _ in range(layers):
+        for depth in range(layers):
             layer = [new(read.shape[-1], hidden) for _ in range(directions)]
-            (forms,) = forms_of([layer], (1, 1, *read.shape), read.dtype)
+            if depth == 0:
+                self.reads = _type_read(layer, self.width)
+                read = jax.ShapeDtypeStruct(read.shape, self.reads)
+            (forms,) = forms_of([layer], (1, EXAMPLES, *read.shape), read.dtype)
             stack.append(nnx.List(layer))
             read = _joined(forms)
         self.layers = nnx.List(stack)
@@ -124,8 +129,12 @@ class SequenceModel(nnx.Module):
         return Forward(self.readout(run.last if run.outputs is None else run.outputs), run.traces)
 
     def encode(self, inputs: jax.Array) -> jax.Array:
-        """What the first layer reads, ``(T, B, I)``: symbols become one-hot."""
-        return inputs if self.symbols is None else jax.nn.one_hot(inputs, self.symbols)
+        """What the first layer reads, ``(T, B, I)``: symbols become one-hot.
+
+        In half precision where the cells' own first states are all in it.
+        """
+        read = inputs if self.symbols is None else jax.nn.one_hot(inputs, self.symbols)
+        return read.astype(self.reads) if self.reads != jnp.float32 else read
 
     def start(self) -> list[list[Any]] | None:
         """The carries before the first step, without the axis of examples; None: the cells' own."""
@@ -135,10 +144,10 @@ class SequenceModel(nnx.Module):
         return [list(map(_filled, *layer)) for layer in zip(*parts, strict=True)]
 
     def _begun(self) -> tuple[list[list[Any]], Forms]:
-        """The cells' own first carries, of one example, and their forms."""
-        shape = (1, 1, self.width)
-        carries = initial_carries(self.layers, shape, jnp.float32)
-        return carries, forms_of(self.layers, shape, jnp.float32)
+        """The cells' own first carries, and their forms."""
+        shape = (1, EXAMPLES, self.width)
+        carries = initial_carries(self.layers, shape, self.reads)
+        return carries, forms_of(self.layers, shape, self.reads)
 
     def layer_names(self) -> list[str]:
         """Labels of the recorded layers: ``"0", "1", ...``, with ``" backward"`` for the second."""
@@ -178,6 +187,15 @@ class Readout(nnx.Linear):
         if jnp.iscomplexobj(read):
             read = jnp.concatenate([read.real, read.imag], axis=-1)
         return super().__call__(read)
+
+
+def _type_read(cells: Sequence[nnx.RNNCellBase], width: int) -> jnp.dtype:
+    """That of the cells' first states where it is in half precision, else float32."""
+    carries = [cell.initialize_carry((EXAMPLES, width), nnx.Rngs(0)) for cell in cells]
+    leaves = [leaf for leaf in jax.tree.leaves(carries) if is_inexact(leaf)]
+    kinds = {leaf.dtype for leaf in leaves}
+    half = len(kinds) == 1 and all(wide_type(leaf) != leaf.dtype for leaf in leaves)
+    return kinds.pop() if half else jnp.dtype(jnp.float32)
 
 
 def _joined(forms: Sequence[Form]) -> jax.ShapeDtypeStruct:

@@ -64,8 +64,9 @@ STEPS = 6
 
 
 def changing(**changes):
-    """What trains it."""
-    return experiment(**{"make_cell": Changing, "hidden": 4, "probes": {}} | changes)
+    """What trains it. (Adam would make steps of what is left of gradients that are zero.)"""
+    usual = {"make_cell": Changing, "hidden": 4, "probes": {}, "rule": optax.sgd}
+    return experiment(**usual | {"learning_rate": 0.1} | changes)
 
 
 @functools.cache
@@ -118,7 +119,7 @@ def test_what_a_pass_changes_moves_as_in_flaxs_own_loop_and_rests_in_validation(
     assert int(mine.layers[0][0].count[...]) == STEPS * steps.task.length
     plain.eval()
     held = steps.task.held_out("val")
-    assert program.score("val")[0]["loss"] == pytest.approx(loss(plain, held), rel=1e-4)
+    assert program.score("val")[0]["loss"] == pytest.approx(float(loss(plain, held)), rel=1e-4)
 
 
 def test_it_is_resumed_with_the_same_bits(tmp_path):
@@ -222,36 +223,32 @@ def test_each_of_several_devices_has_its_own_statistics_and_random_numbers():
 # Numbers of other kinds.
 
 
-def probed(make_cell, **changes):
-    """One measured step: ``(steps, state, report, measured)``."""
-    probes = {"adjoint": Adjoint(), "grad_norm": GradNorm()}
-    steps = build_steps(experiment(make_cell=make_cell, probes=probes, **changes))
-    state, report, measured = jax.jit(steps.probe)(steps.start(KEY), steps.task.data)
-    return steps, state, report, measured
-
-
 def test_float16_is_measured_below_its_own_range_and_trained_in_float32():
+    probes = {"adjoint": Adjoint(), "grad_norm": GradNorm()}
     task = Adding(length=60, held_out_examples=4)
-    kinds = {"float32": {}, "float16": {"dtype": "float16"}, "both": {"param_dtype": "float16"}}
-    found = {
-        name: probed(functools.partial(nnx.GRUCell, **keys), task=task)
-        for name, keys in kinds.items()
+
+    def steps_of(dtype):
+        make = functools.partial(zoo.MemoryFirst, param_dtype=dtype)
+        return build_steps(experiment(make_cell=make, probes=probes, task=task))
+
+    half, single = map(steps_of, ("float16", "float32"))
+    start = half.start(KEY)
+    state, report, measured = jax.jit(half.probe)(start, ())
+    same_weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start.params)
+    _, _, wanted = jax.jit(single.probe)(single.start(KEY)._replace(params=same_weights), ())
+    for name in ("adj_h_log10", "adj_c_log10"):
+        assert wanted[name].min() < -12  # float16 ends at -7.2, its squares at -3.6
+        np.testing.assert_allclose(measured[name], wanted[name], atol=0.1, err_msg=name)
+    np.testing.assert_allclose(measured["grad_norm"], wanted["grad_norm"], rtol=0.05)
+    assert {value.dtype for value in (*measured.values(), *report)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim} == {
+        jnp.dtype("float32")
     }
-    wanted = found["float32"][3]["adj_h_log10"]
-    assert wanted.min() < -12  # float16 ends at -7.2, its squares at -3.6
-    np.testing.assert_allclose(found["float16"][3]["adj_h_log10"], wanted, atol=0.1)
-    for name, (steps, state, report, measured) in found.items():
-        assert np.isfinite(measured["adj_h_log10"]).all()
-        assert all(value.dtype == jnp.float32 for value in measured.values()), name
-        assert report.loss.dtype == report.grad_norm.dtype == jnp.float32
-        params = by_name(state.params)
-        half = {key for key, value in params.items() if value.dtype == jnp.float16}
-        assert len(half) == (len(params) - 2 if name == "both" else 0)
-        moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
-        assert all(leaf.dtype == jnp.float32 for leaf in moments)
-        assert bool(state.alive)
-        first = by_name(steps.first_params)
-        assert all(np.any(np.asarray(params[key]) != np.asarray(first[key])) for key in params)
+    before, after = by_name(start.params), by_name(state.params)
+    assert sum(value.dtype == jnp.float16 for value in after.values()) == len(after) - 2
+    for name, value in after.items():
+        moved = np.abs(np.asarray(value, float) - np.asarray(before[name], float))
+        assert 0.005 < np.median(moved) < 0.02, name  # Adam's first step is the learning rate
 
 
 def test_complex_parameters_go_down_the_slope_and_their_norms_are_real():
@@ -291,11 +288,11 @@ def test_what_an_optimizer_cannot_do_with_complex_parameters_is_said():
 class Holes(Adding):
     """Adding with anything at all behind the end of each example."""
 
-    filled: float = 0.0
+    filled: tuple[float, float] = (0.0, 0.0)
 
     def _with(self, batch):
-        hole = ~batch.mask[..., None]
-        return batch._replace(inputs=jnp.where(hole, self.filled, batch.inputs))
+        filled = jnp.asarray(self.filled)
+        return batch._replace(inputs=jnp.where(batch.mask[..., None], batch.inputs, filled))
 
     def sample(self, data, key, batch):
         return self._with(super().sample(data, key, batch))
@@ -306,17 +303,15 @@ class Holes(Adding):
 
 def test_what_lies_behind_the_end_of_an_example_changes_nothing():
     ends = []
-    for filled in (0.0, np.nan, np.inf):
+    for filled in ((0.0, 0.0), (np.nan, np.inf)):
         task = Holes(length=8, min_length=3, held_out_examples=12, filled=filled)
-        make = functools.partial(nnx.SimpleCell)
-        steps = build_steps(experiment(make_cell=make, task=task, probes={}))
+        steps = build_steps(experiment(make_cell=nnx.SimpleCell, task=task, probes={}))
         program = Solo(steps, KEY, 250)
         state, report = jax.jit(steps.advance)(steps.start(KEY), (), 2)
         ends.append((state, report, program.score("test")[0]["loss"]))
     assert np.isfinite(ends[0][2])
-    for state, report, score in ends[1:]:
-        same((state, report), ends[0][:2])
-        assert score == ends[0][2]
+    same(ends[1][:2], ends[0][:2])
+    assert ends[1][2] == ends[0][2]
 
 
 def test_a_target_without_weight_is_not_read():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradlab.bptt.unroll import Trace, forms_of
@@ -43,7 +42,7 @@ def diagnose(program: Program, member: int = 0) -> str:
 def _in_states(steps: Steps, traces: Any) -> str | None:
     flat: list[Trace] = [trace for layer in traces for trace in layer]
     layers = steps.model(steps.first).layers
-    forms = [form for layer in forms_of(layers, steps.shape, jnp.float32) for form in layer]
+    forms = [form for layer in forms_of(layers, steps.shape, steps.reads) for form in layer]
     for layer, form, trace in zip(steps.names, forms, flat, strict=True):
         after = [
             np.concatenate([before[1:], final[None]])

@@ -151,7 +151,7 @@ class Steps:
         self.hold(model)
         if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(self.first_params)):
             check_rule(optimizer, wide(self.first_params))
-        self.names = model.layer_names()
+        self.names, self.reads = model.layer_names(), model.reads
         self.task, self.optimizer, self.batch = task, optimizer, batch
         self.examples, self.regularizer = min(examples, batch), regularizer
         self.shape = (task.length, batch, model.width)
@@ -354,7 +354,7 @@ class Steps:
             shape = (self.shape[0], batch.inputs.shape[1], self.shape[2])
             grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
             (mean, (traces, changed)), (grads, norms) = grad(
-                values.params, make_taps(layers, shape, jnp.float32)
+                values.params, make_taps(layers, shape, self.reads)
             )
             return Pulled(mean, _descent(grads), changed), (traces, norms)
 
@@ -367,10 +367,10 @@ class Steps:
             tree = jax.tree.structure(carry)
             before = tree.unflatten([1 if batched else -1 for batched in form.batched])
             final = jax.tree.map(lambda axis: max(axis - 1, -1), before)
-            where: Any = -1
-            return Trace(before, where + 2, final, where, where)
+            inputs: Any = 1
+            return Trace(before, inputs, final, variables=-1, final_variables=-1)
 
-        begun = (begin(layers, self.shape, jnp.float32) for begin in (initial_carries, forms_of))
+        begun = (begin(layers, self.shape, self.reads) for begin in (initial_carries, forms_of))
         return tuple(tuple(map(trace, *layer)) for layer in zip(*begun, strict=True))
 
     def _removed(self, state: State, batch: Batch) -> Mapping[str, jax.Array]:
@@ -453,7 +453,7 @@ class Steps:
     def _gates(self, model: SequenceModel, traces: Sequence[Sequence[Trace]]):
         if not self.setting.gates:
             return {}, None
-        forms = forms_of(model.layers, self.shape, jnp.float32)
+        forms = forms_of(model.layers, self.shape, self.reads)
         places = [
             (cell, form, trace)
             for layer, own, went in zip(model.layers, forms, traces, strict=True)

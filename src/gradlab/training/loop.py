@@ -299,7 +299,8 @@ class _Loop:
             member = members[i]
             member.next_validation = step + self.trainer.eval_every
             if member.best is None or scores["loss"] < member.best.loss:
-                member.best = Best(scores["loss"], step, self.program.state(i).params, scores)
+                params, variables = self.program.state(i).values
+                member.best = Best(scores["loss"], step, params, scores, variables)
             rows[i] = {f"val/{name}": value for name, value in scores.items()}
         return rows
 
@@ -379,12 +380,12 @@ class _Loop:
     def _tests(self, outcomes: Mapping[int, Outcome]) -> dict[int, dict[str, float]]:
         """Test figures of the parameters that were best in validation, at every length."""
         best = {i: self.members[i].best for i, one in outcomes.items() if one.status != "crashed"}
-        params = {i: one.params for i, one in best.items() if one is not None}
-        figures: dict[int, dict[str, float]] = {i: {} for i in params}
-        for length in (None, *self.trainer.test_lengths) if params else ():
+        values = {i: one.values for i, one in best.items() if one is not None}
+        figures: dict[int, dict[str, float]] = {i: {} for i in values}
+        for length in (None, *self.trainer.test_lengths) if values else ():
             at = "" if length is None else f"{AT_LENGTH}{length}"
             for i, scores in self.program.score(
-                "test", list(params), params, length=length
+                "test", list(values), values, length=length
             ).items():
                 figures[i] |= {f"test/{name}{at}": value for name, value in scores.items()}
         return figures

@@ -166,7 +166,7 @@ class ModuleCloseup:
         between, reasons = self._between, dict[str, str]()
         calls = Counter(full for own in self.ran.own.values() for full in own.values())
         reads = {name for one in between.results[1] for name in self._named(between.reads(one))}
-        loss = {name for name in self._named(self._judged.reads(self._judged.results))}
+        loss = set(self._named(self._judged.reads(self._judged.results)))
         for name in self._names:
             if calls[name] > 1:
                 reasons[name] = "more than one call of a layer reads it"
@@ -176,8 +176,8 @@ class ModuleCloseup:
                 reasons[name] = "it is read before a layer is"
             elif name in loss:
                 reasons[name] = "the loss reads it"
-            elif name in self._read_by_outputs and not self._by_step:
-                reasons[name] = "what the module gives has no axis of time"
+            elif name in self._read_by_outputs and self._by_step is None:
+                reasons[name] = "in what the module gives the examples are not the first axis"
         return reasons
 
     def _named(self, leaves: Sequence[int]) -> list[str]:

@@ -7,15 +7,23 @@ taps there and leaves what it went through.
 
 from __future__ import annotations
 
+import logging
+import operator
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
+from gradlab.bptt.port import Port, fork
 from gradlab.bptt.unroll import Unrolled
+from gradlab.errors import BadInput
+
+_log = logging.getLogger("gradlab")
 
 
 class Call(NamedTuple):
@@ -62,6 +70,7 @@ class Tape:
     Attributes:
       calls: what was called, by name, in order: the layer's path, with ``#2``, ``#3`` at further
         calls of the same layer.
+      ports: of the outputs that were handed over, with these, by their identity, in order.
     """
 
     def __init__(
@@ -76,22 +85,81 @@ class Tape:
         self.taps, self.plainly, self.given = taps or {}, plainly, given or {}
         self.seq_lengths, self.starts = seq_lengths, starts or {}
         self.calls: dict[str, Call] = {}
+        self.ports: dict[int, tuple[jax.Array, Port]] = {}
         self._count: dict[str, int] = {}
+        self._cells: dict[str, nnx.RNNCellBase] = {}
+        self._place: Any = None
 
-    def name(self, path: str) -> str:
-        """What the next call of the layer at ``path`` is called."""
+    def reaches(self, path: str) -> bool:
+        """Whether what the layer at ``path`` goes through now can be handed out; else it is told.
+
+        It cannot from within a transformation that the function itself makes.
+        """
+        if self._place == _place():
+            return True
+        _tell(path)
+        return False
+
+    def name(self, path: str, cell: nnx.RNNCellBase) -> str:
+        """What the next call of the layer at ``path``, with this cell, is called.
+
+        Raises:
+          BadInput: if another layer has this path.
+        """
+        if not _same(self._cells.setdefault(path, cell), cell):
+            given = (
+                f"two layers of this name, with a {_kind(self._cells[path])} and a {_kind(cell)}"
+            )
+            hint = "gradlab.watch(the whole module) names each by its place"
+            raise BadInput(f"layer {path}", given, "one layer of each name", hint)
         self._count[path] = self._count.get(path, 0) + 1
         return path if self._count[path] == 1 else f"{path}#{self._count[path]}"
+
+    def hand_over(self, outputs: jax.Array, port: Port) -> None:
+        """Let whoever reads these outputs hand their cotangent to the port."""
+        self.ports[id(outputs)] = outputs, port
+
+    def port_of(self, inputs: jax.Array) -> Port | None:
+        """A port of these inputs, if they are outputs that a layer has handed over."""
+        if id(inputs) not in self.ports:
+            return None
+        outputs, port = self.ports[id(inputs)]
+        own, rest = fork(port)
+        self.ports[id(inputs)] = outputs, rest
+        return own
 
     @contextmanager
     def running(self) -> Iterator[Tape]:
         """Let the layers that are called meanwhile use this tape."""
-        before = current()
+        before, self._place = current(), _place()
         _running.tape = self
         try:
             yield self
         finally:
             _running.tape = before
+
+
+def _place() -> Any:
+    """Which transformation of JAX traces the code that runs now."""
+    return get_opaque_trace_state(convention="nnx")
+
+
+@cache
+def _tell(path: str) -> None:
+    reason = "its call is within a transformation (jit, remat, scan, vmap, grad) in the loss"
+    hint = "transform the whole step that calls gradlab.value_and_grad instead"
+    _log.warning("gradlab cannot see %s: %s; %s", path, reason, hint)
+
+
+def _same(one: nnx.RNNCellBase, other: nnx.RNNCellBase) -> bool:
+    """Whether two cells are one, or hold the very same parameters."""
+    own, others = (jax.tree.leaves(nnx.state(cell, nnx.Param)) for cell in (one, other))
+    shared = len(own) == len(others) and all(map(operator.is_, own, others))
+    return one is other or (bool(own) and shared)
+
+
+def _kind(cell: nnx.RNNCellBase) -> str:
+    return type(cell).__name__
 
 
 _running = threading.local()

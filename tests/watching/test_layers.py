@@ -1,14 +1,11 @@
 """gradlab's layers do what Flax's do, with every option, and see what is under way."""
 
-import copy
-import logging
-import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen, nnx
+from flax import nnx
 
 import gradlab
 from gradlab.bptt.unroll import make_taps

@@ -81,7 +81,13 @@ class Gradients(NamedTuple):
 
 @in_all_digits
 def forward(
-    step: Step, start: Any, inputs: jax.Array, mask: jax.Array | None, wanted: bool, waits: bool
+    step: Step,
+    start: Any,
+    inputs: jax.Array,
+    mask: jax.Array | None,
+    wanted: bool,
+    waits: bool,
+    steps_at_once: int = 1,
 ) -> tuple[Trace, jax.Array | None]:
     """What a cell goes through from the carry ``start`` on, and its outputs if they are wanted.
 
@@ -93,6 +99,7 @@ def forward(
       wanted: whether outputs are.
       waits: whether the state waits where the mask is False, and the output is that of the state
         (or 0 where it is not h). There the cell reads the example's first real input.
+      steps_at_once: ``lax.scan``'s ``unroll``.
     """
     form = step.form
     moving, sliced = parted(step.moves_on, step.moved)
@@ -112,7 +119,9 @@ def forward(
         return (new, moving_after), (carry, moving, sliced_after, output)
 
     reads = (inputs, holds, sliced)
-    (final, moved), (before, on_way, made, outputs) = lax.scan(one, (start, moving), reads)
+    (final, moved), (before, on_way, made, outputs) = lax.scan(
+        one, (start, moving), reads, unroll=steps_at_once
+    )
     if not step.moved:
         return Trace(before, inputs, final), outputs
     variables, last = joined(step.moves_on, on_way, sliced), joined(step.moves_on, moved, made)
@@ -133,6 +142,7 @@ def backward(
     waits: bool = True,
     cut: jax.Array | None = None,
     route: Route = "full",
+    steps_at_once: int = 1,
 ) -> Gradients:
     """The gradients of one direction, from those of its outputs and of its final carry.
 
@@ -152,6 +162,7 @@ def backward(
       cut: ``(T, B)`` bool in reading order, True where nothing passes back from the next step into
         this one; of scaled numbers only.
       route: what passes back from each step.
+      steps_at_once: ``lax.scan``'s ``unroll``.
     """
     form, batch = step.form, trace.inputs.shape[1]
     calculus = _Calculus(step)
@@ -208,7 +219,7 @@ def backward(
 
     reads = (trace.before, moving, sliced, trace.inputs, mask, direct_of, cut, ends)
     (start_adjoint, total), (inputs, by_sliced, observed) = lax.scan(
-        one, (begin, calculus.zeros()), reads, reverse=True
+        one, (begin, calculus.zeros()), reads, reverse=True, unroll=steps_at_once
     )
     by_leaves, by_moving = start_adjoint.plain()
     read = None

@@ -1,6 +1,5 @@
 """gradlab's layers do what Flax's do, with every option, and see what is under way."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

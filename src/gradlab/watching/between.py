@@ -16,9 +16,10 @@ from jax import lax
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from gradlab.bptt.passes import is_inexact, wide
 from gradlab.bptt.scaling import ZERO, Scaled, shift
 
-BAND = 64
+BAND, BAND_OF_HALF = 64, 8
 """How far, in powers of two, cotangents that are pulled back together may lie apart."""
 
 
@@ -43,14 +44,14 @@ class Between:
 
     def live(self, results: Any) -> list[int]:
         """The positions, of some results, that have a derivative."""
-        return [at for at in jax.tree.leaves(results) if inexact(self._shapes[at])]
+        return [at for at in jax.tree.leaves(results) if is_inexact(self._shapes[at])]
 
     def reads(self, results: Any) -> list[int]:
         """The positions of the leaves of the arguments that some results are computed from."""
         wanted = set(jax.tree.leaves(results))
         outputs = [at in wanted for at in range(len(self._shapes))]
         _, used = dce_jaxpr(self._closed.jaxpr, outputs)
-        return [at for at, one in enumerate(used) if one and inexact(self.leaves[at])]
+        return [at for at, one in enumerate(used) if one and is_inexact(self.leaves[at])]
 
     def transpose(self, results: Any) -> tuple[list[int], Callable[[Sequence[jax.Array]], Any]]:
         """Which leaves :meth:`reads`, and the map from cotangents of :meth:`live` to theirs."""
@@ -64,12 +65,13 @@ class Between:
             return [found[at] for at in live]
 
         _, pull = jax.vjp(part, *(self.leaves[at] for at in reads))
-        return reads, lambda cotangents: pull(list(cotangents))
+        types = [self._shapes[at].dtype for at in live]
 
+        def transposed(cotangents: Sequence[jax.Array]) -> Any:
+            each = zip(cotangents, types, strict=True)
+            return wide(pull([one.astype(dtype) for one, dtype in each]))
 
-def inexact(leaf: Any) -> bool:
-    """Whether a leaf has a derivative."""
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return reads, transposed
 
 
 def in_bands(
@@ -93,7 +95,8 @@ def in_bands(
     Returns:
       For each result a :class:`gradlab.bptt.scaling.Scaled`, or an array.
     """
-    nothing = [jnp.zeros_like(leaf) for leaf in like]
+    width = BAND_OF_HALF if any(leaf.dtype.itemsize == 2 for leaf in like) else BAND
+    nothing = [jnp.zeros_like(wide(leaf)) for leaf in like]
     empty = [
         leaf if own is None else Scaled.of(leaf, own)
         for leaf, own in zip(nothing, axes, strict=True)
@@ -105,7 +108,7 @@ def in_bands(
     def band(state: Any) -> Any:
         exponents, totals = state
         top = _highest(exponents)
-        now = [exponent > jnp.maximum(top - BAND, ZERO) for exponent in exponents]
+        now = [exponent > jnp.maximum(top - width, ZERO) for exponent in exponents]
         given = [
             shift(only(one.mantissa, own), jnp.where(own, exponent - top, 0))
             for one, own, exponent in zip(cotangents, now, exponents, strict=True)

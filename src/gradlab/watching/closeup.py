@@ -11,7 +11,7 @@ Shapes: ``T`` steps, ``E`` examples; time-major, in each layer's own reading ord
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,13 +20,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from gradlab.bptt import passes
 from gradlab.bptt.closeup import LayerView
+from gradlab.bptt.form import Form, form_of
+from gradlab.bptt.packing import from_real_form, real_form, real_gradient
 from gradlab.bptt.parts import Params, Parts, by_name, names_of
-from gradlab.bptt.passes import Route
-from gradlab.bptt.scaling import ZERO, Scaled, shift
-from gradlab.bptt.unroll import Backward, Unrolled, with_final
-from gradlab.watching.between import Between, in_bands, inexact, only
+from gradlab.bptt.passes import Route, is_inexact, last_real, wide
+from gradlab.bptt.precision import in_float32
+from gradlab.bptt.scaling import ZERO, Scaled
+from gradlab.bptt.unroll import Backward, Unrolled, backward_of_one, initial_carries
+from gradlab.watching.between import Between, in_bands, only
 from gradlab.watching.tape import Call, Given, Tape
 
 Losses = Callable[[Any, Any], jax.Array]
@@ -91,8 +93,16 @@ class ModuleCloseup:
             for path, node in nnx.iter_graph(module)
             if isinstance(node, nnx.Param)
         }
-        own = {name: _parameters(call.cell, names) for name, call in tape.calls.items()}
-        return Ran(outputs, tape.calls, {n: _given(c) for n, c in tape.calls.items()}, own)
+        calls = tape.calls
+        cells = {name: _as_begun(call) for name, call in calls.items()}
+        return Ran(
+            outputs,
+            calls,
+            {name: _given(call) for name, call in calls.items()},
+            cells,
+            {name: _form(call, cells[name]) for name, call in calls.items()},
+            {name: _parameters(call.cell, names) for name, call in calls.items()},
+        )
 
     @cached_property
     def length(self) -> int:
@@ -118,14 +128,20 @@ class ModuleCloseup:
 
     @cached_property
     def params(self) -> Params:
-        """Every parameter of the module, by name."""
-        return by_name(self._parts.params)
+        """Every parameter of the module, by name, as :func:`gradlab.bptt.packing.real_form`."""
+        return {name: real_form(value) for name, value in by_name(self._parts.params).items()}
 
     def loss(self, params: Params) -> jax.Array:
         """The mean loss as a function of all parameters, with nothing hidden from JAX."""
+        half = any(form.half for form in self.ran.forms.values())
+        return in_float32(self._loss)(params) if half else self._loss(params)
+
+    def _loss(self, params: Params) -> jax.Array:
+        types = by_name(self._parts.params)
+        own = {name: from_real_form(params[name], value.dtype) for name, value in types.items()}
         with self._handed.tape().running():
-            outputs = self._call(self._parts.with_params(params))
-        return jnp.mean(self._losses(outputs, self._parts.with_params(params)))
+            outputs = self._call(self._parts.with_params(own))
+        return jnp.mean(self._losses(outputs, self._parts.with_params(own)))
 
     # The layers.
 
@@ -135,11 +151,12 @@ class ModuleCloseup:
         return [
             LayerView(
                 name,
-                call.cell,
+                self.ran.cells[name],
                 self._prefix(name),
                 call.run.traces[0][0],
                 _real(call),
                 lambda name=name: self._adjoints.layers[name],
+                start=_first_carry(call, self.ran.cells[name]),
                 route=self._route,
             )
             for name, call in self.ran.calls.items()
@@ -165,7 +182,9 @@ class ModuleCloseup:
         """The parameters of which no step can be named at which they learn, and why."""
         between, reasons = self._between, dict[str, str]()
         calls = Counter(full for own in self.ran.own.values() for full in own.values())
-        reads = {name for one in between.results[1] for name in self._named(between.reads(one))}
+        calls_of = zip(between.results[1], self.ran.calls.values(), strict=True)
+        results = [one[:1] if call.own_start else one for one, call in calls_of]
+        reads = {name for one in results for name in self._named(between.reads(one))}
         loss = set(self._named(self._judged.reads(self._judged.results)))
         for name in self._names:
             if calls[name] > 1:
@@ -231,21 +250,30 @@ class ModuleCloseup:
         sums, layers = self._outputs_back, dict[str, Backward]()
         calls, reads = self.ran.calls, self._between.results[1]
         for index, (name, call) in reversed(list(enumerate(calls.items()))):
-            cut = None if cuts is None else cuts[index]
-            back, cotangents = _back(call, *sums.of_call(index), cut, self._route)
-            own = by_name(back.params)
+            found = backward_of_one(
+                self.ran.cells[name],
+                self.ran.forms[name],
+                call.run.traces[0][0],
+                *sums.of_call(index),
+                mask=call.mask,
+                waits=False,
+                cut=None if cuts is None else cuts[index],
+                backward=self._route,
+            )
+            own = by_name(found.back.params)
             sums.add_params({full: own[within] for within, full in self.ran.own[name].items()})
-            sums.add(reads[index], cotangents)
-            layers[name] = back
+            inputs = [] if found.inputs is None else [found.inputs]
+            sums.add(reads[index], [*inputs, *found.start])
+            layers[name] = found.back
         return _Adjoints(sums.params, layers)
 
     @property
     def _outputs_back(self) -> _Sums:
         """The sums after the loss and the outputs have handed back theirs."""
         from_loss, from_outputs = self._from_loss
-        sums = _Sums(self._names, self._between)
+        sums = _Sums(self._names, self._between, list(self.ran.forms.values()))
         sums.add_params(from_loss)
-        sums.add(self._between.results[0], [Scaled.of(one, 0) for one in from_outputs])
+        sums.add(self._between.results[0], [Scaled.of(wide(one), 0) for one in from_outputs])
         return sums
 
     @property
@@ -261,7 +289,11 @@ class ModuleCloseup:
     @cached_property
     def gradient(self) -> Params:
         """The gradient of the mean loss of these examples, by name."""
-        return {name: value / self.examples for name, value in self._adjoints.params.items()}
+        return self._mean(self._adjoints.params)
+
+    def _mean(self, sums: Params) -> dict[str, jax.Array]:
+        """The gradient of the mean loss in real numbers, from JAX's of the sum."""
+        return {name: real_gradient(value) / self.examples for name, value in sums.items()}
 
     # Which steps what stands outside of the layers learns from.
 
@@ -277,7 +309,7 @@ class ModuleCloseup:
     @cached_property
     def _by_step(self) -> bool | None:
         """Whether the outputs have an axis of time; None if not even examples can be told apart."""
-        shapes = [leaf.shape for leaf in jax.tree.leaves(self.ran.outputs) if inexact(leaf)]
+        shapes = [leaf.shape for leaf in jax.tree.leaves(self.ran.outputs) if is_inexact(leaf)]
         both = (self.examples, self.length)
         if all(shape[:2] == (both[::-1] if self._time_major else both) for shape in shapes):
             return True
@@ -289,7 +321,7 @@ class ModuleCloseup:
         sums, earlier = self._outputs_back, [jnp.zeros((), bool)]
         for index, call in enumerate(self.ran.calls.values()):
             direct, _ = sums.of_call(index)
-            earlier.append(jnp.any((direct.exponent > ZERO) & ~_ends(_real(call))))
+            earlier.append(jnp.any((direct.exponent > ZERO) & ~last_real(_real(call))))
         return ~jnp.any(jnp.stack(earlier))
 
     @cached_property
@@ -301,7 +333,7 @@ class ModuleCloseup:
         if an earlier step is read.
         """
         at = jnp.arange(self.length)[:, None, None] == jnp.arange(self.length)[None, :, None]
-        return self._entering(at, _ends(self.mask))
+        return self._entering(at, last_real(self.mask))
 
     def readout_by_lag(self, split: int) -> Params:
         """By name, what enters that gradient from lags below ``split``, and from all others.
@@ -309,7 +341,7 @@ class ModuleCloseup:
         ``(2, *θ.shape)``; lags count from each example's own last step.
         """
         lag = jnp.where(self.mask, jnp.cumsum(self.mask[::-1], axis=0)[::-1] - 1, -1)
-        return self._entering(jnp.stack([lag < split, lag >= split]), _ends(self.mask))
+        return self._entering(jnp.stack([lag < split, lag >= split]), last_real(self.mask))
 
     def _entering(self, chosen: jax.Array, ends: jax.Array) -> Params:
         """What of the gradient comes through the outputs of chosen steps, ``(N, T, E)`` bool."""
@@ -326,7 +358,7 @@ class ModuleCloseup:
             weight = own.T if self._by_step and not self._time_major else own
             back = pull([only(leaf, weight) for leaf in self._from_loss[1]])
             found = dict(zip(names, back, strict=True))
-            return [found[name] / self.examples for name in self._outside]
+            return list(self._mean({name: found[name] for name in self._outside}).values())
 
         parts = dict(zip(self._outside, lax.map(one, wanted), strict=True))
         if self._by_step:
@@ -354,18 +386,26 @@ class ModuleCloseup:
         """
         found = self._backward(cuts).params
         cells = {full for own in self.ran.own.values() for full in own.values()}
-        return {name: found[name] / self.examples for name in self._names if name in cells}
+        return self._mean({name: found[name] for name in self._names if name in cells})
 
 
 class Ran(NamedTuple):
-    """A run of the module: what it gave, its calls, and of each its parameters' names.
+    """A run of the module.
 
-    ``own`` is by call, from the name within the cell to that in the module.
+    Attributes:
+      outputs: what it gave.
+      calls: of its layers, by name, in order.
+      given: what these gave to the module's own code.
+      cells: theirs, as they were before the first step.
+      forms: of the cells.
+      own: the names of a cell's parameters within it, and those in the module.
     """
 
     outputs: Any
     calls: dict[str, Call]
     given: dict[str, Given]
+    cells: dict[str, nnx.RNNCellBase]
+    forms: dict[str, Form]
     own: dict[str, dict[str, str]]
 
 
@@ -382,22 +422,26 @@ class _Sums:
     Args:
       names: of the parameters.
       between: the module's own code.
+      forms: of the calls.
     """
 
-    def __init__(self, names: Sequence[str], between: Between):
-        self._names, self._between = names, between
+    def __init__(self, names: Sequence[str], between: Between, forms: Sequence[Form]):
+        self._forms, self._between = forms, between
         params, self._gives = between.arguments
         self._name_at = dict(zip(jax.tree.leaves(params), names, strict=True))
-        self._axes = {at: axes for pair in self._gives for at, axes in _axes_of(*pair)}
+        self._axes = dict[int, int]()
+        for (outputs, carry), form in zip(self._gives, forms, strict=True):
+            live = dict(zip(form.live_leaves(carry), form.live_batched, strict=True))
+            self._axes |= {outputs: 2} | {at: int(own) for at, own in live.items()}
         self.params = {
-            name: jnp.zeros_like(between.leaves[at]) for at, name in self._name_at.items()
+            name: jnp.zeros_like(wide(between.leaves[at])) for at, name in self._name_at.items()
         }
         self._given: dict[int, Scaled] = {}
 
     def add_params(self, more: Params) -> None:
         """Add gradients by name."""
         for name, value in more.items():
-            self.params[name] += value
+            self.params[name] += wide(value)
 
     def add(self, results: Any, cotangents: Sequence[Scaled]) -> None:
         """Add what results of the module's own code hand back."""
@@ -415,19 +459,12 @@ class _Sums:
     def of_call(self, index: int) -> tuple[Scaled, list[Scaled]]:
         """The cotangents of what a call gave: of its outputs ``(T, E)``, of its carry's leaves."""
         outputs, carry = self._gives[index]
-        return self._of(outputs), [self._of(at) for at in jax.tree.leaves(carry)]
+        return self._of(outputs), [self._of(at) for at in self._forms[index].live_leaves(carry)]
 
     def _of(self, at: int) -> Scaled:
         if at in self._given:
             return self._given[at]
-        return Scaled.of(jnp.zeros_like(self._between.leaves[at]), self._axes[at])
-
-
-def _axes_of(outputs: int, carry: Any) -> Iterator[tuple[int, int]]:
-    """How many axes of what a call gives have exponents of their own: time, example."""
-    yield outputs, 2
-    for at in jax.tree.leaves(carry):
-        yield at, 1
+        return Scaled.of(jnp.zeros_like(wide(self._between.leaves[at])), self._axes[at])
 
 
 def _parameters(cell: nnx.Module, names: Mapping[int, str]) -> dict[str, str]:
@@ -446,53 +483,35 @@ def _given(call: Call) -> Given:
 def _gives(run: Unrolled) -> tuple[jax.Array, Any]:
     """The outputs and the carry that a call gives to the module's own code."""
     assert run.outputs is not None
-    return run.outputs, run.traces[0][0].final
+    return run.outputs, run.finals[0][0]
 
 
 def _giving(given: Given, outputs: jax.Array, carry: Any) -> Given:
     """The same call with others."""
-    trace = given.run.traces[0][0]._replace(final=carry)
-    return given._replace(run=given.run._replace(outputs=outputs, traces=((trace,),)))
+    return given._replace(run=given.run._replace(outputs=outputs, finals=((carry,),)))
+
+
+def _first_carry(call: Call, cell: nnx.RNNCellBase) -> Callable[[Params], Any] | None:
+    """The first carry as a function of the cell's parameters, if the cell made it."""
+    parts, read = Parts.of(cell), call.inputs
+
+    def start(params: Params) -> Any:
+        return initial_carries([[parts.with_params(params)]], read.shape, read.dtype)[0][0]
+
+    return start if call.own_start else None
+
+
+def _form(call: Call, cell: nnx.RNNCellBase) -> Form:
+    before, x = jax.tree.map(lambda leaf: leaf[0], (call.run.traces[0][0].before, call.inputs))
+    return form_of(cell, before, x, state_axes=call.axes)
+
+
+def _as_begun(call: Call) -> nnx.RNNCellBase:
+    """A copy of a call's cell, as it was before the first step."""
+    cell = nnx.clone(call.cell)
+    nnx.update(cell, call.begun)
+    return cell
 
 
 def _real(call: Call) -> jax.Array:
     return jnp.ones(call.inputs.shape[:2], bool) if call.mask is None else call.mask
-
-
-def _ends(mask: jax.Array) -> jax.Array:
-    """``(T, E)`` bool, True at each example's last real step."""
-    later = jnp.cumsum(mask[::-1], axis=0)[::-1]
-    return mask & (later == 1)
-
-
-def _back(
-    call: Call, direct: Scaled, final: list[Scaled], cut: jax.Array | None, route: Route
-) -> tuple[Backward, list[Scaled]]:
-    """The backward pass of one call, and the cotangents of what it read: inputs, start."""
-    trace = call.run.traces[0][0]
-    tree = jax.tree.structure(trace.final)
-    end = _joined(final)
-    end = end._replace(mantissa=tree.unflatten(end.mantissa))
-    found = passes.backward(
-        Parts.of(call.cell),
-        trace,
-        call.mask,
-        direct,
-        end,
-        observe=lambda adjoint: adjoint,
-        cut=cut,
-        route=route,
-    )
-    direct = with_final(direct, end.plain(), call.mask)
-    start = [
-        Scaled(leaf, found.start.exponent).normalise()
-        for leaf in jax.tree.leaves(found.start.mantissa)
-    ]
-    return Backward(found.params, found.observed, direct, found.start), [found.inputs, *start]
-
-
-def _joined(leaves: Sequence[Scaled]) -> Scaled:
-    """The same at one exponent for all of them."""
-    exponent = jnp.max(jnp.stack([leaf.exponent for leaf in leaves]), axis=0)
-    moved = [shift(leaf.mantissa, leaf.exponent - exponent) for leaf in leaves]
-    return Scaled(moved, exponent).normalise()

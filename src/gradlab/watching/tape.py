@@ -11,7 +11,7 @@ import logging
 import operator
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from flax import nnx
 from jax.extend.core import get_opaque_trace_state
 
 from gradlab.bptt.port import Port, fork
-from gradlab.bptt.unroll import Unrolled
+from gradlab.bptt.unroll import Unrolled, unroll_plainly
 from gradlab.errors import BadInput
 
 _log = logging.getLogger("gradlab")
@@ -35,6 +35,9 @@ class Call(NamedTuple):
       mask: ``(T, B)`` bool, True where a step is real; None if all are.
       inputs: what it read, time-major, in its own reading order.
       start: the carry before the first step.
+      own_start: whether the cell itself made that.
+      begun: of a plain run, the cell's Variables but for its parameters before the first step.
+      axes: what becomes of them over time, as ``state_axes`` of :func:`gradlab.bptt.unroll.unroll`.
     """
 
     cell: nnx.RNNCellBase
@@ -42,6 +45,9 @@ class Call(NamedTuple):
     mask: jax.Array | None
     inputs: jax.Array
     start: Any
+    own_start: bool = True
+    begun: Any = None
+    axes: Any = None
 
 
 class Given(NamedTuple):
@@ -49,7 +55,7 @@ class Given(NamedTuple):
 
     Attributes:
       run: its result.
-      state: what the step leaves in the cell's Variables, but for its parameters.
+      state: what it leaves in the cell's Variables, but for its parameters.
     """
 
     run: Unrolled
@@ -168,3 +174,20 @@ _running = threading.local()
 def current() -> Tape | None:
     """The tape that runs now in this thread, or None."""
     return getattr(_running, "tape", None)
+
+
+def run_plainly(
+    cell: nnx.RNNCellBase, read: jax.Array, *, state_axes: Any, broadcast_rngs: Any, **options: Any
+) -> tuple[Unrolled, Any, Any]:
+    """A plain run that moves the cell's Variables on: with ``begun`` and ``axes`` of its call.
+
+    Arguments as for :func:`gradlab.bptt.unroll.unroll_plainly`.
+    """
+    axes = {nnx.All(nnx.RngState, broadcast_rngs): None, **state_axes}
+    streams = nullcontext()
+    if broadcast_rngs is not None:
+        streams = nnx.split_rngs([cell], splits=1, only=broadcast_rngs, squeeze=True)
+    with streams:
+        begun = jax.tree.map(lambda leaf: leaf, nnx.state(cell, nnx.Not(nnx.Param)))
+        run = unroll_plainly([[cell]], read, state_axes=axes, moves=True, **options)
+    return run, begun, axes

@@ -6,7 +6,7 @@ Shapes: any leading axes; ``S`` numbers of state for each example.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -26,7 +26,12 @@ def flat(array: jax.Array, axes: int) -> jax.Array:
     array = array.reshape(*array.shape[: array.ndim - axes], -1)
     if jnp.iscomplexobj(array):
         array = jnp.concatenate([array.real, array.imag], axis=-1)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(_wide(array.dtype))
+
+
+def _wide(dtype: Any) -> Any:
+    """The type itself, or float32 for one in half precision."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def flat_cotangent(array: jax.Array, axes: int) -> jax.Array:
@@ -44,7 +49,7 @@ def real_form(array: jax.Array) -> jax.Array:
     """
     if jnp.iscomplexobj(array):
         return jnp.stack([array.real, array.imag], axis=-1)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(_wide(array.dtype))
 
 
 def real_gradient(array: jax.Array) -> jax.Array:
@@ -100,15 +105,12 @@ class Packing:
     def pack(self, carry: Any) -> jax.Array:
         """``(*lead, S)`` from a carry with leaves ``(*lead, ...)``."""
         leaves = jax.tree.leaves(carry)
-        each = [flat(leaves[part.index], len(part.shape)) for part in self.parts.values()]
-        return jnp.concatenate(each, axis=-1)
+        return _joined(flat(leaves[one.index], len(one.shape)) for one in self.parts.values())
 
     def pack_cotangent(self, cotangents: Sequence[jax.Array]) -> jax.Array:
         """The gradient by the vector, from JAX's cotangents of the parts in their order."""
         pairs = zip(cotangents, self.parts.values(), strict=True)
-        return jnp.concatenate(
-            [flat_cotangent(leaf, len(part.shape)) for leaf, part in pairs], axis=-1
-        )
+        return _joined(flat_cotangent(leaf, len(part.shape)) for leaf, part in pairs)
 
     def split(self, packed: jax.Array) -> Numbers:
         """The numbers of each part, ``(*lead, n)``, from ``(*lead, S)``."""
@@ -127,6 +129,13 @@ class Packing:
         if jnp.issubdtype(part.dtype, jnp.complexfloating):
             numbers = lax.complex(*jnp.split(numbers, 2, axis=-1))
         return numbers.reshape(*numbers.shape[:-1], *part.shape).astype(part.dtype)
+
+
+def _joined(rows: Iterable[jax.Array]) -> jax.Array:
+    """Rows of numbers in one, in the widest of their types."""
+    each = list(rows)
+    widest = max((row.dtype for row in each), key=lambda dtype: jnp.finfo(dtype).bits)
+    return jnp.concatenate([row.astype(widest) for row in each], axis=-1)
 
 
 def _width(leaf: Any) -> int:

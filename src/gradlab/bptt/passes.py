@@ -139,6 +139,7 @@ def backward(
     *,
     kind: type[Any],
     observe: Callable[[Any], Any],
+    final_exponent: jax.Array | None = None,
     final_variables: Sequence[Any] | None = None,
     waits: bool = True,
     cut: jax.Array | None = None,
@@ -158,6 +159,8 @@ def backward(
         :class:`gradlab.bptt.scaling.Plain`.
       observe: what to keep of each step's adjoint of the states (:func:`of_states`), itself no part
         of the result.
+      final_exponent: ``(B,)``, of two, where those cotangents are mantissas; the same for all
+        examples where a step mixes them.
       final_variables: cotangents of ``trace.final_variables``; None: zeros.
       waits: as it was there.
       cut: ``(T, B)`` bool in reading order, True where nothing passes back from the next step into
@@ -180,8 +183,9 @@ def backward(
             ]
             for late in (True, False)
         )
-        ends, late, own_final = last_real(mask), kind.of(states, 0 if form.shared else 1), common
-    begin = kind.of((own_final, end_moving), 0 if form.shared else 1)
+        late = _ended(form, kind, states, final_exponent)
+        ends, own_final = last_real(mask), common
+    begin = _ended(form, kind, (own_final, end_moving), final_exponent)
     direct_of = _direct(form, kind, direct, end_sliced)
     first = None if mask is None else _first_real(trace.inputs, mask)
     start = jax.tree.map(lambda leaf: leaf[0], trace.before)
@@ -440,6 +444,13 @@ def _cut(form: Form, adjoint: Scaled, cut: jax.Array) -> Scaled:
     if form.shared:
         return adjoint._replace(mantissa=mantissa).normalise()
     return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
+
+
+def _ended(form: Form, kind: type[Any], cotangents: Any, exponent: jax.Array | None) -> Any:
+    """What enters at the end, as numbers of this kind."""
+    if exponent is None:
+        return kind.of(cotangents, 0 if form.shared else 1)
+    return kind(cotangents, jnp.max(exponent) if form.shared else exponent).normalise()
 
 
 def _entered(form: Form, after: Any, late: Any, end: jax.Array) -> Any:

@@ -11,9 +11,21 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from gradlab.errors import CannotRecord, LostPeer
 from gradlab.variable import Variable
 
-__all__ = ["AT_LENGTH", "Description", "Outcome", "Row", "Sink", "Status", "Variable"]
+__all__ = [
+    "AT_LENGTH",
+    "Description",
+    "Outcome",
+    "Row",
+    "Sink",
+    "Status",
+    "Variable",
+    "baseline_of",
+    "crashed",
+    "figures_of",
+]
 
 Status = Literal["running", "finished", "diverged", "interrupted", "crashed"]
 AT_LENGTH = "/length_"
@@ -98,12 +110,39 @@ class Outcome:
     signal: int = 0
 
 
+def crashed(error: BaseException) -> Outcome:
+    """The outcome of a run that an error has ended."""
+    if isinstance(error, CannotRecord):
+        return Outcome("crashed", f"cannot record: {error.reason}")
+    if isinstance(error, LostPeer):
+        return Outcome("crashed", f"another process of the run is gone ({error.reason})")
+    return Outcome("crashed", f"{type(error).__name__}: {error}")
+
+
+def figures_of(
+    name: str, variable: Variable, array: np.ndarray, layers: Sequence[object]
+) -> dict[str, float]:
+    """What of a variable goes into the summary: numbers of the run or of each layer."""
+    dims = variable.dims
+    if not dims:
+        return {name: float(array)}
+    if dims == ("layer", "index"):  # a spectrum in descending order: its largest
+        array, dims = array[:, 0], ("layer",)
+    if dims != ("layer",):
+        return {}
+    names = [f"{name}/layer_{str(layer).replace(' ', '_')}" for layer in layers]
+    return dict(zip(names, map(float, array), strict=True))
+
+
 class Sink(Protocol):
     """Somewhere measurements go. Calls come in this order: ``open``, ``log``…, ``close``.
 
     The run directory is the truth. When a run is resumed, every other sink is opened with
     ``description.resumed`` set and is then given every row recorded so far again, before the new
     ones: it starts afresh, or skips what it already has.
+
+    In a loop of the user's own further variables may come while it runs. A sink that has to know
+    of each beforehand has a method ``extend(description)`` for that.
     """
 
     def open(self, description: Description) -> None:

@@ -16,6 +16,7 @@ from gradlab.variable import Variable
 
 __all__ = [
     "AT_LENGTH",
+    "OWN_LOOP",
     "Description",
     "Outcome",
     "Row",
@@ -31,6 +32,8 @@ Status = Literal["running", "finished", "diverged", "interrupted", "crashed"]
 AT_LENGTH = "/length_"
 """Between the name of a test figure and the length that it is of, one of
 ``trainer.test_lengths``: ``test/loss/length_200``."""
+OWN_LOOP = "own"
+"""The fact ``loop`` of a run that a loop of the user's own made."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradlab.recorder import Recorder
     from gradlab.training import loop as train
     from gradlab.training import optimizer
+    from gradlab.watching.gradient import Seen, value_and_grad
     from gradlab.watching.layers import RNN, Bidirectional
     from gradlab.watching.watch import watch
 
@@ -35,6 +36,7 @@ __all__ = [
     "Bidirectional",
     "Recorder",
     "Run",
+    "Seen",
     "SequenceModel",
     "__version__",
     "analysis",
@@ -52,6 +54,7 @@ __all__ = [
     "tasks",
     "train",
     "unroll",
+    "value_and_grad",
     "watch",
 ]
 
@@ -61,9 +64,11 @@ _HOME = {
     "RNN": "gradlab.watching.layers",
     "Recorder": "gradlab.recorder",
     "Run": "gradlab.record.reader",
+    "Seen": "gradlab.watching.gradient",
     "SequenceModel": "gradlab.model",
     "analyze": "gradlab.analysis",
     "open_run": "gradlab.record.reader",
+    "value_and_grad": "gradlab.watching.gradient",
     "watch": "gradlab.watching.watch",
 }
 _ALIASES = {

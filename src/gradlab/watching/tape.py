@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from flax.nnx.tracers import TraceState
 
 from gradlab.bptt.unroll import Unrolled
 
@@ -50,6 +51,10 @@ class Tape:
         self.calls: dict[str, Call] = {}
         self._count: dict[str, int] = {}
 
+    def is_here(self) -> bool:
+        """Whether the calling code is traced at the level at which the tape began to run."""
+        return TraceState() == self._trace
+
     def name(self, path: str) -> str:
         """What the next call of the layer at ``path`` is called."""
         self._count[path] = self._count.get(path, 0) + 1
@@ -57,9 +62,13 @@ class Tape:
 
     @contextmanager
     def running(self) -> Iterator[Tape]:
-        """Let the layers that are called meanwhile use this tape."""
-        before = current()
-        _running.tape = self
+        """Let the layers that are called meanwhile use this tape.
+
+        Not within a transformation that the function makes itself (``lax.scan``, ``nnx.vmap``,
+        ``nnx.remat``, ``nnx.jit``): what a layer leaves there has no meaning outside.
+        """
+        before = getattr(_running, "tape", None)
+        _running.tape, self._trace = self, TraceState()
         try:
             yield self
         finally:
@@ -70,5 +79,6 @@ _running = threading.local()
 
 
 def current() -> Tape | None:
-    """The tape that runs now in this thread, or None."""
-    return getattr(_running, "tape", None)
+    """The tape that runs now, in this thread and at this level of transformations, or None."""
+    tape: Tape | None = getattr(_running, "tape", None)
+    return tape if tape is not None and tape.is_here() else None

@@ -304,7 +304,7 @@ def backward(
     )
 
     def whole(result: Gradients, final: Any, direction: int) -> Backward:
-        direct = _with_final(result.direct, final, _reading_order(mask, direction))
+        direct = with_final(result.direct, final, _reading_order(mask, direction))
         return Backward(result.params, result.observed, direct, result.start)
 
     return tuple(
@@ -388,7 +388,7 @@ def _backward_through(
 _run.defvjp(_run_forward, _run_backward)
 
 
-def _with_final(direct: Scaled, final: Any, mask: jax.Array | None) -> Scaled:
+def with_final(direct: Scaled, final: Any, mask: jax.Array | None) -> Scaled:
     """``direct`` with the cotangent of the final h put in at each example's last real step."""
     own = hidden(final)
     steps = direct.mantissa.shape[0]

@@ -44,6 +44,9 @@ class RNN(nnx.RNN):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
+        if (tape := tapes.current()) is not None:
+            seq_lengths = tape.seq_lengths if seq_lengths is None else seq_lengths
+            initial_carry = tape.starts.get(self.path) if initial_carry is None else initial_carry
         x = inputs if time_major else jnp.swapaxes(inputs, 0, 1)
         if reverse:
             x = flip_sequences(x, seq_lengths, num_batch_dims=1, time_major=True)
@@ -68,12 +71,15 @@ class RNN(nnx.RNN):
         if tape is None:
             return unroll([[self.cell]], x, start=[[start]])
         name = tape.name(self.path)
-        if tape.plainly:
+        if name in tape.given:
+            run, state = tape.given[name]
+            nnx.update(self.cell, state)
+        elif tape.plainly:
             run = unroll_plainly([[self.cell]], x, start=[[start]])
         else:
             taps = tape.taps.get(name)
             run = unroll([[self.cell]], x, start=[[start]], taps=None if taps is None else [[taps]])
-        tape.calls[name] = tapes.Call(self.cell, run, mask)
+        tape.calls[name] = tapes.Call(self.cell, run, mask, x, start)
         return run
 
 

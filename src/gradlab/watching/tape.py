@@ -26,11 +26,27 @@ class Call(NamedTuple):
       cell: of the layer.
       run: what it went through, time-major ``(T, B, ...)``, in its own reading order.
       mask: ``(T, B)`` bool, True where a step is real; None if all are.
+      inputs: what it read, time-major, in its own reading order.
+      start: the carry before the first step.
     """
 
     cell: nnx.RNNCellBase
     run: Unrolled
     mask: jax.Array | None
+    inputs: jax.Array
+    start: Any
+
+
+class Given(NamedTuple):
+    """What a call gives in place of running.
+
+    Attributes:
+      run: its result.
+      state: what the step leaves in the cell's Variables, but for its parameters.
+    """
+
+    run: Unrolled
+    state: nnx.State
 
 
 class Tape:
@@ -40,14 +56,26 @@ class Tape:
       taps: by name of the call, of :func:`gradlab.bptt.unroll.make_taps`; absent: none.
       plainly: run so that any derivative can be taken, as by
         :func:`gradlab.bptt.unroll.unroll_plainly`.
+      given: by name of the call, what it gives in place of running.
+      seq_lengths: ``(B,)``, for layers whose caller gives them none.
+      starts: by path, the carry before the first step, likewise.
 
     Attributes:
       calls: what was called, by name, in order: the layer's path, with ``#2``, ``#3`` at further
         calls of the same layer.
     """
 
-    def __init__(self, taps: Mapping[str, Any] | None = None, *, plainly: bool = False):
-        self.taps, self.plainly = taps or {}, plainly
+    def __init__(
+        self,
+        taps: Mapping[str, Any] | None = None,
+        *,
+        plainly: bool = False,
+        given: Mapping[str, Given] | None = None,
+        seq_lengths: jax.Array | None = None,
+        starts: Mapping[str, Any] | None = None,
+    ):
+        self.taps, self.plainly, self.given = taps or {}, plainly, given or {}
+        self.seq_lengths, self.starts = seq_lengths, starts or {}
         self.calls: dict[str, Call] = {}
         self._count: dict[str, int] = {}
 

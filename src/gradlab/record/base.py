@@ -26,6 +26,7 @@ __all__ = [
     "baseline_of",
     "crashed",
     "figures_of",
+    "reads_the_end",
 ]
 
 Status = Literal["running", "finished", "diverged", "interrupted", "crashed"]
@@ -63,6 +64,17 @@ class Description:
     id: str = ""
     resumed: bool = False
     recorded: int = -1
+
+
+def reads_the_end(facts: Mapping[str, Any]) -> bool:
+    """Whether the loss reads the last timestep of the last layer, and nothing else of any.
+
+    Args:
+      facts: of a run; where a loop of the user's own does not say, it is not taken for granted.
+    """
+    if facts.get("loop") == OWN_LOOP:
+        return facts.get("readout") == "last" and len(facts.get("layers") or ()) == 1
+    return facts.get("readout") != "every"
 
 
 def baseline_of(

@@ -275,7 +275,8 @@ class Recorder:
         }
         facts = {key: value for key, value in facts.items() if value is not None}
         facts["layers"] = self._watched.facts()
-        before = Description("", {}, {}, {}, {}) if earlier is None else told(earlier)[0]
+        first = Description("", {}, {LOSS: _scalar(LOSS)}, {}, {})
+        before = first if earlier is None else told(earlier)[0]
         return dataclasses.replace(
             before,
             name=name or before.name or kind,

@@ -137,7 +137,7 @@ class Entry:
     @property
     def command(self) -> str:
         """What makes the run again; empty where the folder does not say."""
-        if self.is_own or not self.info and not self.overrides:
+        if self.is_own or (not self.info and not self.overrides):
             return ""
         return shlex.join(["python", "-m", "gradlab", *self.overrides])
 

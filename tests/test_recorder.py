@@ -36,7 +36,7 @@ class Reader(nnx.Module):
         self.readout = nnx.Linear(4, 1, rngs=rngs)
 
     def __call__(self, x):
-        return self.readout(self.second(self.first(x)[:, ::2])[:, -1])[:, 0]
+        return self.readout(self.second(self.first(x)[:, 1::2])[:, -1])[:, 0]
 
 
 class Single(nnx.Module):
@@ -214,8 +214,8 @@ def test_wandb_has_the_same_rows(own, looped):
 
 
 def test_figures_and_pages_read_it_like_any_other(own, looped, tmp_path):
-    figure = tmp_path / "figure.png"
-    draw_one("adjoint_over_lag", own.curves, own.scalars, own.info, figure)
+    figure = tmp_path / "adjoint_over_lag.png"
+    draw_one("adjoint_over_lag", own.curves, own.scalars, own.info, tmp_path)
     assert figure.read_bytes().startswith(b"\x89PNG")
     for name, rate in (("a", 0.1), ("b", 0.3)):
         with gradlab.Recorder(

@@ -22,8 +22,9 @@ import jax
 import numpy as np
 import xarray
 from flax import nnx
+from jax.core import Tracer
 
-from gradlab import probes
+from gradlab import probes as every_probe
 from gradlab.analysis import analyze
 from gradlab.errors import BadInput
 from gradlab.probes.base import Setting, StepProbe
@@ -162,7 +163,7 @@ class Recorder:
         """
         step = self._checked(step)
         named = {LOSS if name == "loss" else name: value for name, value in scalars.items()}
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((seen, named))):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((seen, named))):
             hint = "return seen and the loss from the compiled step, and log them outside of it"
             raise BadInput("log", "values that are being traced", "arrays and numbers", hint)
         for name, value in named.items():
@@ -368,7 +369,7 @@ class Recorder:
     def _of_look(self, found: xarray.Dataset) -> dict[str, np.ndarray]:
         coords = {str(dim): found[dim].values.tolist() for dim in found.dims}
         coords |= {"layer": self._watched.layers}
-        variables = {str(name): variable_of(one) for name, one in found.data_vars.items()}
+        variables = {str(name): _variable(str(name), one) for name, one in found.data_vars.items()}
         left_out = json.loads(found.attrs.get("probes_left_out", "{}"))
         self._extend(variables, coords, probes_left_out=left_out)
         if "layer" in found.dims:
@@ -491,9 +492,7 @@ class Recorder:
             return []
         lines = []
         for name, setting in self._watched.settings.items():
-            row, paths = (
-                self._of_layer(one, name) for one in (self._latest.row, self._latest.paths)
-            )
+            row, paths = (self._only(one, name) for one in (self._latest.row, self._latest.paths))
             if row is None:
                 continue
             network = Network(
@@ -503,11 +502,12 @@ class Recorder:
                 memory="c" if "c" in setting.states else "h",
                 earlier_steps_have_loss=_LOSS_EARLIER[self._readout],
                 others_read_it=len(self._watched.layers) > 1,
+                measured_by='Recorder.look(…, probes=["forget_path"])',
             )
             lines += verdict(row, network, paths)
         return lines
 
-    def _of_layer(self, row: Row | None, name: str) -> Row | None:
+    def _only(self, row: Row | None, name: str) -> Row | None:
         """What a row says of one layer, as long as that is; None if it says nothing of it."""
         if row is None:
             return None
@@ -684,6 +684,11 @@ def _scalar(name: str) -> Variable:
     return Variable((), "1", "training loss" if name == LOSS else name)
 
 
+def _variable(name: str, found: xarray.DataArray) -> Variable:
+    """What a variable of a look is; layers of several kinds may have no words in common."""
+    return variable_of(found.assign_attrs({"units": "1", "long_name": name, **found.attrs}))
+
+
 def _of_steps(names: Iterable[Any]) -> set[str]:
     """Those that :meth:`Recorder.log` records, of the whole batch."""
     states = [
@@ -692,6 +697,6 @@ def _of_steps(names: Iterable[Any]) -> set[str]:
         if name.startswith("adj_") and name.endswith("_zero")
     ]
     every = Setting("", tuple(states), ("gate",), "gate")
-    kinds = (kind for kind in vars(probes).values() if isinstance(kind, type))
+    kinds = (kind for kind in vars(every_probe).values() if isinstance(kind, type))
     steps = (kind() for kind in kinds if issubclass(kind, StepProbe))
     return {name for probe in steps for name in probe.variables(every)}

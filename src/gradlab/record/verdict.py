@@ -30,6 +30,7 @@ class Network(NamedTuple):
       others_read_it: whether it is not known which layers read which, so that any may be fed by
         another at every step.
       backward: what the backward pass was cut to, ``trainer.backward``.
+      measured_by: what measures which way the gradient goes.
     """
 
     layers: Sequence[str]
@@ -39,6 +40,7 @@ class Network(NamedTuple):
     earlier_steps_have_loss: bool | None = False
     others_read_it: bool = False
     backward: str = "full"
+    measured_by: str = "probe=full or probe=[standard,forget_path]"
 
     @property
     def way_around(self) -> str:
@@ -243,8 +245,8 @@ class _Layer:
         around, gate = network.way_around, f"the {network.gate} gate"
         if paths is None:
             return [
-                f"How much of it goes through {around} is not known: probe=full or "
-                "probe=[standard,forget_path] measures it."
+                f"How much of it goes through {around} is not known: {network.measured_by} "
+                "measures it."
             ]
         forget, residual = (
             values_by_lag(paths.arrays, name)[self.index] for name in (FORGET, RESIDUAL)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradlab.errors import BadInput
     from gradlab.model import SequenceModel
     from gradlab.record.reader import Run, open_run
+    from gradlab.recorder import Recorder
     from gradlab.training import loop as train
     from gradlab.training import optimizer
     from gradlab.watching.gradient import Seen, value_and_grad
@@ -33,6 +34,7 @@ __all__ = [
     "RNN",
     "BadInput",
     "Bidirectional",
+    "Recorder",
     "Run",
     "Seen",
     "SequenceModel",
@@ -60,6 +62,7 @@ _HOME = {
     "BadInput": "gradlab.errors",
     "Bidirectional": "gradlab.watching.layers",
     "RNN": "gradlab.watching.layers",
+    "Recorder": "gradlab.recorder",
     "Run": "gradlab.record.reader",
     "Seen": "gradlab.watching.gradient",
     "SequenceModel": "gradlab.model",

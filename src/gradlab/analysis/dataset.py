@@ -60,7 +60,9 @@ def dataset_of(
     )
     rest = [one.drop_vars("lag", errors="ignore") for one in found if "layer" not in one.dims]
     order = [name for name in layers if name in joined["layer"]]
-    whole = xarray.merge([joined.sel(layer=order), *rest], join="outer", combine_attrs="drop")
+    whole = xarray.merge(
+        [joined.sel(layer=order), *rest], join="outer", combine_attrs="drop_conflicts"
+    )
     lags = _lags(parts, layers, whole.sizes.get("t", 0))
     return whole.assign_coords(lags if "t" in whole.dims else {}).assign_attrs(attrs)
 

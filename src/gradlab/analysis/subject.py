@@ -17,7 +17,7 @@ from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.parts import names_of
 from gradlab.bptt.passes import Route
 from gradlab.bptt.unroll import check_route, initial_carries, starting_carries, unroll
-from gradlab.errors import BadInput, first_line
+from gradlab.errors import BadInput
 from gradlab.model import SequenceModel
 from gradlab.probes.base import Setting
 from gradlab.probes.setting import setting_of

@@ -24,14 +24,7 @@ from flax.typing import Dtype, Initializer
 from gradlab.errors import BadInput, nearest, number
 
 default_kernel_init = nnx.initializers.lecun_normal()
-
-
-def default_recurrent_init(key: jax.Array, shape: Any, dtype: Dtype = jnp.float32, **_: Any) -> Any:
-    """Flax's orthogonal one; in half precision, in which jax cannot draw it, of single's values."""
-    drawn = jnp.promote_types(dtype, jnp.float32)
-    return nnx.initializers.orthogonal()(key, shape, drawn).astype(dtype)
-
-
+default_recurrent_init = nnx.initializers.orthogonal()
 default_bias_init = nnx.initializers.zeros_init()
 
 RecurrentInit = Literal["orthogonal", "gaussian", "identity"]

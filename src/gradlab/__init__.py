@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradlab import tasks as tasks
     from gradlab.analysis import analyze
     from gradlab.bptt import scaling, unroll
+    from gradlab.convert import from_keras, from_torch
     from gradlab.errors import BadInput
     from gradlab.model import SequenceModel
     from gradlab.record.reader import Run, open_run
@@ -36,6 +37,8 @@ __all__ = [
     "cells",
     "errors",
     "experiment",
+    "from_keras",
+    "from_torch",
     "model",
     "open_run",
     "optimizer",
@@ -53,6 +56,8 @@ _HOME = {
     "Run": "gradlab.record.reader",
     "SequenceModel": "gradlab.model",
     "analyze": "gradlab.analysis",
+    "from_keras": "gradlab.convert",
+    "from_torch": "gradlab.convert",
     "open_run": "gradlab.record.reader",
 }
 _ALIASES = {

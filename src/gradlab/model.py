@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gradlab.bptt.unroll import Route, Trace, initial_carries, state_names, unroll
+from gradlab.bptt.passes import state_names
+from gradlab.bptt.unroll import Route, Trace, initial_carries, unroll
 from gradlab.errors import BadInput
 
 InitialState = Literal["zero", "random", "learned"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,14 @@ class Parts(NamedTuple):
     def of(cls, module: nnx.Module) -> Parts:
         """The parts of a module."""
         return cls(*nnx.split(module, nnx.Param, ...))
+
+    def leaves(self) -> list[jax.Array]:
+        """Its arrays, the parameters first."""
+        return jax.tree.leaves(self[1:])
+
+    def with_leaves(self, leaves: Sequence[Any]) -> Parts:
+        """The same with other arrays."""
+        return Parts(self.graph, *jax.tree.unflatten(jax.tree.structure(self[1:]), leaves))
 
     def module(self) -> Any:
         """The module; a copy of its own, so that a trace cannot leak into it."""

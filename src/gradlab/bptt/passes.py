@@ -3,21 +3,26 @@
 The backward pass stores the carries only and runs each step again where it is transposed. It
 carries the adjoint as a mantissa and an exponent per example, so that nothing underflows.
 
+The adjoint of a leaf of the carry is the total derivative by that leaf after a step, the leaves
+being independent of each other: through the next step, and through the step's own output where
+that is made of the leaf. So where the output is not h itself, a step is transposed in two: first
+the output as a function of the new carry (and of whatever else it reads), then the new carry.
+
 Shapes: time-major ``(T, B, ...)``, in the direction's own reading order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from jax import lax
 
 from gradlab.bptt import scaling
-from gradlab.bptt.parts import Parts
+from gradlab.bptt.form import Form, Step, chosen, form_of, joined, parted
 from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import Plain, Scaled
 from gradlab.cells import stock
@@ -37,159 +42,533 @@ class Trace(NamedTuple):
     """What one direction of one layer went through, in its own reading order.
 
     Attributes:
-      before: the carry that each step began from, leaves ``(T, B, H)``.
+      before: the carry that each step began from, leaves ``(T, B, H)``; one that is common to the
+        batch is ``(T, ...)``.
       inputs: what it read, ``(T, B, I)``.
       final: the carry after the last step, leaves ``(B, H)``.
+      variables: the cell's Variables that are not fixed, as each step began with them, stacked
+        over T, in the order of :attr:`gradlab.bptt.form.Step.moved`; None if there are none.
+      final_variables: the same after the last step; those with an axis of time have it in front.
     """
 
     before: Any
     inputs: jax.Array
     final: Any
+    variables: Any = None
+    final_variables: Any = None
 
 
 class Gradients(NamedTuple):
     """What :func:`backward` gives.
 
     Attributes:
-      params: the gradient of the parameters, at its true scale.
-      inputs: the cotangent of what was read, ``(T, B, I)``, normalised.
+      variables: the gradient of each array of the cell's Variables, as they were before the first
+        step, at its true scale; zeros of type float0 for whole numbers.
+      inputs: the cotangent of what was read, ``(T, B, I)``, normalised; None for whole numbers.
       direct: that of the outputs, as it came in.
       observed: what was made of each step's adjoint, stacked over time.
-      start: the adjoint of the carry before the first step, normalised.
+      start: the adjoint of the states before the first step, as of :func:`of_states`.
+      start_leaves: the cotangent of each leaf of the first carry.
     """
 
-    params: Any
-    inputs: Scaled | Plain
+    variables: list[Any]
+    inputs: Any
     direct: Any
     observed: Any
     start: Any
+    start_leaves: list[Any]
 
 
 @in_all_digits
 def forward(
-    cell: nnx.RNNCellBase, start: Any, inputs: jax.Array, mask: jax.Array | None, wanted: bool
+    step: Step, start: Any, inputs: jax.Array, mask: jax.Array | None, wanted: bool, waits: bool
 ) -> tuple[Trace, jax.Array | None]:
-    """What a cell goes through from the carry ``start`` on, and its outputs if they are wanted."""
-    is_state = output_is_state(cell, start)
+    """What a cell goes through from the carry ``start`` on, and its outputs if they are wanted.
 
-    def step(carry: Any, read: Any) -> Any:
-        x, real = read
-        new, y = cell(carry, x)
-        new = _hold(new, carry, real)
-        output = (hidden(new) if is_state else y) if wanted else None
-        return new, (carry, output)
+    Args:
+      step: of the cell.
+      start: the first carry.
+      inputs: ``(T, B, I)``.
+      mask: ``(T, B)``, or None.
+      wanted: whether outputs are.
+      waits: whether the state waits where the mask is False, and the output is that of the state
+        (or 0 where it is not h). There the cell reads the example's first real input.
+    """
+    form = step.form
+    moving, sliced = parted(step.moves_on, step.moved)
+    holds = mask if waits else None
+    if holds is not None:
+        inputs = _harmless(inputs, holds)
 
-    final, (before, outputs) = lax.scan(step, start, (inputs, mask))
-    return Trace(before, inputs, final), outputs
+    def one(state: Any, read: Any) -> Any:
+        carry, moving = state
+        x, real, sliced = read
+        new, y, after = step(step.fixed, joined(step.moves_on, moving, sliced), carry, x)
+        new = _hold(form, new, carry, real)
+        output = None
+        if wanted:
+            output = form.hidden(new) if form.is_leaf else _silent(y, real)
+        moving_after, sliced_after = parted(step.moves_on, after)
+        return (new, moving_after), (carry, moving, sliced_after, output)
+
+    reads = (inputs, holds, sliced)
+    (final, moved), (before, on_way, made, outputs) = lax.scan(one, (start, moving), reads)
+    if not step.moved:
+        return Trace(before, inputs, final), outputs
+    variables, last = joined(step.moves_on, on_way, sliced), joined(step.moves_on, moved, made)
+    return Trace(before, inputs, final, variables, last), outputs
 
 
 @in_all_digits
 def backward(
-    cell: Parts,
+    step: Step,
     trace: Trace,
     mask: jax.Array | None,
     direct: Any,
     final: Any,
     *,
+    kind: type[Any],
     observe: Callable[[Any], Any],
+    final_variables: Sequence[Any] | None = None,
+    waits: bool = True,
     cut: jax.Array | None = None,
     route: Route = "full",
 ) -> Gradients:
     """The gradients of one direction, from those of its outputs and of its final carry.
 
     Args:
-      cell: its parts.
+      step: of the cell.
       trace: of its forward pass.
       mask: as it was there.
       direct: cotangents of its outputs ``(T, B, H)`` in reading order, normalised, or None.
-      final: cotangents of its final carry, normalised; the whole pass calculates in numbers of
-        this kind, :class:`gradlab.bptt.scaling.Scaled` or :class:`gradlab.bptt.scaling.Plain`.
-      observe: what to keep of each step's adjoint, itself no part of the result.
+      final: cotangents of the leaves of its final carry: after the last step, or after each
+        example's last real one where the state does not wait.
+      kind: what numbers the pass calculates in, :class:`gradlab.bptt.scaling.Scaled` or
+        :class:`gradlab.bptt.scaling.Plain`.
+      observe: what to keep of each step's adjoint of the states (:func:`of_states`), itself no part
+        of the result.
+      final_variables: cotangents of ``trace.final_variables``; None: zeros.
+      waits: as it was there.
       cut: ``(T, B)`` bool in reading order, True where nothing passes back from the next step into
         this one; of scaled numbers only.
       route: what passes back from each step.
     """
+    form, batch = step.form, trace.inputs.shape[1]
+    calculus = _Calculus(step)
+    moving, sliced = parted(step.moves_on, trace.variables or [])
+    end_moving, end_sliced = calculus.final(final_variables)
+    own_final = wide(form.live_leaves(final))
+    ends, late = None, None
+    if mask is not None and not waits:
+        # The state ran on: the cotangent of what was handed out enters at each example's end.
+        states, common = (
+            [
+                leaf if own is late else jnp.zeros_like(leaf)
+                for own, leaf in zip(form.live_batched, own_final, strict=True)
+            ]
+            for late in (True, False)
+        )
+        ends, late, own_final = last_real(mask), kind.of(states, 0 if form.shared else 1), common
+    begin = kind.of((own_final, end_moving), 0 if form.shared else 1)
+    direct_of = _direct(form, kind, direct, end_sliced)
+    first = None if mask is None else _first_real(trace.inputs, mask)
+    start = jax.tree.map(lambda leaf: leaf[0], trace.before)
 
-    def apply(params: Any, carry: Any, x: jax.Array) -> Any:
-        return cell._replace(params=params).module()(carry, x)
-
-    is_state = output_is_state(cell.module(), final.mantissa)
-
-    def step(state: Any, read: Any) -> Any:
+    def one(state: Any, read: Any) -> Any:
         after, total = state
-        before, x, real, from_output, cut_here = read
+        before, moved, sliced, x, real, from_output, cut_here, end = read
         if cut_here is not None:
-            after = _cut(after, cut_here)
-        adjoint, from_y = _inject(after, from_output, is_state)
-        _, transpose = jax.vjp(apply, cell.params, before, x)
-        cotangents = _silence((adjoint.mantissa, from_y), real)
-        gradient, earlier, from_x = adjoint.pull(transpose, cotangents)
+            after = _cut(form, after, cut_here)
+        if end is not None:
+            after = _entered(form, after, late, end)
+        adjoint, from_y, from_sliced = _inject(form, after, from_output)
+        if real is not None and waits:
+            from_y = None if from_y is None else _silent(from_y, real)
+        elif real is not None and not form.shared:
+            quiet = ~real & _is_silent(form, adjoint.mantissa[0], from_y)
+            x = _where(quiet, first, x)
+            before = _hold(form, before, start, ~quiet)
+        through = calculus.at(before, joined(step.moves_on, moved, sliced), x)
+        if from_y is not None and not form.is_leaf:
+            adjoint = through.add_output(adjoint, from_y)
+        silenced = _silenced(form, adjoint.mantissa, real if waits else None)
+        cotangents = (*silenced, from_sliced, from_y)
+        together = form.half or form.shared
+        gradient, earlier, from_x = adjoint.pull(through.transpose, cotangents, together)
         if route != "full":
-            earlier = _without(route, cell.module(), before, x, cotangents[0], earlier)
-        earlier = adjoint._replace(mantissa=_hold(earlier, adjoint.mantissa, real)).normalise()
-        total = jax.tree.map(jnp.add, total, gradient)
-        return (earlier, total), (adjoint._replace(mantissa=from_x), observe(adjoint))
+            carried = _without(route, form, step, before, x, silenced[0], earlier[0])
+            earlier = (carried, earlier[1])
+        if real is not None and waits:
+            earlier = _held_back(form, earlier, adjoint.mantissa, real)
+        passed = adjoint._replace(mantissa=earlier).normalise()
+        by_fixed, by_sliced = gradient
+        total = jax.tree.map(jnp.add, total, by_fixed)
+        seen = observe(of_states(form, adjoint, batch))
+        return (passed, total), (adjoint._replace(mantissa=from_x), by_sliced, seen)
 
-    end = (final, jax.tree.map(jnp.zeros_like, cell.params))
-    reads = (trace.before, trace.inputs, mask, direct, cut)
-    (start, total), (inputs, observed) = lax.scan(step, end, reads, reverse=True)
-    return Gradients(total, inputs.normalise(), direct, observed, start)
+    reads = (trace.before, moving, sliced, trace.inputs, mask, direct_of, cut, ends)
+    (start_adjoint, total), (inputs, by_sliced, observed) = lax.scan(
+        one, (begin, calculus.zeros()), reads, reverse=True
+    )
+    by_leaves, by_moving = start_adjoint.plain()
+    read = None
+    if jax.tree.leaves(inputs.mantissa):
+        read = inputs._replace(mantissa=inputs.mantissa[0])
+        read = read.of_each(batch) if form.shared else read.normalise()
+    return Gradients(
+        calculus.gradient(total, by_moving, by_sliced),
+        read,
+        direct,
+        observed,
+        of_states(form, start_adjoint, batch),
+        cotangents_like(jax.tree.leaves(start), form.live, by_leaves),
+    )
 
 
-def _cut(adjoint: Scaled, cut: jax.Array) -> Scaled:
-    mantissa = jax.tree.map(lambda leaf: jnp.where(cut[:, None], 0, leaf), adjoint.mantissa)
+class _Calculus:
+    """A step as a function of its inexact arrays, and its transpose.
+
+    Half-precision numbers are cast at its border: outside they are in float32.
+    """
+
+    def __init__(self, step: Step):
+        self.step, self.form, self.moves = step, step.form, step.moves_on
+        self.live_fixed = [is_inexact(leaf) for leaf in step.fixed]
+        self.live_moved = [is_inexact(leaf) for leaf in step.moved]
+
+    def _live(self, moved: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The inexact ones of the arrays that are not fixed: moving ones, and sliced ones."""
+        moving, sliced = parted(self.moves, moved)
+        live_moving, live_sliced = parted(self.moves, self.live_moved)
+        return chosen(live_moving, moving), chosen(live_sliced, sliced)
+
+    def _with_live(self, moved: Sequence[Any], moving: Any, sliced: Any) -> list[Any]:
+        """All arrays that are not fixed, the inexact ones replaced."""
+        new_moving, new_sliced = iter(moving), iter(sliced)
+        return [
+            (next(new_moving) if moves else next(new_sliced)) if live else old
+            for moves, live, old in zip(self.moves, self.live_moved, moved, strict=True)
+        ]
+
+    def zeros(self) -> list[Any]:
+        """A gradient of nothing of the fixed arrays."""
+        live = chosen(self.live_fixed, self.step.fixed)
+        return [jnp.zeros_like(leaf, dtype=wide_type(leaf)) for leaf in live]
+
+    def final(self, cotangents: Sequence[Any] | None) -> tuple[list[Any], list[Any]]:
+        """Those of the inexact arrays that are not fixed, after the last step."""
+        moving, sliced = self._live(self.step.moved if cotangents is None else cotangents)
+        found = wide(moving), wide(sliced)
+        return jax.tree.map(jnp.zeros_like, found) if cotangents is None else found
+
+    def gradient(self, fixed: Sequence[Any], moving: Sequence[Any], sliced: Sequence[Any]) -> Any:
+        """A cotangent of each array of the Variables, in their own order and axes."""
+        step, live = self.step, self.live_moved
+        moved = chosen(live, self._with_live(step.moved, moving, sliced))
+        by_fixed = cotangents_like(step.fixed, self.live_fixed, fixed)
+        return step.whole(by_fixed, cotangents_like(step.moved, live, moved))
+
+    def at(self, before: Any, moved: Sequence[Any], x: jax.Array) -> _Transposed:
+        """The step from here on, linearised."""
+        form, step = self.form, self.step
+        leaves, tree = jax.tree.flatten(before)
+        riding = chosen([not live for live in form.live], leaves)
+        reads = [x] if is_inexact(x) else []
+
+        def arrays(fixed: Any, live: Any, moving: Any, sliced: Any, read: Any) -> Any:
+            still = chosen([not live for live in self.live_fixed], step.fixed)
+            return (
+                joined(self.live_fixed, fixed, still),
+                self._with_live(moved, moving, sliced),
+                tree.unflatten(joined(form.live, live, riding)),
+                read[0] if read else x,
+            )
+
+        def carried(*live: Any) -> Any:
+            new, _, after = step(*arrays(*live))
+            return (form.live_leaves(new), *self._live(after)), jax.tree.leaves(new)
+
+        live_moving, live_sliced = self._live(moved)
+        fixed = chosen(self.live_fixed, step.fixed)
+        point = (fixed, chosen(form.live, leaves), live_moving, live_sliced, reads)
+        results, pull, new = jax.vjp(carried, *point, has_aux=True)
+        if form.is_leaf or not jnp.issubdtype(form.output.dtype, jnp.inexact):
+            return _Transposed(pull, results, None, None)
+        emit = step.emit(before, x, moved)
+
+        def output(after: Any, *live: Any) -> Any:
+            own_fixed, own_moved, own_carry, own_x = arrays(*live)
+            whole = joined(form.live, after, chosen([not live for live in form.live], new))
+            return emit(own_fixed, own_moved, own_carry, own_x, whole)
+
+        y, pull_output = jax.vjp(output, form.live_leaves(new), *point)
+        return _Transposed(pull, results, pull_output, y)
+
+
+class _Transposed(NamedTuple):
+    """A step's transpose at one point.
+
+    Attributes:
+      pull: from cotangents of the new leaves and Variables to those of all that the step reads.
+      results: the primal results of that.
+      pull_output: from the cotangent of the output to those of the new leaves and of all that the
+        step reads; None where the output is h.
+      y: the output; None likewise.
+    """
+
+    pull: Callable[[Any], Any]
+    results: Any
+    pull_output: Callable[[Any], Any] | None
+    y: Any
+
+    def add_output(self, adjoint: Any, from_y: jax.Array) -> Any:
+        """The total adjoint, with what comes through the output."""
+        if self.pull_output is None:
+            return adjoint
+        leaves, moving = adjoint.mantissa
+        through, *_ = wide(self.pull_output(from_y.astype(self.y.dtype)))
+        return adjoint._replace(mantissa=(jax.tree.map(jnp.add, leaves, through), moving))
+
+    def transpose(self, cotangents: Any) -> tuple[Any, Any, Any]:
+        """Cotangents of parameters ``(fixed, sliced)``, of state ``(leaves, moving)``, of input."""
+        leaves, moving, sliced, from_y = cotangents
+        if sliced is None:
+            sliced = jax.tree.map(jnp.zeros_like, self.results[2])
+        after = (leaves, moving, sliced)
+        narrow = jax.tree.map(lambda ct, made: ct.astype(made.dtype), after, self.results)
+        found = wide(self.pull(narrow))
+        if self.pull_output is not None and from_y is not None:
+            _, *past = self.pull_output(from_y.astype(self.y.dtype))
+            found = jax.tree.map(jnp.add, found, tuple(wide(past)))
+        fixed, leaves, moving, sliced, x = found
+        return (fixed, sliced), (leaves, moving), x
+
+
+# Which arrays are what.
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether an array holds floating-point or complex numbers."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def wide_type(leaf: Any) -> Any:
+    """The dtype of an array's cotangent within a pass: at least float32."""
+    dtype = leaf.dtype
+    return jnp.float32 if is_inexact(leaf) and jnp.finfo(dtype).bits < 32 else dtype
+
+
+def wide(tree: Any) -> Any:
+    """Half-precision arrays in float32, others as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(wide_type(leaf)), tree)
+
+
+def cotangents_like(leaves: Sequence[Any], live: Sequence[bool], found: Sequence[Any]) -> list[Any]:
+    """A cotangent of each array: those found for the live ones, float0 zeros for the others."""
+    own = iter(found)
+    return [
+        next(own).astype(leaf.dtype) if alive else no_cotangent(leaf)
+        for leaf, alive in zip(leaves, live, strict=True)
+    ]
+
+
+def no_cotangent(leaf: Any) -> Any:
+    """Zeros of the type that the cotangents of whole numbers have."""
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+# Adjoints.
+
+
+def of_states(form: Form, adjoint: Any, batch: int) -> Any:
+    """The adjoint of the states alone, in the order of ``form.states``, an exponent an example."""
+    states = tuple(chosen(form.live_batched, adjoint.mantissa[0]))
+    if isinstance(adjoint, Plain):
+        return Plain(states)
+    exponent = adjoint.exponent
+    return Scaled(states, jnp.broadcast_to(exponent, (batch,)) if form.shared else exponent)
+
+
+def log2_norms(form: Form, adjoint: Scaled) -> dict[str, jax.Array]:
+    """log2 of the norm of the adjoint of each state, ``(B,)``, by name."""
+    named = zip(form.states, adjoint.mantissa, strict=True)
+    return {name: scaling.log2_norm(leaf, adjoint.exponent) for name, leaf in named}
+
+
+def _direct(form: Form, kind: type[Any], direct: Any, sliced: Sequence[Any]) -> Any:
+    """What enters at each step: the cotangents of the output, and of the Variables of that step."""
+    own = direct.of_batch() if direct is not None and form.shared else direct
+    if not sliced or not form.shared:  # no step has changed an inexact one
+        return None if own is None else own._replace(mantissa=(own.mantissa, None))
+    ended = kind.of(list(sliced), 1)
+    if own is None:
+        return ended._replace(mantissa=(None, ended.mantissa))
+    aligned, other = own.align(ended)
+    return aligned._replace(mantissa=(aligned.mantissa, other))
+
+
+def _inject(form: Form, after: Any, direct: Any) -> tuple[Any, Any, Any]:
+    """The adjoint with what enters at this step, and the cotangents of output and Variables.
+
+    All at one exponent, that of the result. Where the output is h, its cotangent is in the adjoint.
+    """
+    if direct is None:
+        return after, None, None
+    aligned, (from_y, from_sliced) = after.align(direct)
+    if from_y is None or not form.is_leaf:
+        return aligned, from_y, from_sliced
+    leaves, moving = aligned.mantissa
+    at = form.live_names.index(form.h)
+    leaves = [*leaves[:at], leaves[at] + from_y, *leaves[at + 1 :]]
+    return aligned._replace(mantissa=(leaves, moving)), None, from_sliced
+
+
+def _cut(form: Form, adjoint: Scaled, cut: jax.Array) -> Scaled:
+    mantissa = _silenced(form, adjoint.mantissa, ~cut)
+    if form.shared:
+        return adjoint._replace(mantissa=mantissa).normalise()
     return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
 
 
-def _without(route: Route, cell: Any, before: Any, x: jax.Array, adjoint: Any, earlier: Any) -> Any:
+def _entered(form: Form, after: Any, late: Any, end: jax.Array) -> Any:
+    """The adjoint with the cotangent of the last real carry of the examples that end here."""
+    _, moving = after.mantissa
+    own = _silenced(form, (late.mantissa, jax.tree.map(jnp.zeros_like, moving)), end)
+    return after.add(late._replace(mantissa=own))
+
+
+def _without(
+    route: Route,
+    form: Form,
+    step: Step,
+    before: Any,
+    x: jax.Array,
+    adjoint: Sequence[jax.Array],
+    earlier: Sequence[jax.Array],
+) -> list[jax.Array]:
     """The cotangent ``earlier`` of the carry ``before`` with one route left out.
 
     Args:
       route: not "full".
-      cell: of the step.
+      form: of the cell.
+      step: of the cell.
       before: the carry that it began from.
       x: what it read.
       adjoint: the cotangent of its new carry, of which ``earlier`` was made.
       earlier: see above.
     """
-    leaves, tree = jax.tree.flatten(earlier)
-    names, silent = state_names(before), [jnp.zeros_like(leaf) for leaf in leaves]
+    names, silent = form.live_names, [jnp.zeros_like(leaf) for leaf in earlier]
+    at = names.index(form.h)
     if "c" in names:
-        cut = names.index("h" if route == "no_h_path" else "c")
-        return tree.unflatten([*leaves[:cut], silent[cut], *leaves[cut + 1 :]])
-    gate = stock.retention(cell, before, x)
+        cut = at if route == "no_h_path" else names.index("c")
+        return [*earlier[:cut], silent[cut], *earlier[cut + 1 :]]
+    gate = stock.retention(step.module(), before, x)
     assert gate is not None
-    kept = hidden_plus(tree.unflatten(silent), gate.astype(leaves[0].dtype) * hidden(adjoint))
+    through = silent[at] + gate.astype(earlier[at].dtype) * adjoint[at]
+    kept = [*silent[:at], through, *silent[at + 1 :]]
     if route == "no_h_path":
         return kept
     # The barrier keeps a fused multiply-add from leaving a rounding error where nothing is left.
-    return jax.tree.map(jnp.subtract, earlier, lax.optimization_barrier(kept))
+    return jax.tree.map(jnp.subtract, list(earlier), lax.optimization_barrier(kept))
 
 
-def _inject(after: Any, direct: Any, is_state: bool) -> tuple[Any, jax.Array]:
-    """The total adjoint of the state, and the cotangent of the output where that is not a state.
+# Masks.
 
-    Both at one exponent, that of the result.
+
+def last_real(mask: jax.Array) -> jax.Array:
+    """``(T, B)`` bool: True at each example's last real step; at the last of all if it has none."""
+    at = mask.shape[0] - 1 - jnp.argmax(mask[::-1], axis=0)
+    return jnp.arange(mask.shape[0])[:, None] == at[None]
+
+
+def at_end(sequence: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Of an array ``(T, B, ...)`` what it holds at each example's last real step, ``(B, ...)``."""
+    if mask is None:
+        return sequence[-1]
+    at = mask.shape[0] - 1 - jnp.argmax(mask[::-1], axis=0)
+    return sequence[at, jnp.arange(mask.shape[1])]
+
+
+def last_carry(trace: Trace, mask: jax.Array | None) -> Any:
+    """The carry after each example's last real step, of a pass that ran on beyond it.
+
+    What is common to the batch is that after the last step.
     """
-    nothing = jnp.zeros_like(hidden(after.mantissa))
-    if direct is None:
-        return after, nothing
-    aligned, from_y = after.align(direct)
-    if is_state:
-        return aligned._replace(mantissa=hidden_plus(aligned.mantissa, from_y)), nothing
-    return aligned, from_y
+    if mask is None:
+        return trace.final
+
+    def own(before: jax.Array, final: jax.Array) -> jax.Array:
+        if final.shape[:1] != mask.shape[1:]:
+            return final
+        return at_end(jnp.concatenate([before[1:], final[None]]), mask)
+
+    return jax.tree.map(own, trace.before, trace.final)
 
 
-def log2_norms(adjoint: Scaled) -> dict[str, jax.Array]:
-    """log2 of the norm of each part of the state, ``(B,)``, by name."""
-    leaves = jax.tree.leaves(adjoint.mantissa)
-    return {
-        name: scaling.log2_norm(leaf, adjoint.exponent)
-        for name, leaf in zip(state_names(adjoint.mantissa), leaves, strict=True)
-    }
+def _where(flags: jax.Array, yes: Any, no: Any) -> jax.Array:
+    """``yes`` for the examples whose flag ``(..., B)`` is true, else ``no``."""
+    return jnp.where(flags.reshape(flags.shape + (1,) * (no.ndim - flags.ndim)), yes, no)
 
 
-# Carries.
+def _silent(leaf: jax.Array, real: jax.Array | None) -> jax.Array:
+    """Zeros where the step is not real."""
+    return leaf if real is None else _where(real, leaf, jnp.zeros_like(leaf))
+
+
+def _first_real(inputs: jax.Array, mask: jax.Array) -> jax.Array:
+    """What each example reads first, ``(B, ...)``; zeros for one that has no real step."""
+    first = inputs[jnp.argmax(mask, axis=0), jnp.arange(mask.shape[1])]
+    return _silent(first, jnp.any(mask, axis=0))
+
+
+def _harmless(inputs: jax.Array, mask: jax.Array) -> jax.Array:
+    """The inputs, with each example's first real one in the place of those that are not real.
+
+    What stands there otherwise may be NaN, of which 0 times is NaN.
+    """
+    first = _first_real(inputs, mask)
+    return _where(mask, inputs, jnp.broadcast_to(first, inputs.shape))
+
+
+def _hold(form: Form, new: Any, old: Any, real: jax.Array | None) -> Any:
+    """``new`` where the step is real, else ``old``; what is common to the batch does not wait."""
+    if real is None:
+        return new
+    leaves, tree = jax.tree.flatten(new)
+    each = zip(form.batched, leaves, jax.tree.leaves(old), strict=True)
+    return tree.unflatten([_where(real, n, o) if own else n for own, n, o in each])
+
+
+def _silenced(form: Form, adjoint: Any, real: jax.Array | None) -> Any:
+    """The adjoint of the states where the step is real, else zero; all else as it is."""
+    leaves, moving = adjoint
+    each = zip(form.live_batched, leaves, strict=True)
+    return [_silent(leaf, real) if own else leaf for own, leaf in each], moving
+
+
+def _held_back(form: Form, earlier: Any, adjoint: Any, real: jax.Array) -> Any:
+    """Where a state waited, its adjoint passes as it is.
+
+    With what other examples made of the step besides, if they are mixed.
+    """
+    leaves, moving = earlier
+    each = zip(form.live_batched, leaves, adjoint[0], strict=True)
+
+    def held(new: jax.Array, old: jax.Array) -> jax.Array:
+        return _where(real, new, new + old if form.shared else old)
+
+    return [held(new, old) if own else new for own, new, old in each], moving
+
+
+def _is_silent(form: Form, leaves: Sequence[jax.Array], from_y: Any) -> jax.Array:
+    """``(B,)``: whether an example's cotangents at a step are exactly zero."""
+    states = [*chosen(form.live_batched, leaves), *([] if from_y is None else [from_y])]
+    axes = [tuple(range(1, leaf.ndim)) for leaf in states]
+    zero = [jnp.all(leaf == 0, axis=own) for leaf, own in zip(states, axes, strict=True)]
+    return jnp.all(jnp.stack(zero), axis=0)
+
+
+# Names of yesterday, for rooms that do not read a Form yet.
 
 
 def state_names(carry: Any) -> tuple[str, ...]:
@@ -207,36 +586,8 @@ def hidden_index(carry: Any) -> int:
     return names.index("h") if "h" in names else len(names) - 1
 
 
-def hidden(carry: Any) -> jax.Array:
-    """The h of a carry."""
-    return jax.tree.leaves(carry)[hidden_index(carry)]
-
-
-def hidden_plus(carry: Any, addend: jax.Array) -> Any:
-    """The carry with ``addend`` added to its h."""
-    leaves, tree = jax.tree.flatten(carry)
-    index = hidden_index(carry)
-    leaves[index] = leaves[index] + addend
-    return jax.tree.unflatten(tree, leaves)
-
-
-def _hold(new: Any, old: Any, real: jax.Array | None) -> Any:
-    """``new`` where the step is real, else ``old``."""
-    if real is None:
-        return new
-    return jax.tree.map(lambda n, o: jnp.where(real[:, None], n, o), new, old)
-
-
-def _silence(tree: Any, real: jax.Array | None) -> Any:
-    if real is None:
-        return tree
-    return jax.tree.map(lambda leaf: jnp.where(real[:, None], leaf, 0), tree)
-
-
-def output_is_state(cell: nnx.RNNCellBase, carry: Any) -> bool:
+def output_is_state(cell: Any, carry: Any) -> bool:
     """Whether the cell's output *is* the h of its carry, as in every common cell."""
     leaf = jax.tree.leaves(carry)[0]
-    width = cell.in_features  # pyright: ignore[reportAttributeAccessIssue]
-    x = jax.ShapeDtypeStruct((*leaf.shape[:-1], width), leaf.dtype)
-    jaxpr = jax.make_jaxpr(lambda c, x: cell(c, x))(carry, x).jaxpr
-    return jaxpr.outvars[hidden_index(carry)] is jaxpr.outvars[-1]
+    x = jax.ShapeDtypeStruct((*leaf.shape[:-1], cell.in_features), leaf.dtype)
+    return form_of(cell, carry, x).is_leaf

@@ -39,15 +39,31 @@ class Scaled(NamedTuple):
         first = jax.tree.leaves(tree)[0]
         return cls(tree, jnp.zeros(first.shape[:axes], jnp.int32)).normalise()
 
+    def of_batch(self) -> Self:
+        """The same numbers with one exponent for the last of the example axes; normalised."""
+        exponent = jnp.max(self.exponent, axis=-1)
+        by = self.exponent - exponent[..., None]
+        own = jax.tree.map(
+            lambda leaf: times(leaf, _pow2_or_zero(by, real_type(leaf))), self.mantissa
+        )
+        return type(self)(own, exponent)
+
+    def of_each(self, batch: int) -> Self:
+        """The same numbers, with an exponent for each of so many examples more; normalised."""
+        exponent = jnp.broadcast_to(self.exponent[..., None], (*self.exponent.shape, batch))
+        return type(self)(self.mantissa, exponent).normalise()
+
     def normalise(self) -> Self:
         """The same numbers with every example's largest mantissa in [1, 2) (or exactly 0)."""
         axes = self.exponent.ndim
         leaves = jax.tree.leaves(self.mantissa)
-        largest = jnp.stack([magnitude(leaf, axes) for leaf in leaves]).max(0)
-        by = exponent_of(largest)
-        mantissa = jax.tree.map(
-            lambda leaf: leaf * _per_example(pow2(-by, leaf.dtype), leaf), self.mantissa
+        sizes = [magnitude(leaf, axes) for leaf in leaves]
+        widest = (
+            jnp.result_type(*sizes) if len({size.dtype for size in sizes}) > 1 else sizes[0].dtype
         )
+        largest = jnp.stack([size.astype(widest) for size in sizes]).max(0)
+        by = exponent_of(largest)
+        mantissa = jax.tree.map(lambda leaf: times(leaf, pow2(-by, real_type(leaf))), self.mantissa)
         return type(self)(mantissa, jnp.where(largest == 0, ZERO, self.exponent + by))
 
     def align(self, other: Scaled) -> tuple[Self, Any]:
@@ -56,8 +72,7 @@ class Scaled(NamedTuple):
 
         def to_common(tree: Any, own: jax.Array) -> Any:
             return jax.tree.map(
-                lambda leaf: leaf * _per_example(_pow2_or_zero(own - exponent, leaf.dtype), leaf),
-                tree,
+                lambda leaf: times(leaf, _pow2_or_zero(own - exponent, real_type(leaf))), tree
             )
 
         own = type(self)(to_common(self.mantissa, self.exponent), exponent)
@@ -73,16 +88,26 @@ class Scaled(NamedTuple):
         """The numbers themselves, rounded to 0 or inf where their dtype ends."""
         return shift(self.mantissa, self.exponent)
 
-    def pull(self, transpose: Callable[[Any], Any], cotangents: Any) -> tuple[Any, Any, Any]:
+    def pull(
+        self, transpose: Callable[[Any], Any], cotangents: Any, together: bool
+    ) -> tuple[Any, Any, Any]:
         """A step transposed: ``transpose(cotangents)`` with the parameters' part at its true scale.
 
         Args:
           transpose: from cotangents to those of parameters, state and input.
           cotangents: mantissas of these exponents.
+          together: the parameters' part is transposed at the largest exponent of all examples and
+            scaled afterwards: for a step that mixes examples, and for one whose own numbers have
+            few exponents. What the small examples lose is nothing beside the sum.
         """
-        _, state, x = transpose(cotangents)
-        params, _, _ = transpose(shift(cotangents, self.exponent))
-        return params, state, x
+        params, state, x = transpose(cotangents)
+        if not together:
+            params, _, _ = transpose(shift(cotangents, self.exponent))
+            return params, state, x
+        largest = jnp.max(self.exponent)
+        if self.exponent.ndim:
+            params, _, _ = transpose(shift(cotangents, self.exponent - largest))
+        return shift(params, largest), state, x
 
 
 class Plain(NamedTuple):
@@ -111,11 +136,21 @@ class Plain(NamedTuple):
         """The sum."""
         return type(self)(jax.tree.map(jnp.add, self.mantissa, other.mantissa))
 
+    def of_batch(self) -> Self:
+        """The same."""
+        return self
+
+    def of_each(self, batch: int) -> Self:
+        """The same."""
+        return self
+
     def plain(self) -> Any:
         """The numbers themselves."""
         return self.mantissa
 
-    def pull(self, transpose: Callable[[Any], Any], cotangents: Any) -> tuple[Any, Any, Any]:
+    def pull(
+        self, transpose: Callable[[Any], Any], cotangents: Any, together: bool
+    ) -> tuple[Any, Any, Any]:
         """A step transposed."""
         return transpose(cotangents)
 
@@ -179,14 +214,14 @@ def _weighted(weights: jax.Array, array: jax.Array) -> jax.Array:
 
 def _bits(dtype: Any) -> tuple[Any, int, int]:
     info = jnp.finfo(dtype)
-    integer = {32: jnp.int32, 64: jnp.int64}[info.bits]
+    integer = {16: jnp.int16, 32: jnp.int32, 64: jnp.int64}[info.bits]
     return integer, info.nmant, -info.minexp + 1
 
 
 def pow2(exponent: jax.Array, dtype: Any) -> jax.Array:
     """``2.0**exponent`` without rounding, for integer exponents clipped to the normal range."""
     integer, mantissa_bits, bias = _bits(dtype)
-    clipped = jnp.clip(exponent.astype(integer), 1 - bias, bias)
+    clipped = jnp.clip(exponent, 1 - bias, bias).astype(integer)
     return lax.bitcast_convert_type((clipped + bias) << mantissa_bits, dtype)
 
 
@@ -202,6 +237,19 @@ def exponent_of(magnitude: jax.Array) -> jax.Array:
     return jnp.where(usable, jnp.clip(exponent, 1 - bias, bias - 1), 0).astype(jnp.int32)
 
 
+def real_type(leaf: jax.Array) -> Any:
+    """The dtype of an array's real part."""
+    return jnp.finfo(leaf.dtype).dtype
+
+
+def times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """``leaf * factor``, real factors of each example; both parts of complex numbers."""
+    own = _per_example(factor, leaf)
+    if jnp.iscomplexobj(leaf):
+        return lax.complex(leaf.real * own, leaf.imag * own)
+    return leaf * own
+
+
 def _per_example(factor: jax.Array, leaf: jax.Array) -> jax.Array:
     return factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim))
 
@@ -212,8 +260,8 @@ def shift(tree: Any, exponent: jax.Array) -> Any:
     def leaf_shift(leaf: jax.Array) -> jax.Array:
         # Two factors, since the product may be in range when the power of two alone is not.
         half = exponent // 2
-        low, high = pow2(half, leaf.dtype), pow2(exponent - half, leaf.dtype)
-        return leaf * _per_example(low, leaf) * _per_example(high, leaf)
+        low, high = pow2(half, real_type(leaf)), pow2(exponent - half, real_type(leaf))
+        return times(times(leaf, low), high)
 
     return jax.tree.map(leaf_shift, tree)
 
@@ -238,8 +286,10 @@ def log2_norm(leaf: jax.Array, exponent: jax.Array) -> jax.Array:
     """
     axes = tuple(range(exponent.ndim, leaf.ndim))
     by = exponent_of(magnitude(leaf, exponent.ndim))
-    squares = jnp.sum(jnp.square(leaf * _per_example(pow2(-by, leaf.dtype), leaf)), axis=axes)
-    return 0.5 * jnp.log2(squares) + (exponent + by).astype(leaf.dtype)
+    near_one = times(leaf, pow2(-by, real_type(leaf)))
+    parts = (near_one.real, near_one.imag) if jnp.iscomplexobj(leaf) else (near_one,)
+    squares = sum(jnp.sum(jnp.square(part), axis=axes) for part in parts)
+    return 0.5 * jnp.log2(squares) + (exponent + by).astype(real_type(leaf))
 
 
 def log10_norm(leaf: jax.Array, exponent: jax.Array) -> jax.Array:

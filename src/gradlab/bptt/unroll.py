@@ -15,7 +15,8 @@ reads: for a backward direction t = 0 is the last input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -26,15 +27,16 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt import passes
+from gradlab.bptt.form import FIXED, Form, Step, form_of
 from gradlab.bptt.parts import Parts
 from gradlab.bptt.passes import (
     Gradients,
     Route,
     Trace,
-    hidden,
-    hidden_plus,
-    output_is_state,
-    state_names,
+    is_inexact,
+    last_real,
+    wide,
+    wide_type,
 )
 from gradlab.bptt.scaling import Plain, Scaled
 from gradlab.cells import stock
@@ -46,6 +48,10 @@ Carries = Sequence[Sequence[Any]]
 """A carry for each layer and direction."""
 
 
+Forms = tuple[tuple[Form, ...], ...]
+"""The form of each cell, by layer and direction."""
+
+
 class Unrolled(NamedTuple):
     """The result of :func:`unroll`.
 
@@ -54,30 +60,42 @@ class Unrolled(NamedTuple):
       last: its output after the last real step of each example, ``(B, D)``.
       traces: a tuple per layer with one :class:`gradlab.bptt.passes.Trace` per direction.
         Observations only: no gradient flows through them.
+      finals: likewise the carry after the last real step of each example; gradients flow.
     """
 
     outputs: jax.Array | None
     last: jax.Array
     traces: tuple[tuple[Trace, ...], ...]
+    finals: tuple[tuple[Any, ...], ...] = ()
 
 
-def initial_carries(layers: Sequence[Layer], shape: tuple[int, ...]) -> list[list[Any]]:
+def initial_carries(
+    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+) -> list[list[Any]]:
     """The carries before the first step, by layer and direction, for ``(T, B, I)`` inputs.
 
+    Args:
+      layers: as for :func:`unroll`.
+      shape: of the inputs.
+      dtype: of the inputs; None: that of the first carry.
+
     Raises:
-      BadInput: if a cell does not return a carry like the one it began with.
+      BadInput: as of :func:`gradlab.bptt.form.form_of`.
     """
-    _, batch, width = shape
-    carries = []
-    for layer in layers:
-        carries.append([cell.initialize_carry((batch, width), nnx.Rngs(0)) for cell in layer])
-        outputs = [_output_shape(*pair, width) for pair in zip(layer, carries[-1], strict=True)]
-        width = sum(output[-1] for output in outputs)
-    return carries
+    return _begun(layers, shape, dtype)[0]
+
+
+def forms_of(layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None) -> Forms:
+    """The form of each cell; arguments as for :func:`initial_carries`."""
+    return _begun(layers, shape, dtype)[1]
 
 
 def starting_carries(
-    layers: Sequence[Layer], shape: tuple[int, ...], given: Carries | None, key: str = "start"
+    layers: Sequence[Layer],
+    shape: tuple[int, ...],
+    given: Carries | None,
+    key: str = "start",
+    dtype: Any = None,
 ) -> list[list[Any]]:
     """The carries before the first step, leaves ``(B, H)``, by layer and direction.
 
@@ -88,15 +106,44 @@ def starting_carries(
         its leaves in that order as a tuple (a single one by itself); each leaf ``(H,)``, the same
         for every example, or ``(B, H)``. None: ``initialize_carry``'s own.
       key: what a caller calls them.
+      dtype: of the inputs; None: that of the first carry.
 
     Raises:
       BadInput: for carries of another form.
     """
-    due = initial_carries(layers, shape)
+    return _begun(layers, shape, dtype, given, key)[0]
+
+
+def _begun(
+    layers: Sequence[Layer],
+    shape: tuple[int, ...],
+    dtype: Any,
+    given: Carries | None = None,
+    key: str = "start",
+    **scan: Any,
+) -> tuple[list[list[Any]], Forms]:
+    """The carries before the first step, and the form of each cell."""
+    _, *read = shape
+    due = []
+    forms: list[tuple[Form, ...]] = []
+    for layer in layers:
+        own = [cell.initialize_carry(tuple(read), nnx.Rngs(0)) for cell in layer]
+        kind = _dtype_of(own) if dtype is None else dtype
+        x = jax.ShapeDtypeStruct(tuple(read), kind)
+        found = [form_of(*pair, x, **scan) for pair in zip(layer, own, strict=True)]
+        outputs = [form.output for form in found]
+        if outputs[0].shape:
+            joined = sum(output.shape[-1] for output in outputs)
+            read = [read[0], *outputs[0].shape[:-1], joined]
+        else:
+            read = [read[0]]
+        dtype = outputs[0].dtype
+        due.append(own)
+        forms.append(tuple(found))
     if given is None:
-        return due
+        return due, tuple(forms)
     try:
-        return [
+        carries = [
             [_as_carry(*pair) for pair in zip(own, row, strict=True)]
             for own, row in zip(due, given, strict=True)
         ]
@@ -105,6 +152,13 @@ def starting_carries(
             f"real numbers by layer and direction, {_shapes(due)}, or (H,) in the place of (B, H)"
         )
         raise BadInput(key, _shapes(given), allowed) from None
+    return carries, tuple(forms)
+
+
+def _dtype_of(carries: Any) -> Any:
+    """The type of a real input that fits to these carries."""
+    found = [leaf.dtype for leaf in jax.tree.leaves(carries) if is_inexact(leaf)]
+    return jnp.finfo(found[0]).dtype if found else jnp.float32
 
 
 def _as_carry(due: Any, given: Any) -> Any:
@@ -119,9 +173,14 @@ def _as_carry(due: Any, given: Any) -> Any:
 
 def _as_leaf(due: jax.Array, given: Any) -> jax.Array:
     array = jnp.asarray(given)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    rank = [jnp.issubdtype(array.dtype, kind) for kind in kinds]
+    most = [jnp.issubdtype(due.dtype, kind) for kind in kinds]
+    if array.dtype == due.dtype:
+        pass
+    elif not any(rank) or not any(most) or rank.index(True) > max(most.index(True), 2):
         raise TypeError
-    if array.shape not in (due.shape, due.shape[-1:]):
+    if array.shape not in (due.shape, due.shape[1:]):
         raise ValueError
     return jnp.broadcast_to(array.astype(due.dtype), due.shape)
 
@@ -130,35 +189,51 @@ def _shapes(carries: Any) -> Any:
     return jax.tree.map(lambda leaf: np.shape(leaf) or leaf, carries)
 
 
-def _output_shape(cell: nnx.RNNCellBase, carry: Any, width: int) -> tuple[int, ...]:
-    name = type(cell).__name__
-    leaf = jax.tree.leaves(carry)[0]
-    x = jax.ShapeDtypeStruct((leaf.shape[0], width), leaf.dtype)
-    after, y = jax.eval_shape(lambda c, x: cell(c, x), carry, x)
-    before = jax.eval_shape(lambda c: c, carry)
-    if jax.tree.structure(before) != jax.tree.structure(after) or any(
-        (old.shape, old.dtype) != (new.shape, new.dtype)
-        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    ):
-        raise BadInput(
-            f"cell {name}",
-            after,
-            f"a new carry of the same form as the old one, {before}",
-            f"return (carry, y) from {name}.__call__ with the carry's names, shapes and dtypes",
-        )
-    return y.shape
-
-
-def make_taps(layers: Sequence[Layer], shape: tuple[int, ...]) -> list[list[dict[str, jax.Array]]]:
-    """Zeros for ``taps=``: one ``(T, B)`` array a layer, direction and state leaf.
+def make_taps(
+    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+) -> list[list[dict[str, jax.Array]]]:
+    """Zeros for ``taps=``: one ``(T, B)`` array a layer, direction and state.
 
     Args:
       layers: as for :func:`unroll`.
       shape: ``(T, B, I)`` of the inputs.
+      dtype: of the inputs; None: that of the first carry.
     """
     return [
-        [{name: jnp.zeros(shape[:2]) for name in state_names(carry)} for carry in carries]
-        for carries in initial_carries(layers, shape)
+        [{name: jnp.zeros(shape[:2]) for name in form.states} for form in layer]
+        for layer in forms_of(layers, shape, dtype)
+    ]
+
+
+def whole_taps(
+    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+) -> list[list[dict[str, Any]]]:
+    """Zeros for ``taps=`` whose cotangents are the adjoints themselves: ``O(T B H)`` memory.
+
+    For each layer and direction ``"adjoint"``, the mantissas ``(T, B, ...)`` by the name of the
+    state, with ``"exponent"``, of two, ``(T, B)``; and ``"direct"`` with ``"direct_exponent"``, the
+    cotangent of the output of that direction. Adjoints are zero where the exponent is -2^30.
+    Arguments as for :func:`make_taps`.
+    """
+    carries, forms = _begun(layers, shape, dtype)
+    steps, batch = shape[:2]
+
+    def taps(carry: Any, form: Form) -> dict[str, Any]:
+        each = zip(form.live_names, form.live_leaves(carry), form.live_batched, strict=True)
+        return {
+            "adjoint": {
+                name: jnp.zeros((steps, *leaf.shape), wide_type(leaf))
+                for name, leaf, own in each
+                if own
+            },
+            "exponent": jnp.zeros((steps, batch)),
+            "direct": jnp.zeros((steps, batch, *form.output.shape), wide_type(form.output)),
+            "direct_exponent": jnp.zeros((steps, batch)),
+        }
+
+    return [
+        [taps(*pair) for pair in zip(layer, own, strict=True)]
+        for layer, own in zip(carries, forms, strict=True)
     ]
 
 
@@ -171,35 +246,58 @@ def unroll(
     every: bool = True,
     start: Carries | None = None,
     backward: Route = "full",
+    waits: bool = True,
+    state_axes: Mapping[Any, Any] | None = None,
+    broadcast_rngs: Any = None,
 ) -> Unrolled:
     """Run stacked cells over a sequence, so that its gradient carries the adjoints out.
 
     Differentiate a loss of the result by ``taps`` along with the parameters: the "gradient" of a
     tap is the base-2 logarithm of the 2-norm of the adjoint of that state, for every timestep and
     example. It is the adjoint of whatever scalar is differentiated, so a mean over ``B`` examples
-    gives every example's own adjoint divided by ``B``. Exactly zero adjoints give -inf.
+    gives every example's own adjoint divided by ``B``. Exactly zero adjoints give -inf. Of complex
+    states it is the norm over real and imaginary parts.
+
+    Variables that a step changes are carried from step to step, and the cells' own are updated in
+    place, as ``nnx.RNN`` does.
 
     Args:
       layers: for each layer a sequence of one cell, or of a forward and a backward cell.
-      inputs: ``(T, B, I)``.
-      mask: ``(T, B)`` bool, False where there is nothing to read: the state waits there.
-      taps: from :func:`make_taps`, or None to measure nothing.
+      inputs: ``(T, B, I)``, or with several axes of features, or with none.
+      mask: ``(T, B)`` bool, False where there is nothing to read: the state waits there, an output
+        that is not a state is 0, and what the inputs hold is not read, be it NaN.
+      taps: from :func:`make_taps` or :func:`whole_taps`, or None to measure nothing.
       every: also give the top layer's outputs at every step.
       start: the carries before the first step, as for :func:`starting_carries`; the gradient flows
         to them, too. None: the cells' own.
       backward: what passes back from each step; the forward pass is the same.
+      waits: False: the cells run on where the mask is False, exactly as ``nnx.RNN`` does beyond
+        ``seq_lengths``. The gradient is that of such a pass; where nothing of an example is read,
+        what its inputs and states hold there cannot make it NaN.
+      state_axes: as for ``nnx.RNN``: what becomes of the cells' Variables over time.
+      broadcast_rngs: as for ``nnx.RNN``: which random streams are the same at every step.
 
     Returns:
       :class:`Unrolled`.
     """
     check_route(backward, layers, "backward")
-    carries = starting_carries(layers, inputs.shape, start)
-    top_is_state = _top_is_state(layers, carries)
-    cells = _parts(layers)
-    ran: Any = _run(every or not top_is_state, backward, cells, carries, inputs, mask, taps)
-    outputs, traces = ran  # custom_vjp hides the type
-    last = _last(outputs, traces, mask, top_is_state)
-    return Unrolled(outputs if every else None, last, lax.stop_gradient(traces))
+    with _split_rngs(layers, broadcast_rngs):
+        carries, forms = _begun(
+            layers,
+            inputs.shape,
+            inputs.dtype,
+            start,
+            state_axes=state_axes,
+            broadcast_rngs=broadcast_rngs,
+        )
+        spec = _Spec(every or not _top_is_leaf(forms), backward, forms, waits)
+        cells = _parts(layers)
+        ran: Any = _run(spec, cells, carries, inputs, mask, taps)
+        outputs, traces, finals, variables = ran  # custom_vjp hides the type
+        for place in _places(cells):
+            _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
+    last = _last(forms, outputs, finals, mask)
+    return Unrolled(outputs if every else None, last, lax.stop_gradient(traces), finals)
 
 
 def unroll_plainly(
@@ -208,16 +306,28 @@ def unroll_plainly(
     *,
     mask: jax.Array | None = None,
     start: Carries | None = None,
+    waits: bool = True,
+    state_axes: Mapping[Any, Any] | None = None,
+    broadcast_rngs: Any = None,
 ) -> Unrolled:
     """The same forward pass with nothing hidden from JAX: any derivative of it can be taken.
 
     For second derivatives, and for a loss of the states themselves: here gradients do flow through
-    the traces. Arguments as for :func:`unroll`.
+    the traces. The cells' Variables stay what they are. Arguments as for :func:`unroll`.
     """
-    carries = starting_carries(layers, inputs.shape, start)
-    (outputs, traces), _ = _run_forward(True, "full", _parts(layers), carries, inputs, mask, None)
-    last = _last(outputs, traces, mask, _top_is_state(layers, carries))
-    return Unrolled(outputs, last, traces)
+    with _split_rngs(layers, broadcast_rngs):
+        carries, forms = _begun(
+            layers,
+            inputs.shape,
+            inputs.dtype,
+            start,
+            state_axes=state_axes,
+            broadcast_rngs=broadcast_rngs,
+        )
+        spec = _Spec(True, "full", forms, waits)
+        ran, _ = _run_forward(spec, _parts(layers), carries, inputs, mask, None)
+    outputs, traces, finals, _ = ran
+    return Unrolled(outputs, _last(forms, outputs, finals, mask), traces, finals)
 
 
 def check_route(route: str, layers: Sequence[Layer], key: str) -> None:
@@ -247,11 +357,12 @@ class Backward(NamedTuple):
 
     Attributes:
       params: the gradient of its parameters, at its true scale.
-      adjoint: the total adjoint of the state after each step, a carry with leaves ``(T, B, H)``
-        with one exponent ``(T, B)``.
-      direct: the part of it that does not come through this direction's own next state, ``(T, B,
-        H)``: from the readout or from the layer above, in which time may have passed.
-      start: the adjoint of the carry before the first step, leaves ``(B, H)``.
+      adjoint: the total adjoint of the states after each step, a tuple of mantissas ``(T, B, H)``
+        in the order of ``Form.states`` with one exponent ``(T, B)``.
+      direct: the cotangent of its output, ``(T, B, H)``: from the readout or from the layer above,
+        in which time may have passed. Where the output is h, it is the part of h's adjoint that
+        does not come through this direction's own next state.
+      start: the adjoint of the states before the first step, mantissas ``(B, H)``.
     """
 
     params: Any
@@ -269,6 +380,8 @@ def backward(
     mask: jax.Array | None = None,
     cuts: Sequence[jax.Array] | None = None,
     backward: Route = "full",
+    waits: bool = True,
+    forms: Forms | None = None,
 ) -> tuple[tuple[Backward, ...], ...]:
     """Every adjoint itself, where :func:`unroll` with taps gives the norms: O(T B H) memory.
 
@@ -281,121 +394,211 @@ def backward(
       cuts: for each direction ``(T, B)`` bool in its own reading order, True where nothing passes
         back from the next step into this one, as in truncated backpropagation.
       backward: as for :func:`unroll`.
+      waits: as for :func:`unroll`.
+      forms: of the cells; needed where ``run`` had ``state_axes`` or ``broadcast_rngs``.
     """
     check_route(backward, layers, "backward")
-    finals = [
-        [jax.tree.map(jnp.zeros_like, trace.final) for trace in layer] for layer in run.traces
-    ]
-    if _top_is_state(layers, finals):
-        begin = 0
-        for direction, final in enumerate(finals[-1]):
-            width = hidden(final).shape[-1]
-            finals[-1][direction] = hidden_plus(final, from_last[:, begin : begin + width])
-            begin += width
-    else:
-        _, pull = jax.vjp(lambda outputs: _last_output(outputs, mask), from_outputs)
-        from_outputs = from_outputs + pull(from_last)[0]
+    if forms is None:
+        forms = _forms_of_run(layers, run)
+    # What enters comes from the last outputs: as cotangents of outputs and of final carries.
+    _, pull = jax.vjp(
+        lambda outputs, finals: _last(forms, outputs, finals, mask), run.outputs, run.finals
+    )
+    from_late, from_finals = pull(from_last)
 
-    def adjoint_itself(adjoint: Scaled) -> Scaled:
+    def adjoint_itself(_: Form, adjoint: Scaled) -> Scaled:
         return adjoint
 
+    spec = _Spec(True, backward, forms, waits)
     results, _ = _backward_through(
-        _parts(layers), run.traces, mask, from_outputs, finals, adjoint_itself, backward, cuts
+        spec,
+        _parts(layers),
+        run.traces,
+        mask,
+        from_outputs + from_late,
+        from_finals,
+        None,
+        adjoint_itself,
+        cuts,
     )
 
-    def whole(result: Gradients, final: Any, direction: int) -> Backward:
-        direct = _with_final(result.direct, final, _reading_order(mask, direction))
-        return Backward(result.params, result.observed, direct, result.start)
+    def whole(place: tuple[int, int]) -> Backward:
+        result, final, form = (_at(place, one) for one in (results, from_finals, forms))
+        direct = _with_final(form, result.direct, final, _reading_order(mask, place[1]))
+        params = _at(place, _parts(layers)).with_leaves(result.variables).params
+        return Backward(params, result.observed, direct, result.start)
 
     return tuple(
-        tuple(map(whole, layer, layer_finals, range(2)))
-        for layer, layer_finals in zip(results, finals, strict=True)
+        tuple(whole((depth, direction)) for direction in range(len(layer)))
+        for depth, layer in enumerate(results)
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(every: bool, route: Route, cells, start, inputs, mask, taps):
-    return _run_forward(every, route, cells, start, inputs, mask, taps)[0]
+class _Spec(NamedTuple):
+    """What a run depends on besides arrays; arguments as for :func:`unroll`."""
+
+    every: bool
+    backward: Route
+    forms: Forms
+    waits: bool
 
 
-def _run_forward(every: bool, route: Route, cells, start, inputs, mask, taps):
-    """The outputs and the traces, and what the backward pass needs besides."""
-    read, traces = inputs, []
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(spec: _Spec, cells, start, inputs, mask, taps):
+    return _run_forward(spec, cells, start, inputs, mask, taps)[0]
+
+
+def _run_forward(spec: _Spec, cells, start, inputs, mask, taps):
+    """Outputs, traces, final carries and Variables, and what the backward pass needs besides."""
+    read: Any = inputs
+    traces, finals, variables = [], [], []
     for depth, layer in enumerate(cells):
-        wanted = every or depth < len(cells) - 1
+        wanted = spec.every or depth < len(cells) - 1
         runs = []
-        for direction, (cell, carry) in enumerate(zip(layer, start[depth], strict=True)):
+        for direction, cell in enumerate(layer):
+            form = spec.forms[depth][direction]
             own_read, own_mask = _reading_order((read, mask), direction)
-            runs.append(passes.forward(cell.module(), carry, own_read, own_mask, wanted))
+            first = start[depth][direction]
+            step = Step(cell, form)
+            runs.append(passes.forward(step, first, own_read, own_mask, wanted, spec.waits))
         outputs = [_reading_order(own, direction) for direction, (_, own) in enumerate(runs)]
         read = outputs[0] if len(outputs) == 1 or not wanted else jnp.concatenate(outputs, -1)
         traces.append(tuple(trace for trace, _ in runs))
-    return (read, tuple(traces)), (cells, tuple(traces), mask, taps is not None)
-
-
-def _run_backward(every: bool, route: Route, residuals, cotangents):
-    cells, traces, mask, measured = residuals
-    from_outputs, from_traces = cotangents
-    finals = [[trace.final for trace in layer] for layer in from_traces]
-    observe = passes.log2_norms if measured else None
-    results, from_inputs = _backward_through(
-        cells, traces, mask, from_outputs, finals, observe, route
-    )
-    grads = [[Parts(None, result.params, None) for result in layer] for layer in results]
-    norms = [[result.observed for result in layer] for layer in results]
-    starts = [[result.start.plain() for result in layer] for layer in results]
-    return grads, starts, from_inputs.plain(), None, norms if measured else None
-
-
-def _backward_through(
-    cells: Sequence[Sequence[Parts]],
-    traces: Sequence[Sequence[Trace]],
-    mask: jax.Array | None,
-    from_outputs: jax.Array | None,
-    from_finals: Sequence[Sequence[Any]],
-    observe: Callable[[Scaled], Any] | None,
-    route: Route,
-    cuts: Sequence[jax.Array] | None = None,
-) -> tuple[list[list[Gradients]], Any]:
-    """Every layer's gradients, from the top down, and the inputs' cotangent.
-
-    With nothing to observe, all of it in plain numbers.
-    """
-    kind = Plain if observe is None else Scaled
-    from_above: Any = None if from_outputs is None else kind.of(from_outputs, 2)
-    results: list[list[Gradients]] = []
-    for depth in reversed(range(len(cells))):
-        layer = [
-            passes.backward(
-                cell,
-                traces[depth][direction],
-                _reading_order(mask, direction),
-                _part_of(from_above, direction, traces[depth]),
-                kind.of(from_finals[depth][direction], 1),
-                observe=observe or (lambda _: None),
-                cut=None if cuts is None else cuts[direction],
-                route=route,
+        finals.append(
+            tuple(
+                passes.last_carry(trace, None if spec.waits else _reading_order(mask, direction))
+                for direction, trace in enumerate(traces[-1])
             )
-            for direction, cell in enumerate(cells[depth])
+        )
+        variables.append(tuple(trace.final_variables for trace in traces[-1]))
+    results = (read, tuple(traces), tuple(finals), tuple(variables))
+    return results, (cells, tuple(traces), mask, taps)
+
+
+def _run_backward(spec: _Spec, residuals, cotangents):
+    cells, traces, mask, taps = residuals
+    from_outputs, _, from_finals, from_variables = cotangents
+    whole = taps is not None and isinstance(taps[0][0].get("adjoint"), dict)
+    observe = None if taps is None else _states if whole else passes.log2_norms
+    if from_outputs is not None and from_outputs.dtype == jax.dtypes.float0:
+        from_outputs = None
+    results, from_inputs = _backward_through(
+        spec, cells, traces, mask, from_outputs, from_finals, from_variables, observe
+    )
+    grads = [
+        [
+            Parts(None, *cell.with_leaves(result.variables)[1:])
+            for cell, result in zip(*pair, strict=True)
         ]
-        results.insert(0, layer)
-        from_above = layer[0].inputs
-        for direction, result in enumerate(layer[1:], start=1):
-            from_above = from_above.add(_reading_order(result.inputs, direction))
-    return results, from_above
+        for pair in zip(cells, results, strict=True)
+    ]
+    starts = [
+        [_carry_of(*pair) for pair in zip(layer, own, strict=True)]
+        for layer, own in zip(traces, results, strict=True)
+    ]
+    by_inputs = None
+    if from_inputs is not None:
+        by_inputs = from_inputs.plain().astype(traces[0][0].inputs.dtype)
+    if taps is None:
+        return grads, starts, by_inputs, None, None
+    seen = [[result.observed for result in layer] for layer in results]
+    if whole:
+        seen = [
+            [
+                _whole(
+                    spec.forms[depth][direction],
+                    result,
+                    from_finals[depth][direction],
+                    _reading_order(mask, direction),
+                )
+                for direction, result in enumerate(layer)
+            ]
+            for depth, layer in enumerate(results)
+        ]
+    seen = jax.tree.map(lambda found, tap: found.astype(tap.dtype), seen, taps)
+    return grads, starts, by_inputs, None, seen
 
 
 _run.defvjp(_run_forward, _run_backward)
 
 
-def _with_final(direct: Scaled, final: Any, mask: jax.Array | None) -> Scaled:
-    """``direct`` with the cotangent of the final h put in at each example's last real step."""
-    own = hidden(final)
-    steps = direct.mantissa.shape[0]
-    ends = jnp.arange(steps)[:, None] == steps - 1
-    if mask is not None:
-        ends = jnp.arange(steps)[:, None] == steps - 1 - jnp.argmax(mask[::-1], axis=0)[None]
-    return direct.add(Scaled.of(jnp.where(ends[..., None], own, 0), 2))
+def _states(_: Form, adjoint: Scaled) -> Scaled:
+    return adjoint
+
+
+def _whole(form: Form, result: Gradients, final: Any, mask: jax.Array | None) -> dict[str, Any]:
+    """What the taps of :func:`whole_taps` give."""
+    adjoint = result.observed
+    direct = _with_final(form, result.direct, final, mask)
+    return {
+        "adjoint": dict(zip(form.states, adjoint.mantissa, strict=True)),
+        "exponent": adjoint.exponent,
+        "direct": direct.mantissa,
+        "direct_exponent": direct.exponent,
+    }
+
+
+def _carry_of(trace: Trace, result: Gradients) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(trace.final), result.start_leaves)
+
+
+def _backward_through(
+    spec: _Spec,
+    cells: Sequence[Sequence[Parts]],
+    traces: Sequence[Sequence[Trace]],
+    mask: jax.Array | None,
+    from_outputs: jax.Array | None,
+    from_finals: Sequence[Sequence[Any]],
+    from_variables: Sequence[Sequence[Any]] | None,
+    observe: Callable[[Form, Scaled], Any] | None,
+    cuts: Sequence[jax.Array] | None = None,
+) -> tuple[list[list[Gradients]], Any]:
+    """Every layer's gradients, from the top down, and the inputs' cotangent.
+
+    With nothing to observe, all of it in plain numbers, unless these have few exponents.
+    """
+    few = any(form.half for layer in spec.forms for form in layer)
+    kind = Plain if observe is None and not few else Scaled
+    from_above: Any = None if from_outputs is None else kind.of(wide(from_outputs), 2)
+    results: list[list[Gradients]] = []
+    for depth in reversed(range(len(cells))):
+        layer = []
+        for direction, cell in enumerate(cells[depth]):
+            place, form = (depth, direction), spec.forms[depth][direction]
+            layer.append(
+                passes.backward(
+                    Step(cell, form),
+                    _at(place, traces),
+                    _reading_order(mask, direction),
+                    _part_of(from_above, direction, spec.forms[depth]),
+                    _at(place, from_finals),
+                    kind=kind,
+                    observe=(lambda _: None) if observe is None else partial(observe, form),
+                    final_variables=None if from_variables is None else _at(place, from_variables),
+                    waits=spec.waits,
+                    cut=None if cuts is None else cuts[direction],
+                    route=spec.backward,
+                )
+            )
+        results.insert(0, layer)
+        from_above = layer[0].inputs
+        for direction, result in enumerate(layer[1:], start=1):
+            if from_above is not None:
+                from_above = from_above.add(_reading_order(result.inputs, direction))
+    return results, from_above
+
+
+def _with_final(form: Form, direct: Any, final: Any, mask: jax.Array | None) -> Scaled:
+    """``direct`` with the cotangent of the final h put in at each example's last real step.
+
+    Where the output is h.
+    """
+    if not form.is_leaf:
+        return direct
+    own, steps = wide(form.hidden(final)), direct.mantissa.shape[0]
+    ends = jnp.arange(steps)[:, None] == steps - 1 if mask is None else last_real(mask)
+    flags = ends.reshape(ends.shape + (1,) * (own.ndim - 1))
+    return direct.add(Scaled.of(jnp.where(flags, own[None], 0), 2))
 
 
 def _reading_order(tree: Any, direction: int) -> Any:
@@ -403,33 +606,85 @@ def _reading_order(tree: Any, direction: int) -> Any:
     return jax.tree.map(lambda a: a[::-1], tree) if direction else tree
 
 
-def _part_of(joined: Any, direction: int, layer: Sequence[Trace]) -> Any:
+def _part_of(joined: Any, direction: int, layer: Sequence[Form]) -> Any:
     """One direction's share of the cotangent of the joined outputs, in its reading order."""
     if joined is None or len(layer) == 1:
         return joined
-    widths = [hidden(trace.final).shape[-1] for trace in layer]
-    begin = sum(widths[:direction])
-    part = joined._replace(mantissa=joined.mantissa[..., begin : begin + widths[direction]])
+    part = joined._replace(mantissa=_share(joined.mantissa, direction, layer))
     return _reading_order(part.normalise(), direction)
+
+
+def _share(joined: jax.Array, direction: int, layer: Sequence[Form]) -> jax.Array:
+    """What belongs to one direction, of an array whose last axis holds them all."""
+    widths = [form.output.shape[-1] for form in layer]
+    begin = sum(widths[:direction])
+    return joined[..., begin : begin + widths[direction]]
+
+
+def _places(tree: Sequence[Sequence[Any]]) -> Iterator[tuple[int, int]]:
+    """Every layer and direction."""
+    return ((depth, d) for depth, layer in enumerate(tree) for d in range(len(layer)))
+
+
+def _at(place: tuple[int, int], tree: Sequence[Sequence[Any]]) -> Any:
+    depth, direction = place
+    return tree[depth][direction]
 
 
 def _parts(layers: Sequence[Layer]) -> list[list[Parts]]:
     return [[Parts.of(cell) for cell in layer] for layer in layers]
 
 
-def _top_is_state(layers: Sequence[Layer], carries: Any) -> bool:
-    return all(map(output_is_state, layers[-1], carries[-1]))
+def _forms_of_run(layers: Sequence[Layer], run: Unrolled) -> Forms:
+    def form(cell: Any, trace: Trace) -> Form:
+        before, x = jax.tree.map(lambda leaf: leaf[0], (trace.before, trace.inputs))
+        return form_of(cell, before, x)
+
+    pairs = zip(layers, run.traces, strict=True)
+    return tuple(tuple(form(*one) for one in zip(*pair, strict=True)) for pair in pairs)
 
 
-def _last(outputs: Any, traces: Any, mask: jax.Array | None, is_state: bool) -> jax.Array:
+def _split_rngs(layers: Sequence[Layer], only: Any) -> Any:
+    """A context in which these random streams begin anew; after it they have moved by one."""
+    if only is None:
+        return nullcontext()
+    cells = [list(layer) for layer in layers]
+    return nnx.split_rngs(cells, splits=1, only=only, squeeze=True)
+
+
+def _update(cell: nnx.RNNCellBase, parts: Parts, form: Form, variables: Any) -> None:
+    """The cell's Variables that the run has changed, in place."""
+    if variables is None:
+        return
+    step = Step(parts, form)
+    after = parts.with_leaves(step.whole(step.fixed, variables))
+    marked = parts.with_leaves(form.variables)
+    both = zip((after.params, after.rest), (marked.params, marked.rest), strict=True)
+    changed = {}
+    for state, kinds in both:
+        for (path, new), (_, kind) in zip(
+            nnx.to_flat_state(state), nnx.to_flat_state(kinds), strict=True
+        ):
+            if any(own != FIXED for own in jax.tree.leaves(kind)):
+                changed[path] = new
+    nnx.update(cell, nnx.from_flat_state(changed))
+
+
+def _top_is_leaf(forms: Forms) -> bool:
+    return all(form.is_leaf for form in forms[-1])
+
+
+def _last(
+    forms: Forms, outputs: Any, finals: Sequence[Sequence[Any]], mask: jax.Array | None
+) -> jax.Array:
     """The top layer's output after the last real step of each example."""
-    if is_state:
-        return jnp.concatenate([hidden(trace.final) for trace in traces[-1]], axis=-1)
-    return _last_output(outputs, mask)
-
-
-def _last_output(outputs: jax.Array, mask: jax.Array | None) -> jax.Array:
-    if mask is None:
-        return outputs[-1]
-    last = jnp.maximum(jnp.sum(mask, axis=0) - 1, 0)
-    return jnp.take_along_axis(outputs, last[None, :, None], axis=0)[0]
+    top = list(enumerate(forms[-1]))
+    if _top_is_leaf(forms):
+        ends = [form.hidden(finals[-1][direction]) for direction, form in top]
+    else:
+        shares = [outputs] if len(top) == 1 else [_share(outputs, d, forms[-1]) for d, _ in top]
+        ends = [
+            passes.at_end(_reading_order(share, d), _reading_order(mask, d))
+            for share, (d, _) in zip(shares, top, strict=True)
+        ]
+    return ends[0] if len(ends) == 1 else jnp.concatenate(ends, axis=-1)

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from gradlab.record.reader import Run, open_run
     from gradlab.training import loop as train
     from gradlab.training import optimizer
+    from gradlab.watching.layers import RNN, Bidirectional
+    from gradlab.watching.watch import watch
 
     __version__: str
 
 __all__ = [
+    "RNN",
     "BadInput",
+    "Bidirectional",
     "Run",
     "SequenceModel",
     "__version__",
@@ -49,16 +53,20 @@ __all__ = [
     "tasks",
     "train",
     "unroll",
+    "watch",
 ]
 
 _HOME = {
     "BadInput": "gradlab.errors",
+    "Bidirectional": "gradlab.watching.layers",
+    "RNN": "gradlab.watching.layers",
     "Run": "gradlab.record.reader",
     "SequenceModel": "gradlab.model",
     "analyze": "gradlab.analysis",
     "from_keras": "gradlab.convert",
     "from_torch": "gradlab.convert",
     "open_run": "gradlab.record.reader",
+    "watch": "gradlab.watching.watch",
 }
 _ALIASES = {
     "gradlab.optimizer": "gradlab.training.optimizer",

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.nnx import RNN, Bidirectional
 
 from gradlab.cells.base import Activation
 from gradlab.convert import filled
 from gradlab.errors import BadInput, nearest
+from gradlab.watching.layers import RNN, Bidirectional
 
 ACTIVATIONS: dict[str, Activation] = {
     "elu": jax.nn.elu,

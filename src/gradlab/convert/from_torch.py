@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.nnx import RNN, Bidirectional
 
 from gradlab.cells.rnn import activation
 from gradlab.convert import filled
 from gradlab.errors import BadInput
+from gradlab.watching.layers import RNN, Bidirectional
 
 Nonlinearity = Literal["tanh", "relu"]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradlab import tasks as tasks
     from gradlab.analysis import analyze
     from gradlab.bptt import scaling, unroll
+    from gradlab.convert import from_keras, from_torch
     from gradlab.errors import BadInput
     from gradlab.model import SequenceModel
     from gradlab.record.reader import Run, open_run
@@ -44,6 +45,8 @@ __all__ = [
     "cells",
     "errors",
     "experiment",
+    "from_keras",
+    "from_torch",
     "model",
     "open_run",
     "optimizer",
@@ -67,6 +70,8 @@ _HOME = {
     "Seen": "gradlab.watching.gradient",
     "SequenceModel": "gradlab.model",
     "analyze": "gradlab.analysis",
+    "from_keras": "gradlab.convert",
+    "from_torch": "gradlab.convert",
     "open_run": "gradlab.record.reader",
     "value_and_grad": "gradlab.watching.gradient",
     "watch": "gradlab.watching.watch",

@@ -10,10 +10,12 @@ from flax import nnx
 from gradlab.bptt.form import form_of
 from gradlab.bptt.unroll import forms_of, unroll
 from gradlab.errors import BadInput
-from tests.zoo import FAULTY, HALF, ZOO, B, H, I, MemoryFirst, Own, T, as_users_do
+from tests.zoo import FAULTY, HALF, REFERENCE, ZOO, B, H, I, MemoryFirst, Own, T, as_users_do
+
+NEW = [*(ZOO.keys() - REFERENCE.keys()), "gradlab GRU, float16", "Flax LSTMCell, dtype=bfloat16"]
 
 
-@pytest.mark.parametrize("name", [*ZOO, *HALF])
+@pytest.mark.parametrize("name", sorted(NEW))
 def test_every_cell_of_the_zoo_is_what_it_is(name):
     specimen = {**ZOO, **HALF}[name]
     with as_users_do():

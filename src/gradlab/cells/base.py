@@ -63,7 +63,7 @@ def recurrent_init(init: RecurrentInit | Initializer, gain: float) -> Initialize
     drawn = RECURRENT_INITS[init] if isinstance(init, str) else init
 
     def scaled(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **kwargs: Any) -> jax.Array:
-        wide = jnp.promote_types(dtype, jnp.float32)  # half precision has no QR
+        wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32  # no QR in half precision
         return (gain * jnp.asarray(drawn(key, shape, wide, **kwargs))).astype(dtype)
 
     return scaled

@@ -29,7 +29,7 @@ default_bias_init = nnx.initializers.zeros_init()
 
 def default_recurrent_init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
     """Orthogonal; for half precision drawn in float32, the least that can be made orthogonal."""
-    exact = jnp.promote_types(dtype, jnp.float32)
+    exact = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     return nnx.initializers.orthogonal()(key, shape, exact).astype(dtype)
 
 

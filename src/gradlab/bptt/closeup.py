@@ -49,6 +49,14 @@ from gradlab.bptt.unroll import (
 from gradlab.cells import stock
 
 
+MIXES = (
+    "a step of {} mixes the examples of a batch, or changes real numbers that they share, so that"
+    " no example has Jacobians and adjoints of its own (batch normalisation does so in training"
+    " alone: module.eval())"
+)
+"""Why there is no close look at a cell of such a name."""
+
+
 class LayerView:
     """One direction of one layer, and what it went through; time runs in its own reading order.
 
@@ -551,6 +559,12 @@ def _reaching(function: Callable[[Params], jax.Array], params: Params) -> list[s
 
 class Closeup:
     """A stack of cells read over ``E`` examples, with the loss of each.
+
+    What probes and penalties may use of it, and what stands in its place has to have: ``layers``,
+    ``first``, ``inputs``, ``length``, ``examples``, ``batch``, ``every``, ``mask``, ``directions``,
+    ``lag_in``, ``losses``, ``loss``, ``params``, ``gradient``, ``readout_contributions``,
+    ``readout_by_lag``, ``truncated``, ``clips`` and ``removed``. A cell whose step mixes examples
+    (``Form.shared``) cannot be looked at.
 
     Args:
       layers: for each layer a sequence of one cell, or of a forward and a backward cell.

@@ -48,7 +48,6 @@ from gradlab.bptt.unroll import (
 )
 from gradlab.cells import stock
 
-
 MIXES = (
     "a step of {} mixes the examples of a batch, or changes real numbers that they share, so that"
     " no example has Jacobians and adjoints of its own (batch normalisation does so in training"

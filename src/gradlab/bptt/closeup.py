@@ -462,6 +462,8 @@ class LayerView:
         gives, by name within the cell, mantissas ``(E, *θ.shape)`` and exponents ``(E,)``: of each
         parameter its own, since an input of 0 silences one and not another.
         """
+        # Read here, not within a scan that calls the function.
+        reads, has_rows = self.reads, self._has_rows
         cotangents, first = self.cotangents, self._start_of_each(self._back())
 
         def transposed(step: Callable[..., Any], numbers: Numbers, cotangent: Any) -> Params:
@@ -471,9 +473,7 @@ class LayerView:
         def at(t: Any) -> dict[str, Scaled]:
             apart = jnp.ndim(t) > 0
             own = (t, jnp.arange(len(t))) if apart else t
-            read = jax.tree.map(
-                lambda leaf, row: leaf[own if row else t], self.reads, self._has_rows
-            )
+            read = jax.tree.map(lambda leaf, row: leaf[own if row else t], reads, has_rows)
             cotangent, exponent = jax.tree.map(lambda array: array[own], cotangents)
             entering = self._of_each(transposed, read, cotangent, apart=apart)
             found = {n: Scaled(leaf, exponent).normalise() for n, leaf in entering.items()}

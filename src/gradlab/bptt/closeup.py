@@ -97,7 +97,8 @@ class LayerView:
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.backwards, self._back, self._learned = backwards, back, learned
-        self._start, self._route = start, route
+        self._start = start
+        self._route: Route = route
         self._whole = trace if whole is None else whole._whole
         self._step = PackedStep(cell, trace) if whole is None else whole._step
         self.form, self._packing = self._step.form, self._step.packing
@@ -213,9 +214,9 @@ class LayerView:
         return self._packing.split(jnp.concatenate([state, others]) if len(others) else state)
 
     @cached_property
-    def _has_rows(self) -> Read:
+    def _has_rows(self) -> Any:
         """Of each leaf of :attr:`reads` whether an example needs its own row of it alone."""
-        alone = not self._step.draws
+        alone: Any = not self._step.draws
         carry = jax.tree.structure(self.reads.carry)
         rows = carry.unflatten([alone and own for own in self.form.batched])
         return Read(alone, rows, alone, [False for _ in self.reads.variables])

@@ -260,6 +260,7 @@ class Steps:
             grads=by_name(grads),
             clipped=by_name(clipped),
             updates=by_name(updates),
+            hidden=self.setting.hidden_of(self._adjoints(norms)),
         )
         measured: dict[str, jax.Array] = {}
         for one in probes:

@@ -42,9 +42,12 @@ class Setting(NamedTuple):
       matrices: names of the recurrent matrices that can be seen, e.g. ``("i", "f", ...)``.
       activation: of a plain recurrent network its φ, e.g. ``"tanh"``; None for any other cell.
       length: ``T``.
-      hidden: ``H``.
+      hidden: ``H``, the units of the part that the retention gate multiplies, c or h.
       clips: whether gradients are clipped.
       trains: whether there is an optimizer at work, and not a lone batch being analysed.
+      h: which of the states is h.
+      size: of the packed state, in real numbers; 0: ``H`` for each of the states.
+      mixes: whether a step mixes the examples of a batch, or changes real numbers that they share.
     """
 
     cell: str
@@ -57,11 +60,28 @@ class Setting(NamedTuple):
     hidden: int = 0
     clips: bool = False
     trains: bool = True
+    h: str = "h"
+    size: int = 0
+    mixes: bool = False
 
     @property
     def state_size(self) -> int:
-        """``S``, the size of the packed state."""
-        return len(self.states) * self.hidden
+        """``S``, the size of the packed state in real numbers."""
+        return self.size or len(self.states) * self.hidden
+
+    @property
+    def memory(self) -> str:
+        """The state that the retention gate multiplies."""
+        return "c" if "c" in self.states else self.h
+
+    @property
+    def renames_h(self) -> bool:
+        """Whether h has a name of its own, so that its adjoint is recorded as that of h as well."""
+        return "h" not in self.states
+
+    def hidden_of(self, adjoints: Mapping[str, jax.Array]) -> jax.Array | None:
+        """What :attr:`Seen.hidden` is, from the adjoints by the names of the states."""
+        return adjoints[self.h] if self.renames_h else None
 
 
 class Seen(NamedTuple):
@@ -85,6 +105,7 @@ class Seen(NamedTuple):
     grads: Mapping[str, jax.Array]
     clipped: Mapping[str, jax.Array]
     updates: Mapping[str, jax.Array]
+    hidden: jax.Array | None = None
 
 
 class Unsupported(Exception):

@@ -156,7 +156,11 @@ class Steps:
         self.examples, self.regularizer = min(examples, batch), regularizer
         self.shape = (task.length, batch, model.width)
         self.setting = setting_of(
-            model.layers, model.width, length=task.length, clips=optimizer.clips
+            model.layers,
+            model.width,
+            length=task.length,
+            clips=optimizer.clips,
+            dtype=self.reads,
         )
         self.probes, self.left_out = supported(probes, self.setting, by_preset=probes_by_preset)
         self.variables: dict[str, Variable] = {}
@@ -251,8 +255,9 @@ class Steps:
         pulled, (traces, norms) = self._measured_gradient(state.values, batch)
         after, report, (grads, clipped, updates) = self._update(state, batch, pulled)
         gates, retention = self._gates(self.model(state.values), traces)
+        adjoints = self._adjoints(norms)
         seen = Seen(
-            adjoints=self._adjoints(norms),
+            adjoints=adjoints,
             mask=self._masks(batch.mask),
             gates=gates,
             retention=retention,
@@ -260,6 +265,7 @@ class Steps:
             grads=by_name(grads),
             clipped=by_name(clipped),
             updates=by_name(updates),
+            hidden=self.setting.hidden_of(adjoints),
         )
         measured: dict[str, jax.Array] = {}
         for one in probes:

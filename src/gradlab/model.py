@@ -98,9 +98,9 @@ class SequenceModel(nnx.Module):
         self.layers = nnx.List(stack)
         self.readout = Readout(read, outputs, rngs=rngs)
         self.learns_start = initial_state == "learned"
-        self.initial_state = None
-        if initial_state != "zero":
-            self.initial_state = _initial_state(initial_state, *self._begun(), rngs)
+        zero = initial_state == "zero"
+        own = None if zero else _initial_state(initial_state, *self._begun(), rngs)
+        self.initial_state = own
 
     def __call__(
         self,

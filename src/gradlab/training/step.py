@@ -156,7 +156,11 @@ class Steps:
         self.examples, self.regularizer = min(examples, batch), regularizer
         self.shape = (task.length, batch, model.width)
         self.setting = setting_of(
-            model.layers, model.width, length=task.length, clips=optimizer.clips
+            model.layers,
+            model.width,
+            length=task.length,
+            clips=optimizer.clips,
+            dtype=self.reads,
         )
         self.probes, self.left_out = supported(probes, self.setting, by_preset=probes_by_preset)
         self.variables: dict[str, Variable] = {}

@@ -77,6 +77,7 @@ class Tape:
       calls: what was called, by name, in order: the layer's path, with ``#2``, ``#3`` at further
         calls of the same layer.
       ports: of the outputs that were handed over, with these, by their identity, in order.
+      missed: paths of the layers that were called where they cannot be seen.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Tape:
         self.seq_lengths, self.starts = seq_lengths, starts or {}
         self.calls: dict[str, Call] = {}
         self.ports: dict[int, tuple[jax.Array, Port]] = {}
+        self.missed: set[str] = set()
         self._count: dict[str, int] = {}
         self._cells: dict[str, nnx.RNNCellBase] = {}
         self._place: Any = None
@@ -100,6 +102,7 @@ class Tape:
         """Whether what a layer goes through now can be handed out; else it is told."""
         if self._place == _place():
             return True
+        self.missed.add(path)
         _tell(path)
         return False
 
@@ -113,7 +116,10 @@ class Tape:
             given = (
                 f"two layers of this name, with a {_kind(self._cells[path])} and a {_kind(cell)}"
             )
-            hint = "gradlab.watch(the whole module) names each by its place"
+            hint = (
+                "gradlab.watch(the whole module) names each by its place; for two modules, "
+                "gradlab.watch(nnx.Dict(encoder=encoder, decoder=decoder)), once"
+            )
             raise BadInput(f"layer {path}", given, "one layer of each name", hint)
         self._count[path] = self._count.get(path, 0) + 1
         return path if self._count[path] == 1 else f"{path}#{self._count[path]}"

@@ -1,6 +1,7 @@
 """Cells of every kind in one stack, against plain autodiff of a loop; what no single cell shows."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,10 +83,11 @@ def walked(layers, inputs, mask, nudges):
                 after, _ = cell(carry, x)
                 nudge = jax.tree.map(lambda leaf, t=t: leaf[t], nudges[depth][direction])
                 after, y = emitted(cell, carry, x, after, nudge)
-                flags = real[:, None]
-                carry = jax.tree.map(lambda new, old: jnp.where(flags, new, old), after, carry)
+                pairs = zip(jax.tree.leaves(after), jax.tree.leaves(carry), strict=True)
+                held = [jnp.where(real[:, None], new, old) for new, old in pairs]
+                carry = jax.tree.unflatten(jax.tree.structure(carry), held)
                 is_h = not hasattr(cell, "emit")
-                made.append(carry[1] if is_h else jnp.where(flags, y, 0))
+                made.append(carry[1] if is_h else jnp.where(real[:, None], y, 0))
             found = jnp.stack(made)
             at = mask.shape[0] - 1 - jnp.argmax(mask[order][::-1], axis=0)
             ends.append(found[at, jnp.arange(mask.shape[1])])
@@ -103,7 +105,7 @@ def test_any_cells_in_one_stack_equal_plain_autodiff_of_a_loop():
     """Learned first states, complex ones, projections, two directions, padding full of NaN."""
     layers = stack()
     with as_users_do(wide=True):
-        wide = widened(layers)
+        wide: Any = widened(layers)
         inputs = jax.random.normal(jax.random.key(1), (STEPS, B, I))
         mask = jnp.arange(STEPS)[:, None] < jnp.array([LENGTHS])
         graph, params, rest = nnx.split(wide, inexact, ...)
@@ -134,7 +136,7 @@ def test_any_cells_in_one_stack_equal_plain_autodiff_of_a_loop():
         got, (got_params, got_inputs, taps) = derive(params, inputs, whole_taps(wide, inputs.shape))
         spoilt = jnp.where(mask[..., None], inputs, jnp.array([jnp.nan, jnp.inf, -jnp.inf]))
         from_spoilt = derive(params, spoilt, whole_taps(wide, inputs.shape))
-        tight = {"rtol": 1e-10, "atol": 1e-12}
+        tight: Any = {"rtol": 1e-10, "atol": 1e-12}
         assert float(got) == pytest.approx(float(want), rel=1e-12)
         np.testing.assert_allclose(got_inputs, want_inputs, **tight)
         firsts = 0
@@ -283,7 +285,7 @@ class Writes(Own):
 
 
 def test_variables_that_steps_change_are_those_of_flax_and_pass_gradients_on():
-    """Two calls, ``state_axes`` and ``broadcast_rngs``, and a loss that reads the Variables after."""
+    """Two calls with ``state_axes`` and ``broadcast_rngs``, then a loss of the Variables, too."""
     with as_users_do():
         cell = Writes(I, H, rngs=nnx.Rngs(0))
         scan = {"state_axes": nnx.StateAxes({Log: 1, ...: nnx.Carry}), "broadcast_rngs": "dropout"}
@@ -310,7 +312,8 @@ def test_variables_that_steps_change_are_those_of_flax_and_pass_gradients_on():
         (want, due), exact = jax.jit(jax.value_and_grad(theirs, has_aux=True))(params)
     assert float(got) == pytest.approx(float(want), rel=1e-6)
     assert np.all(np.isfinite(norms[0][0]["h"]))
-    assert cell.drop.rngs.count[...] == 0  # the cell outside is what it was
+    stream: Any = cell.drop.rngs
+    assert stream.count[...] == 0  # the cell outside is what it was
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(due), strict=True):
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             one, other = jax.random.key_data(one), jax.random.key_data(other)

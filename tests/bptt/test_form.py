@@ -63,9 +63,9 @@ def test_an_output_that_is_no_array_is_refused():
 
 
 def test_filters_that_leave_out_a_variable_are_refused():
+    cell, axes = MemoryFirst(I, H, rngs=nnx.Rngs(0)), {nnx.BatchStat: nnx.Carry}
     with pytest.raises(BadInput, match=r"state_axes[\s\S]*read/kernel"):
-        axes = {nnx.BatchStat: nnx.Carry}
-        unroll([[MemoryFirst(I, H, rngs=nnx.Rngs(0))]], jnp.zeros((T, B, I)), state_axes=axes)
+        unroll([[cell]], jnp.zeros((T, B, I)), state_axes=axes)
 
 
 class Both(NamedTuple):

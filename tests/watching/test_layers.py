@@ -73,7 +73,8 @@ def both(make, calls, rtol=1e-5):
         for one, other, (x, keys, carry) in zip(theirs, ours, calls, strict=True):
 
             def loss(layer, x, carry, keys=keys):
-                return weighed(layer(x, initial_carry=carry, **keys))
+                own = {name: one() if callable(one) else one for name, one in keys.items()}
+                return weighed(layer(x, initial_carry=carry, **own))
 
             by = (0, 1) if carry is None else (0, 1, 2)
             due = nnx.value_and_grad(loss, argnums=by)(one, x, carry)
@@ -105,7 +106,7 @@ def every_option():
         (nnx.RNN(cell()), time_major, {"time_major": True, "seq_lengths": LENGTHS}, None),
         (nnx.RNN(cell(), rngs=False), X[0], {}, None),
         (nnx.RNN(cell(), rngs=nnx.Rngs(3)), X.reshape(2, 2, T, I), {}, drawn(cell(), (2, 2))),
-        (nnx.RNN(cell(nnx.OptimizedLSTMCell)), X, {"rngs": nnx.Rngs(5)}, None),
+        (nnx.RNN(cell(nnx.OptimizedLSTMCell)), X, {"rngs": lambda: nnx.Rngs(5)}, None),
         (nnx.Bidirectional(nnx.RNN(cell()), nnx.RNN(cell(GRU))), X, known, None),
         (
             nnx.Bidirectional(
@@ -136,13 +137,16 @@ def test_each_option_of_flax_gives_its_numbers_and_every_gradient():
 @pytest.mark.slow
 def test_in_double_precision_the_numbers_agree_to_ten_digits():
     with jax.enable_x64(True):
-        layers = [as_float64(every_option()[i][0]) for i in (0, 5, 11)]
-        calls = [
-            jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, case)
-            for case in ([X, {}, None], [X, {"seq_lengths": LENGTHS}, drawn(cell(LSTM))])
-        ]
-        calls.append([calls[0][0], {"seq_lengths": LENGTHS}, None])
+        chosen = [every_option()[i] for i in (5, 9, 12)]
+        layers = [as_float64(layer) for layer, *_ in chosen]
+        calls = [jax.tree.map(as_double, tuple(call)) for _, *call in chosen]
         both(lambda: nnx.clone(layers), calls, 1e-10)
+
+
+def as_double(leaf):
+    double = {"float32": jnp.float64, "int32": jnp.int64}
+    kind = str(getattr(leaf, "dtype", ""))
+    return leaf.astype(double[kind]) if kind in double else leaf
 
 
 # What Flax's own tests of its layers ask for.

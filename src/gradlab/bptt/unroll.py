@@ -38,7 +38,7 @@ from gradlab.bptt.passes import (
     wide,
     wide_type,
 )
-from gradlab.bptt.port import Port
+from gradlab.bptt.port import Port, is_nothing
 from gradlab.bptt.scaling import ZERO, Plain, Scaled, shift
 from gradlab.cells import stock
 from gradlab.errors import BadInput
@@ -324,7 +324,8 @@ def unroll(
         )
         cells = _parts(layers)
         read = _readable(spec, inputs, mask)
-        ran: Any = _run(spec, cells, carries, read, mask, taps, port)
+        run = _run_ported if ported else _run
+        ran: Any = run(spec, cells, carries, read, mask, taps, port)
         outputs, traces, finals, variables, own_port = ran  # custom_vjp hides the type
         for place in _places(cells):
             _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
@@ -630,7 +631,7 @@ def _run_backward(spec: _Spec, residuals, cotangents):
     ]
     by_inputs, by_port = None, None
     if port is not None:
-        by_inputs, by_port = jnp.zeros_like(traces[0][0].inputs), Port.holding(from_inputs)
+        by_port = Port.holding(from_inputs)
     elif from_inputs is not None:
         by_inputs = from_inputs.plain().astype(traces[0][0].inputs.dtype)
     if taps is None:
@@ -654,6 +655,30 @@ def _run_backward(spec: _Spec, residuals, cotangents):
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run_ported(spec: _Spec, *arrays):
+    """The same with a port of the outputs: where a cotangent is nothing, none is calculated."""
+    return _run_forward(spec, *arrays)[0]
+
+
+def _ported_forward(spec: _Spec, *arrays):
+    return _run_forward(spec, *jax.custom_derivatives.custom_vjp_primal_tree_values(arrays))
+
+
+def _ported_backward(spec: _Spec, residuals, cotangents):
+    outputs, *others, port = cotangents
+    port = None if is_nothing(port) else port
+    outputs = None if is_nothing(outputs) and port is not None else outputs
+    return _run_backward(spec, residuals, (*jax.tree.map(_array, (outputs, *others)), port))
+
+
+def _array(cotangent: Any) -> Any:
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if is_nothing(cotangent) else cotangent
+
+
+_run_ported.defvjp(_ported_forward, _ported_backward, symbolic_zeros=True)
 
 
 def _states(_: Form, adjoint: Scaled) -> Scaled:
@@ -696,7 +721,8 @@ def _backward_through(
     kind = Plain if observe is None and not few else Scaled
     from_above: Any = None if from_outputs is None else kind.of(wide(from_outputs), 2)
     if from_port is not None:
-        from_above = from_port.number().add(from_above)
+        handed = from_port.number()
+        from_above = handed if from_above is None else handed.add(from_above)
     results: list[list[Gradients]] = []
     for depth in reversed(range(len(cells))):
         layer = []

@@ -92,13 +92,14 @@ def forward(
       mask: ``(T, B)``, or None.
       wanted: whether outputs are.
       waits: whether the state waits where the mask is False, and the output is that of the state
-        (or 0 where it is not h). There the cell reads the example's first real input.
+        (or 0 where it is not h). There the cell reads the example's first real input; one that
+        mixes the examples reads what is there, as it is a part of what it does.
     """
     form = step.form
     moving, sliced = parted(step.moves_on, step.moved)
     holds = mask if waits else None
-    if holds is not None:
-        inputs = _harmless(inputs, holds)
+    if holds is not None and not form.mixes:
+        inputs = harmless(inputs, holds)
 
     def one(state: Any, read: Any) -> Any:
         carry, moving = state
@@ -184,7 +185,7 @@ def backward(
         adjoint, from_y, from_sliced = _inject(form, after, from_output)
         if real is not None and waits:
             from_y = None if from_y is None else _silent(from_y, real)
-        elif real is not None and not form.shared:
+        elif real is not None and not form.mixes:
             quiet = ~real & _is_silent(form, adjoint.mantissa[0], from_y)
             x = _where(quiet, first, x)
             before = _hold(form, before, start, ~quiet)
@@ -521,7 +522,7 @@ def _first_real(inputs: jax.Array, mask: jax.Array) -> jax.Array:
     return _silent(first, jnp.any(mask, axis=0))
 
 
-def _harmless(inputs: jax.Array, mask: jax.Array) -> jax.Array:
+def harmless(inputs: jax.Array, mask: jax.Array) -> jax.Array:
     """The inputs, with each example's first real one in the place of those that are not real.
 
     What stands there otherwise may be NaN, of which 0 times is NaN.
@@ -555,7 +556,7 @@ def _held_back(form: Form, earlier: Any, adjoint: Any, real: jax.Array) -> Any:
     each = zip(form.live_batched, leaves, adjoint[0], strict=True)
 
     def held(new: jax.Array, old: jax.Array) -> jax.Array:
-        return _where(real, new, new + old if form.shared else old)
+        return _where(real, new, new + old if form.mixes else old)
 
     return [held(new, old) if own else new for own, new, old in each], moving
 

@@ -85,9 +85,17 @@ def initial_carries(
     return _begun(layers, shape, dtype)[0]
 
 
-def forms_of(layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None) -> Forms:
-    """The form of each cell; arguments as for :func:`initial_carries`."""
-    return _begun(layers, shape, dtype)[1]
+def forms_of(
+    layers: Sequence[Layer],
+    shape: tuple[int, ...],
+    dtype: Any = None,
+    *,
+    state_axes: Mapping[Any, Any] | None = None,
+    broadcast_rngs: Any = None,
+) -> Forms:
+    """The form of each cell; arguments as for :func:`initial_carries` and :func:`unroll`."""
+    scan = {"state_axes": state_axes, "broadcast_rngs": broadcast_rngs}
+    return _begun(layers, shape, dtype, **scan)[1]
 
 
 def starting_carries(
@@ -190,7 +198,7 @@ def _shapes(carries: Any) -> Any:
 
 
 def make_taps(
-    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None, **scan: Any
 ) -> list[list[dict[str, jax.Array]]]:
     """Zeros for ``taps=``: one ``(T, B)`` array a layer, direction and state.
 
@@ -198,15 +206,16 @@ def make_taps(
       layers: as for :func:`unroll`.
       shape: ``(T, B, I)`` of the inputs.
       dtype: of the inputs; None: that of the first carry.
+      scan: ``state_axes`` and ``broadcast_rngs``, as for :func:`unroll`.
     """
     return [
         [{name: jnp.zeros(shape[:2]) for name in form.states} for form in layer]
-        for layer in forms_of(layers, shape, dtype)
+        for layer in forms_of(layers, shape, dtype, **scan)
     ]
 
 
 def whole_taps(
-    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None, **scan: Any
 ) -> list[list[dict[str, Any]]]:
     """Zeros for ``taps=`` whose cotangents are the adjoints themselves: ``O(T B H)`` memory.
 
@@ -215,7 +224,7 @@ def whole_taps(
     cotangent of the output of that direction. Adjoints are zero where the exponent is -2^30.
     Arguments as for :func:`make_taps`.
     """
-    carries, forms = _begun(layers, shape, dtype)
+    carries, forms = _begun(layers, shape, dtype, **scan)
     steps, batch = shape[:2]
 
     def taps(carry: Any, form: Form) -> dict[str, Any]:
@@ -292,7 +301,7 @@ def unroll(
         )
         spec = _Spec(every or not _top_is_leaf(forms), backward, forms, waits)
         cells = _parts(layers)
-        ran: Any = _run(spec, cells, carries, inputs, mask, taps)
+        ran: Any = _run(spec, cells, carries, _readable(spec, inputs, mask), mask, taps)
         outputs, traces, finals, variables = ran  # custom_vjp hides the type
         for place in _places(cells):
             _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
@@ -325,7 +334,8 @@ def unroll_plainly(
             broadcast_rngs=broadcast_rngs,
         )
         spec = _Spec(True, "full", forms, waits)
-        ran, _ = _run_forward(spec, _parts(layers), carries, inputs, mask, None)
+        read = _readable(spec, inputs, mask)
+        ran, _ = _run_forward(spec, _parts(layers), carries, read, mask, None)
     outputs, traces, finals, _ = ran
     return Unrolled(outputs, _last(forms, outputs, finals, mask), traces, finals)
 
@@ -599,6 +609,16 @@ def _with_final(form: Form, direct: Any, final: Any, mask: jax.Array | None) -> 
     ends = jnp.arange(steps)[:, None] == steps - 1 if mask is None else last_real(mask)
     flags = ends.reshape(ends.shape + (1,) * (own.ndim - 1))
     return direct.add(Scaled.of(jnp.where(flags, own[None], 0), 2))
+
+
+def _readable(spec: _Spec, inputs: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The inputs with harmless ones where nothing is read, for cells that mix the examples.
+
+    For the others a pass takes care of it. Here the gradient of what stands in is known, too.
+    """
+    if mask is None or not spec.waits or not any(form.mixes for form in spec.forms[0]):
+        return inputs
+    return passes.harmless(inputs, mask)
 
 
 def _reading_order(tree: Any, direction: int) -> Any:

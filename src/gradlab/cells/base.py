@@ -56,8 +56,9 @@ def recurrent_init(init: RecurrentInit | Initializer, gain: float) -> Initialize
     number("model.cell.recurrent_gain", gain, -1e6, 1e6)
     drawn = RECURRENT_INITS[init] if isinstance(init, str) else init
 
-    def scaled(*args: Any, **kwargs: Any) -> jax.Array:
-        return gain * jnp.asarray(drawn(*args, **kwargs))
+    def scaled(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **kwargs: Any) -> jax.Array:
+        wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32  # no QR in half precision
+        return (gain * jnp.asarray(drawn(key, shape, wide, **kwargs))).astype(dtype)
 
     return scaled
 

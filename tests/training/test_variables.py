@@ -111,9 +111,7 @@ def test_what_a_pass_changes_moves_as_in_flaxs_own_loop_and_rests_in_validation(
         step(plain, optimizer, steps.draw(start._replace(step=jnp.int32(index)), ()))
     mine = steps.model(state.values)
     ours, theirs = nnx.state(mine.layers[0][0]), nnx.state(plain.layer.cell)
-    for (path, one), (_, other) in zip(
-        *map(nnx.to_flat_state, (ours, theirs)), strict=True
-    ):
+    for (path, one), (_, other) in zip(*map(nnx.to_flat_state, (ours, theirs)), strict=True):
         one, other = bits(one.get_value()), bits(other.get_value())
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6, err_msg=str(path))
     assert int(mine.layers[0][0].count[...]) == STEPS * steps.task.length
@@ -261,11 +259,11 @@ def test_complex_parameters_go_down_the_slope_and_their_norms_are_real():
     pulled = jax.jit(steps._gradient)(start.values, batch)
     loss = jax.jit(lambda params: steps.loss(steps.first._replace(params=params), batch, None)[0])
     rise = sum(float(jnp.sum(jnp.abs(leaf) ** 2)) for leaf in jax.tree.leaves(pulled.grads))
-    along = [
-        float(loss(jax.tree.map(lambda p, g: p + size * g, start.params, pulled.grads)))
-        for size in (1e-3, -1e-3)
-    ]
-    assert (along[0] - along[1]) / 2e-3 == pytest.approx(rise, rel=1e-2)
+
+    def along(size):
+        return float(loss(jax.tree.map(lambda p, g: p + size * g, start.params, pulled.grads)))
+
+    assert (along(1e-3) - along(-1e-3)) / 2e-3 == pytest.approx(rise, rel=1e-2)
     state, report, _ = jax.jit(steps.probe)(start, ())
     assert not jnp.iscomplexobj(report.grad_norm)
     assert float(report.grad_norm) == pytest.approx(rise**0.5, rel=1e-5)
@@ -329,7 +327,9 @@ def test_a_target_without_weight_is_not_read():
     np.testing.assert_allclose(per_example_accuracy(*answer), [0.0, 1.0])
     first = np.log1p(np.exp(1.0)), np.log1p(np.exp(1.5))
     np.testing.assert_allclose(
-        per_example_loss("cross_entropy", *answer), [np.mean(first), np.log1p(np.exp(-2))], rtol=1e-6
+        per_example_loss("cross_entropy", *answer),
+        [np.mean(first), np.log1p(np.exp(-2))],
+        rtol=1e-6,
     )
 
 

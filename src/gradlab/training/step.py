@@ -39,8 +39,8 @@ class Values(NamedTuple):
 
     Attributes:
       params: the parameters, an ``nnx.State``.
-      variables: likewise what a forward pass itself changes: counts of random numbers, statistics of
-        a batch normalisation, counters. Random keys as plain numbers. None if it changes nothing.
+      variables: likewise what a forward pass itself changes: counts of random numbers, statistics
+        of a batch normalisation, counters. Random keys as plain numbers. None: it changes nothing.
     """
 
     params: Any

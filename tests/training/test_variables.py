@@ -142,6 +142,7 @@ def same(given, wanted):
         np.testing.assert_array_equal(bits(one), bits(other))
 
 
+@pytest.mark.slow
 def test_members_of_a_population_move_as_alone():
     steps, program, half_way, _ = trained()
     other = build_steps(changing(learning_rate=3e-3))
@@ -159,6 +160,49 @@ def test_members_of_a_population_move_as_alone():
     assert scores[1]["loss"] != scores[0]["loss"]
     counts = [population.state(i).variables["layers"][0][0]["count"].get_value() for i in (0, 1)]
     assert counts == [24, 24]
+
+
+class Deep(nnx.Module):
+    """Two layers of two directions in plain Flax, around gradlab's cells and readout."""
+
+    def __init__(self, model):
+        def layer(cells):
+            ahead, behind = cells
+            back = nnx.RNN(behind, time_major=True, reverse=True, keep_order=True)
+            return nnx.List([nnx.RNN(ahead, time_major=True), back])
+
+        self.layers, self.readout = nnx.List(map(layer, model.layers)), model.readout
+
+    def __call__(self, read):
+        for ahead, behind in self.layers:
+            outputs = ahead(read), behind(read)
+            read = jnp.concatenate(outputs, -1)
+        return self.readout(jnp.concatenate([outputs[0][-1], outputs[1][0]], -1))
+
+
+def test_a_learned_first_state_has_its_gradient_in_every_layer_and_direction():
+    """In training, and in a close look."""
+    deep = {"make_cell": zoo.LearnedStart, "layers": 2, "bidirectional": True, "hidden": 3}
+    steps = build_steps(experiment(**deep, probes={}))
+    start = steps.start(KEY)
+    batch = steps.draw(start, ())
+
+    def gradients(values, batch):
+        closely = steps.closeup(values, batch, None)
+        return by_name(steps._gradient(values, batch).grads), dict(closely.gradient)
+
+    def loss(plain):
+        return jnp.mean(jnp.square(plain(batch.inputs) - batch.targets))
+
+    true = nnx.grad(loss)(Deep(steps.model(steps.first)))
+    found = jax.jit(gradients)(start.values, batch)
+    places = [(depth, direction) for depth in range(2) for direction in range(2)]
+    for depth, direction in places:
+        wanted = true["layers"][depth][direction]["cell"]["h0"].get_value()
+        assert np.linalg.norm(wanted) > 1e-3
+        for one in found:
+            given = one[f"layers/{depth}/{direction}/h0"]
+            np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-6)
 
 
 def _on_devices():

@@ -467,7 +467,8 @@ class Steps:
         ]
         found: list[Any] = [_gates_over_time(*place) for place in places]
         gates = {
-            name: jnp.stack([getattr(one, name) for one in found]) for name in self.setting.gates
+            name: jnp.stack([wide(getattr(one, name)) for one in found])
+            for name in self.setting.gates
         }
         return gates, gates.get(self.setting.retention or "")
 

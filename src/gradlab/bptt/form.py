@@ -26,8 +26,9 @@ UNUSUAL = 10007
 """A prime: an axis of this size, or of a multiple of it, is the batch's and no other."""
 
 
+@jax.tree_util.register_static
 class Form(NamedTuple):
-    """What is known of a cell from one trace of its step; hashable.
+    """What is known of a cell from one trace of its step; hashable, and no array to JAX.
 
     A leaf of the carry is a *state* if it is inexact (float or complex) and its first axis is the
     batch: each example has an adjoint of it. An inexact leaf without that axis is *common* to all
@@ -40,9 +41,9 @@ class Form(NamedTuple):
       states: those of the states.
       h: the state that is h.
       is_leaf: whether the output is h itself.
-      shared: whether a step mixes the examples of a batch, or has inexact numbers that are common to
-        them: then their adjoints have one exponent.
-      mixes: whether it mixes them.
+      shared: whether the adjoints of the examples have one exponent: where a step mixes them, or
+        changes inexact numbers that are common to them.
+      mixes: whether a step mixes the examples of a batch.
       half: whether anything in the step is in half precision.
       live: of each leaf whether it is inexact.
       batched: of each leaf whether its first axis is the batch.

@@ -81,7 +81,13 @@ class Gradients(NamedTuple):
 
 @in_all_digits
 def forward(
-    step: Step, start: Any, inputs: jax.Array, mask: jax.Array | None, wanted: bool, waits: bool
+    step: Step,
+    start: Any,
+    inputs: jax.Array,
+    mask: jax.Array | None,
+    wanted: bool,
+    waits: bool,
+    steps_at_once: int = 1,
 ) -> tuple[Trace, jax.Array | None]:
     """What a cell goes through from the carry ``start`` on, and its outputs if they are wanted.
 
@@ -94,6 +100,7 @@ def forward(
       waits: whether the state waits where the mask is False, and the output is that of the state
         (or 0 where it is not h). There the cell reads the example's first real input; one that
         mixes the examples reads what is there, as it is a part of what it does.
+      steps_at_once: ``lax.scan``'s ``unroll``.
     """
     form = step.form
     moving, sliced = parted(step.moves_on, step.moved)
@@ -113,7 +120,9 @@ def forward(
         return (new, moving_after), (carry, moving, sliced_after, output)
 
     reads = (inputs, holds, sliced)
-    (final, moved), (before, on_way, made, outputs) = lax.scan(one, (start, moving), reads)
+    (final, moved), (before, on_way, made, outputs) = lax.scan(
+        one, (start, moving), reads, unroll=steps_at_once
+    )
     if not step.moved:
         return Trace(before, inputs, final), outputs
     variables, last = joined(step.moves_on, on_way, sliced), joined(step.moves_on, moved, made)
@@ -130,10 +139,12 @@ def backward(
     *,
     kind: type[Any],
     observe: Callable[[Any], Any],
+    final_exponent: jax.Array | None = None,
     final_variables: Sequence[Any] | None = None,
     waits: bool = True,
     cut: jax.Array | None = None,
     route: Route = "full",
+    steps_at_once: int = 1,
 ) -> Gradients:
     """The gradients of one direction, from those of its outputs and of its final carry.
 
@@ -148,11 +159,14 @@ def backward(
         :class:`gradlab.bptt.scaling.Plain`.
       observe: what to keep of each step's adjoint of the states (:func:`of_states`), itself no part
         of the result.
+      final_exponent: ``(B,)``, of two, where those cotangents are mantissas; the same for all
+        examples where a step mixes them.
       final_variables: cotangents of ``trace.final_variables``; None: zeros.
       waits: as it was there.
       cut: ``(T, B)`` bool in reading order, True where nothing passes back from the next step into
         this one; of scaled numbers only.
       route: what passes back from each step.
+      steps_at_once: ``lax.scan``'s ``unroll``.
     """
     form, batch = step.form, trace.inputs.shape[1]
     calculus = _Calculus(step)
@@ -169,8 +183,9 @@ def backward(
             ]
             for late in (True, False)
         )
-        ends, late, own_final = last_real(mask), kind.of(states, 0 if form.shared else 1), common
-    begin = kind.of((own_final, end_moving), 0 if form.shared else 1)
+        late = _ended(form, kind, states, final_exponent)
+        ends, own_final = last_real(mask), common
+    begin = _ended(form, kind, (own_final, end_moving), final_exponent)
     direct_of = _direct(form, kind, direct, end_sliced)
     first = None if mask is None else _first_real(trace.inputs, mask)
     start = jax.tree.map(lambda leaf: leaf[0], trace.before)
@@ -209,7 +224,7 @@ def backward(
 
     reads = (trace.before, moving, sliced, trace.inputs, mask, direct_of, cut, ends)
     (start_adjoint, total), (inputs, by_sliced, observed) = lax.scan(
-        one, (begin, calculus.zeros()), reads, reverse=True
+        one, (begin, calculus.zeros()), reads, reverse=True, unroll=steps_at_once
     )
     by_leaves, by_moving = start_adjoint.plain()
     read = None
@@ -429,6 +444,13 @@ def _cut(form: Form, adjoint: Scaled, cut: jax.Array) -> Scaled:
     if form.shared:
         return adjoint._replace(mantissa=mantissa).normalise()
     return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
+
+
+def _ended(form: Form, kind: type[Any], cotangents: Any, exponent: jax.Array | None) -> Any:
+    """What enters at the end, as numbers of this kind."""
+    if exponent is None:
+        return kind.of(cotangents, 0 if form.shared else 1)
+    return kind(cotangents, jnp.max(exponent) if form.shared else exponent).normalise()
 
 
 def _entered(form: Form, after: Any, late: Any, end: jax.Array) -> Any:

@@ -27,7 +27,7 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt import passes
-from gradlab.bptt.form import FIXED, Form, Step, form_of
+from gradlab.bptt.form import FIXED, Form, Step, chosen, form_of, joined
 from gradlab.bptt.parts import Parts
 from gradlab.bptt.passes import (
     Gradients,
@@ -38,7 +38,8 @@ from gradlab.bptt.passes import (
     wide,
     wide_type,
 )
-from gradlab.bptt.scaling import Plain, Scaled
+from gradlab.bptt.port import Port
+from gradlab.bptt.scaling import ZERO, Plain, Scaled, shift
 from gradlab.cells import stock
 from gradlab.errors import BadInput
 
@@ -61,12 +62,16 @@ class Unrolled(NamedTuple):
       traces: a tuple per layer with one :class:`gradlab.bptt.passes.Trace` per direction.
         Observations only: no gradient flows through them.
       finals: likewise the carry after the last real step of each example; gradients flow.
+      port: of the outputs, where one was asked for.
+      forms: of the cells.
     """
 
     outputs: jax.Array | None
     last: jax.Array
     traces: tuple[tuple[Trace, ...], ...]
     finals: tuple[tuple[Any, ...], ...] = ()
+    port: Port | None = None
+    forms: Forms = ()
 
 
 def initial_carries(
@@ -128,14 +133,18 @@ def _begun(
     dtype: Any,
     given: Carries | None = None,
     key: str = "start",
+    as_given: bool = False,
     **scan: Any,
 ) -> tuple[list[list[Any]], Forms]:
     """The carries before the first step, and the form of each cell."""
     _, *read = shape
     due = []
     forms: list[tuple[Form, ...]] = []
-    for layer in layers:
-        own = [cell.initialize_carry(tuple(read), nnx.Rngs(0)) for cell in layer]
+    for depth, layer in enumerate(layers):
+        if given is not None and as_given:
+            own = list(given[depth])
+        else:
+            own = [cell.initialize_carry(tuple(read), nnx.Rngs(0)) for cell in layer]
         kind = _dtype_of(own) if dtype is None else dtype
         x = jax.ShapeDtypeStruct(tuple(read), kind)
         found = [form_of(*pair, x, **scan) for pair in zip(layer, own, strict=True)]
@@ -148,7 +157,7 @@ def _begun(
         dtype = outputs[0].dtype
         due.append(own)
         forms.append(tuple(found))
-    if given is None:
+    if given is None or as_given:
         return due, tuple(forms)
     try:
         carries = [
@@ -255,9 +264,13 @@ def unroll(
     every: bool = True,
     start: Carries | None = None,
     backward: Route = "full",
+    as_given: bool = False,
     waits: bool = True,
     state_axes: Mapping[Any, Any] | None = None,
     broadcast_rngs: Any = None,
+    steps_at_once: int = 1,
+    port: Port | None = None,
+    ported: bool = False,
 ) -> Unrolled:
     """Run stacked cells over a sequence, so that its gradient carries the adjoints out.
 
@@ -280,11 +293,17 @@ def unroll(
       start: the carries before the first step, as for :func:`starting_carries`; the gradient flows
         to them, too. None: the cells' own.
       backward: what passes back from each step; the forward pass is the same.
+      as_given: take ``start`` as it is, of any form that the cells take, without asking them for
+        theirs.
       waits: False: the cells run on where the mask is False, exactly as ``nnx.RNN`` does beyond
         ``seq_lengths``. The gradient is that of such a pass; where nothing of an example is read,
         what its inputs and states hold there cannot make it NaN.
       state_axes: as for ``nnx.RNN``: what becomes of the cells' Variables over time.
       broadcast_rngs: as for ``nnx.RNN``: which random streams are the same at every step.
+      steps_at_once: how many steps one turn of the compiled loop makes; changes no number.
+      port: of the inputs, which are the outputs of another run: takes their cotangent in their
+        place. Only with taps.
+      ported: give a port of the outputs. Only with taps.
 
     Returns:
       :class:`Unrolled`.
@@ -296,17 +315,22 @@ def unroll(
             inputs.shape,
             inputs.dtype,
             start,
+            as_given=as_given,
             state_axes=state_axes,
             broadcast_rngs=broadcast_rngs,
         )
-        spec = _Spec(every or not _top_is_leaf(forms), backward, forms, waits)
+        spec = _Spec(
+            every or not _top_is_leaf(forms), backward, forms, waits, steps_at_once, ported
+        )
         cells = _parts(layers)
-        ran: Any = _run(spec, cells, carries, _readable(spec, inputs, mask), mask, taps)
-        outputs, traces, finals, variables = ran  # custom_vjp hides the type
+        read = _readable(spec, inputs, mask)
+        ran: Any = _run(spec, cells, carries, read, mask, taps, port)
+        outputs, traces, finals, variables, own_port = ran  # custom_vjp hides the type
         for place in _places(cells):
             _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
     last = _last(forms, outputs, finals, mask)
-    return Unrolled(outputs if every else None, last, lax.stop_gradient(traces), finals)
+    outputs, traces = outputs if every else None, lax.stop_gradient(traces)
+    return Unrolled(outputs, last, traces, finals, own_port, forms)
 
 
 def unroll_plainly(
@@ -315,14 +339,18 @@ def unroll_plainly(
     *,
     mask: jax.Array | None = None,
     start: Carries | None = None,
+    as_given: bool = False,
     waits: bool = True,
     state_axes: Mapping[Any, Any] | None = None,
     broadcast_rngs: Any = None,
+    steps_at_once: int = 1,
+    moves: bool = False,
 ) -> Unrolled:
     """The same forward pass with nothing hidden from JAX: any derivative of it can be taken.
 
     For second derivatives, and for a loss of the states themselves: here gradients do flow through
-    the traces. The cells' Variables stay what they are. Arguments as for :func:`unroll`.
+    the traces. The cells' Variables stay what they are, unless ``moves``. Other arguments as for
+    :func:`unroll`.
     """
     with _split_rngs(layers, broadcast_rngs):
         carries, forms = _begun(
@@ -330,14 +358,18 @@ def unroll_plainly(
             inputs.shape,
             inputs.dtype,
             start,
+            as_given=as_given,
             state_axes=state_axes,
             broadcast_rngs=broadcast_rngs,
         )
-        spec = _Spec(True, "full", forms, waits)
-        read = _readable(spec, inputs, mask)
-        ran, _ = _run_forward(spec, _parts(layers), carries, read, mask, None)
-    outputs, traces, finals, _ = ran
-    return Unrolled(outputs, _last(forms, outputs, finals, mask), traces, finals)
+        spec = _Spec(True, "full", forms, waits, steps_at_once)
+        cells, read = _parts(layers), _readable(spec, inputs, mask)
+        ran, _ = _run_forward(spec, cells, carries, read, mask, None, None)
+        outputs, traces, finals, variables, *_ = ran
+        for place in _places(cells) if moves else ():
+            _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
+    last = _last(forms, outputs, finals, mask)
+    return Unrolled(outputs, last, traces, finals, forms=forms)
 
 
 def check_route(route: str, layers: Sequence[Layer], key: str) -> None:
@@ -444,6 +476,80 @@ def backward(
     )
 
 
+class Alone(NamedTuple):
+    """What :func:`backward_of_one` gives.
+
+    Attributes:
+      back: the pass.
+      inputs: the cotangent of what the cell read, ``(T, B, ...)``; None for whole numbers.
+      start: of each inexact leaf of the first carry.
+    """
+
+    back: Backward
+    inputs: Scaled | None
+    start: list[Scaled]
+
+
+def backward_of_one(
+    cell: nnx.RNNCellBase,
+    form: Form,
+    trace: Trace,
+    direct: Scaled,
+    final: Sequence[Scaled],
+    *,
+    mask: jax.Array | None = None,
+    waits: bool = True,
+    cut: jax.Array | None = None,
+    backward: Route = "full",
+) -> Alone:
+    """:func:`backward` of one cell by itself, from cotangents of any size to such.
+
+    Args:
+      cell: with its Variables as they were before the run.
+      form: of it.
+      trace: of :func:`unroll_plainly`.
+      direct: the cotangent of its outputs, normalised, exponents ``(T, B)``.
+      final: that of each inexact leaf of its last carry, exponents ``(B,)``; of a leaf that is
+        common to the batch ``()``.
+      mask, waits, backward: as for :func:`unroll`.
+      cut: as one of the cuts of :func:`backward`.
+    """
+    exponent = jnp.max(
+        jnp.stack([jnp.broadcast_to(f.exponent, direct.exponent.shape[1:]) for f in final]), axis=0
+    )
+    if form.shared:
+        exponent = jnp.broadcast_to(jnp.max(exponent), exponent.shape)
+    at_one = [
+        shift(leaf.mantissa, leaf.exponent - (exponent if leaf.exponent.ndim else exponent[0]))
+        for leaf in final
+    ]
+    leaves, tree = jax.tree.flatten(trace.final)
+    ends = joined(form.live, at_one, chosen([not live for live in form.live], leaves))
+    parts = Parts.of(cell)
+    found = passes.backward(
+        Step(parts, form),
+        trace,
+        mask,
+        direct,
+        tree.unflatten(ends),
+        kind=Scaled,
+        observe=lambda adjoint: adjoint,
+        final_exponent=exponent,
+        waits=waits,
+        cut=cut,
+        route=backward,
+    )
+    direct = _with_final(form, direct, tree.unflatten(ends), mask, exponent)
+    params = parts.with_leaves(found.variables).params
+    states = iter(found.start.mantissa)
+    plain = chosen(form.live, found.start_leaves)
+    start = [
+        Scaled(next(states), found.start.exponent).normalise() if own else Scaled.of(wide(leaf), 0)
+        for own, leaf in zip(form.live_batched, plain, strict=True)
+    ]
+    return Alone(Backward(params, found.observed, direct, found.start), found.inputs, start)
+
+
 class _Spec(NamedTuple):
     """What a run depends on besides arrays; arguments as for :func:`unroll`."""
 
@@ -451,15 +557,17 @@ class _Spec(NamedTuple):
     backward: Route
     forms: Forms
     waits: bool
+    steps_at_once: int = 1
+    ported: bool = False
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(spec: _Spec, cells, start, inputs, mask, taps):
-    return _run_forward(spec, cells, start, inputs, mask, taps)[0]
+def _run(spec: _Spec, cells, start, inputs, mask, taps, port):
+    return _run_forward(spec, cells, start, inputs, mask, taps, port)[0]
 
 
-def _run_forward(spec: _Spec, cells, start, inputs, mask, taps):
-    """Outputs, traces, final carries and Variables, and what the backward pass needs besides."""
+def _run_forward(spec: _Spec, cells, start, inputs, mask, taps, port):
+    """Outputs, traces, final carries and Variables, a port, and what the backward pass needs."""
     read: Any = inputs
     traces, finals, variables = [], [], []
     for depth, layer in enumerate(cells):
@@ -470,7 +578,11 @@ def _run_forward(spec: _Spec, cells, start, inputs, mask, taps):
             own_read, own_mask = _reading_order((read, mask), direction)
             first = start[depth][direction]
             step = Step(cell, form)
-            runs.append(passes.forward(step, first, own_read, own_mask, wanted, spec.waits))
+            runs.append(
+                passes.forward(
+                    step, first, own_read, own_mask, wanted, spec.waits, spec.steps_at_once
+                )
+            )
         outputs = [_reading_order(own, direction) for direction, (_, own) in enumerate(runs)]
         read = outputs[0] if len(outputs) == 1 or not wanted else jnp.concatenate(outputs, -1)
         traces.append(tuple(trace for trace, _ in runs))
@@ -481,19 +593,29 @@ def _run_forward(spec: _Spec, cells, start, inputs, mask, taps):
             )
         )
         variables.append(tuple(trace.final_variables for trace in traces[-1]))
-    results = (read, tuple(traces), tuple(finals), tuple(variables))
-    return results, (cells, tuple(traces), mask, taps)
+    own_port = Port.of(read, wide_type(read)) if spec.ported else None
+    results = (read, tuple(traces), tuple(finals), tuple(variables), own_port)
+    return results, (cells, tuple(traces), mask, taps, port)
 
 
 def _run_backward(spec: _Spec, residuals, cotangents):
-    cells, traces, mask, taps = residuals
-    from_outputs, _, from_finals, from_variables = cotangents
+    cells, traces, mask, taps, port = residuals
+    from_outputs, _, from_finals, from_variables, from_port = cotangents
     whole = taps is not None and isinstance(taps[0][0].get("adjoint"), dict)
     observe = None if taps is None else _states if whole else passes.log2_norms
     if from_outputs is not None and from_outputs.dtype == jax.dtypes.float0:
         from_outputs = None
     results, from_inputs = _backward_through(
-        spec, cells, traces, mask, from_outputs, from_finals, from_variables, observe
+        spec,
+        cells,
+        traces,
+        mask,
+        from_outputs,
+        from_finals,
+        from_variables,
+        observe,
+        None,
+        from_port,
     )
     grads = [
         [
@@ -506,11 +628,13 @@ def _run_backward(spec: _Spec, residuals, cotangents):
         [_carry_of(*pair) for pair in zip(layer, own, strict=True)]
         for layer, own in zip(traces, results, strict=True)
     ]
-    by_inputs = None
-    if from_inputs is not None:
+    by_inputs, by_port = None, None
+    if port is not None:
+        by_inputs, by_port = jnp.zeros_like(traces[0][0].inputs), Port.holding(from_inputs)
+    elif from_inputs is not None:
         by_inputs = from_inputs.plain().astype(traces[0][0].inputs.dtype)
     if taps is None:
-        return grads, starts, by_inputs, None, None
+        return grads, starts, by_inputs, None, None, None
     seen = [[result.observed for result in layer] for layer in results]
     if whole:
         seen = [
@@ -526,7 +650,7 @@ def _run_backward(spec: _Spec, residuals, cotangents):
             for depth, layer in enumerate(results)
         ]
     seen = jax.tree.map(lambda found, tap: found.astype(tap.dtype), seen, taps)
-    return grads, starts, by_inputs, None, seen
+    return grads, starts, by_inputs, None, seen, by_port
 
 
 _run.defvjp(_run_forward, _run_backward)
@@ -562,6 +686,7 @@ def _backward_through(
     from_variables: Sequence[Sequence[Any]] | None,
     observe: Callable[[Form, Scaled], Any] | None,
     cuts: Sequence[jax.Array] | None = None,
+    from_port: Port | None = None,
 ) -> tuple[list[list[Gradients]], Any]:
     """Every layer's gradients, from the top down, and the inputs' cotangent.
 
@@ -570,6 +695,8 @@ def _backward_through(
     few = any(form.half for layer in spec.forms for form in layer)
     kind = Plain if observe is None and not few else Scaled
     from_above: Any = None if from_outputs is None else kind.of(wide(from_outputs), 2)
+    if from_port is not None:
+        from_above = from_port.number().add(from_above)
     results: list[list[Gradients]] = []
     for depth in reversed(range(len(cells))):
         layer = []
@@ -588,6 +715,7 @@ def _backward_through(
                     waits=spec.waits,
                     cut=None if cuts is None else cuts[direction],
                     route=spec.backward,
+                    steps_at_once=spec.steps_at_once,
                 )
             )
         results.insert(0, layer)
@@ -598,17 +726,27 @@ def _backward_through(
     return results, from_above
 
 
-def _with_final(form: Form, direct: Any, final: Any, mask: jax.Array | None) -> Scaled:
+def _with_final(
+    form: Form,
+    direct: Any,
+    final: Any,
+    mask: jax.Array | None,
+    exponent: jax.Array | None = None,
+) -> Scaled:
     """``direct`` with the cotangent of the final h put in at each example's last real step.
 
-    Where the output is h.
+    Where the output is h. With an exponent ``(B,)`` if that is of mantissas.
     """
     if not form.is_leaf:
         return direct
     own, steps = wide(form.hidden(final)), direct.mantissa.shape[0]
     ends = jnp.arange(steps)[:, None] == steps - 1 if mask is None else last_real(mask)
     flags = ends.reshape(ends.shape + (1,) * (own.ndim - 1))
-    return direct.add(Scaled.of(jnp.where(flags, own[None], 0), 2))
+    entering = Scaled.of(jnp.where(flags, own[None], 0), 2)
+    if exponent is not None:
+        moved = entering.exponent + exponent[None]
+        entering = entering._replace(exponent=jnp.where(entering.exponent == ZERO, ZERO, moved))
+    return direct.add(entering)
 
 
 def _readable(spec: _Spec, inputs: jax.Array, mask: jax.Array | None) -> jax.Array:

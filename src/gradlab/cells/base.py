@@ -13,7 +13,7 @@ Shapes: ``B`` examples (any leading axes), ``I`` input width, ``H`` hidden width
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -57,7 +57,8 @@ def recurrent_init(init: RecurrentInit | Initializer, gain: float) -> Initialize
     drawn = RECURRENT_INITS[init] if isinstance(init, str) else init
 
     def scaled(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **kwargs: Any) -> jax.Array:
-        wide = jnp.promote_types(dtype, jnp.float32)  # half precision has no QR
+        # No machine makes a matrix orthogonal in half precision.
+        wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
         return (gain * jnp.asarray(drawn(key, shape, wide, **kwargs))).astype(dtype)
 
     return scaled
@@ -84,7 +85,8 @@ class MemoryCarry(NamedTuple):
 class Cell(nnx.RNNCellBase):
     """A recurrent cell as one step that also names its gates.
 
-    A subclass writes :meth:`step`; everything else follows from it.
+    A subclass writes :meth:`step`; everything else follows from it. One that writes ``__call__``
+    may return the carry as a plain tuple: the caller has it back in the form that it gave.
 
     Attributes:
       Carry: the NamedTuple of the state; its field ``h`` is the output.
@@ -136,18 +138,29 @@ class Cell(nnx.RNNCellBase):
     def __call__(self, carry: Any, inputs: jax.Array) -> tuple[Any, jax.Array]:
         """``(carry, (B, I)) -> (carry, (B, H))``; the carry comes back in the form it was given.
 
-        A bare array (or a plain tuple, in the order of ``Carry``) is taken as Flax's own cells
-        take it.
+        A bare array (or a plain tuple or list, in the order of ``Carry``) is taken as Flax's own
+        cells take it. Each state keeps its type, whatever the types of inputs and parameters.
         """
-        new, _ = self.step(self._named(carry), inputs)
-        if isinstance(carry, self.Carry):
-            return new, new.h
-        return (tuple(new) if isinstance(carry, tuple) else new.h), new.h
+        old = self._named(carry)
+        new, _ = self.step(old, inputs)
+        new = jax.tree.map(lambda after, before: after.astype(before.dtype), new, old)
+        return _like(carry, new), new.h
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if own := cls.__dict__.get("__call__"):
+
+            @wraps(own)
+            def call(self: Any, carry: Any, inputs: jax.Array) -> Any:
+                new, output = own(self, carry, inputs)
+                return _like(carry, new), output
+
+            cls.__call__ = call
 
     def _named(self, carry: Any) -> Any:
         if isinstance(carry, self.Carry):
             return carry
-        return self.Carry(*(carry if isinstance(carry, tuple) else (carry,)))
+        return self.Carry(*(carry if isinstance(carry, tuple | list) else (carry,)))
 
     def initialize_carry(
         self,
@@ -179,6 +192,11 @@ class Cell(nnx.RNNCellBase):
     def num_feature_axes(self) -> int:
         """One: the last axis of the input is its features."""
         return 1
+
+
+def _like(carry: Any, new: Any) -> Any:
+    """The new carry in the form of the old one."""
+    return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(new))
 
 
 def dense(

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlab.bptt.passes import Route
 from gradlab.errors import BadInput, CannotRecord, number, whole_number
-from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink
+from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink, figures_of
 from gradlab.training.checkpoint import Best, Position
 from gradlab.training.diagnosis import diagnose
 from gradlab.training.interruption import Interruption
@@ -398,21 +398,9 @@ class _Loop:
             rows = member.last_row.scalars.items()
             found |= {name: value for name, value in rows if name.startswith("train/")}
             for name, array in member.last_row.arrays.items():
-                found |= self._figures(name, array)
+                found |= figures_of(name, self.steps.variables[name], array, self.steps.names)
         if member.best is not None:
             found["best/step"] = float(member.best.step)
             found |= {f"val/{name}": value for name, value in member.best.scores.items()}
             found |= test
         return found
-
-    def _figures(self, name: str, array: np.ndarray) -> dict[str, float]:
-        """What of a variable goes into the summary: numbers of the run or of each layer."""
-        dims = self.steps.variables[name].dims
-        if not dims:
-            return {name: float(array)}
-        if dims == ("layer", "index"):  # a spectrum in descending order: its largest
-            array, dims = array[:, 0], ("layer",)
-        if dims != ("layer",):
-            return {}
-        names = [f"{name}/layer_{layer.replace(' ', '_')}" for layer in self.steps.names]
-        return dict(zip(names, map(float, array), strict=True))

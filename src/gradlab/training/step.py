@@ -255,9 +255,8 @@ class Steps:
         pulled, (traces, norms) = self._measured_gradient(state.values, batch)
         after, report, (grads, clipped, updates) = self._update(state, batch, pulled)
         gates, retention = self._gates(self.model(state.values), traces)
-        adjoints = self._adjoints(norms)
         seen = Seen(
-            adjoints=adjoints,
+            adjoints=self._adjoints(norms),
             mask=self._masks(batch.mask),
             gates=gates,
             retention=retention,
@@ -265,7 +264,7 @@ class Steps:
             grads=by_name(grads),
             clipped=by_name(clipped),
             updates=by_name(updates),
-            hidden=self.setting.hidden_of(adjoints),
+            hidden=self.setting.hidden_of(self._adjoints(norms)),
         )
         measured: dict[str, jax.Array] = {}
         for one in probes:

@@ -1,0 +1,1 @@
+"""What gradlab measures, inside anyone's own module and training loop."""

@@ -1,0 +1,62 @@
+"""What the standard step probes make of the gates of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from gradlab import probes
+from gradlab.bptt.passes import Trace
+from gradlab.cells import stock
+from gradlab.probes.base import Seen, Setting, StepProbe
+from gradlab.probes.setting import supported
+
+
+def _of_gates() -> Mapping[str, StepProbe]:
+    """The standard step probes that a cell without gates cannot have, with their own options."""
+    found = {
+        name: one()
+        for name, one in vars(probes).items()
+        if isinstance(one, type) and issubclass(one, StepProbe) and one.preset == "standard"
+    }
+    without, _ = supported(found, Setting("a cell", ("h",), (), None), by_preset=True)
+    return {name: probe for name, probe in found.items() if name not in without}
+
+
+_PROBES = _of_gates()
+
+
+def measured_gates(
+    cell: nnx.RNNCellBase, trace: Trace, mask: jax.Array, examples: int | None = None
+) -> dict[str, jax.Array]:
+    """Their variables, each without its axis of layers; none where no gate can be seen.
+
+    Args:
+      cell: of the layer.
+      trace: what it went through.
+      mask: ``(T, B)`` bool.
+      examples: of how many examples, the first; None: of all. The gates are computed again from
+        the states, which costs more than the rest of what is seen.
+    """
+    view = stock.gate_view(cell)
+    if not view.names:
+        return {}
+    went = lax.stop_gradient((trace.before, trace.inputs, mask))
+    before, inputs, mask = jax.tree.map(lambda leaf: leaf[:, :examples], went)
+    graph, state = nnx.split(cell)
+    own = nnx.merge(graph, lax.stop_gradient(state), copy=True)
+    found: Any = stock.gates(own, before, inputs)
+    gates = {name: getattr(found, name)[None] for name in view.names}
+    retention = gates.get(view.retention or "")
+    seen = Seen({}, mask[None], gates, retention, {}, {}, {}, {})
+    setting = Setting(type(cell).__name__, (), view.names, view.retention)
+    usable, _ = supported(_PROBES, setting, by_preset=True)
+    measured: dict[str, Any] = {}
+    for probe in usable.values():
+        measured |= {name: value[0] for name, value in probe(seen).items()}
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), measured)

@@ -1,9 +1,9 @@
 """Close looks at tiny networks, and the same networks written as plainly as possible.
 
 The plain network is one scan a direction in which every step and every example has parameters of
-its own (*copies*), a number added to its new state (a *nudge*) and one added to its output (a
-*lift*). Plain autodiff by these gives what enters through each step, the total adjoints, and the
-direct ones; nothing of gradlab is used but the cell.
+its own (*copies*), a number added to its new state (a *nudge*) and one added to the h that its
+output is or is made of (a *lift*). Plain autodiff by these gives what enters through each step, the
+total adjoints, and the direct ones; nothing of gradlab is used but the cell.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Separate(nnx.RNNCellBase):
 
     def __call__(self, carry, inputs):
         h = jnp.tanh(self.dense(jnp.concatenate([carry, inputs], -1)))
-        return h, jnp.tanh(self.out(h))
+        return h, self.emit(h)
+
+    def emit(self, h):
+        return jnp.tanh(self.out(h))
 
     def initialize_carry(self, input_shape, rngs=None, carry_init=None):
         return jnp.zeros((*input_shape[:-1], self.hidden_features), self.param_dtype)
@@ -181,7 +184,8 @@ class Copies(NamedTuple):
     Attributes:
       cells: for each direction its parameters, leaves ``(T, E, *θ.shape)`` in reading order.
       nudges: for each direction what is added to its new state, a carry of ``(T, E, H)``.
-      lifts: for each direction what is added to its outputs, ``(T, E, H)``.
+      lifts: for each direction what is added to the h that its outputs are, or are made of,
+        ``(T, E, H)``.
       readout: leaves ``(T, E, *θ.shape)``, in the order of the input.
     """
 
@@ -208,8 +212,8 @@ class Plain:
         modules = [*(case.layers[a][b] for a, b in case.places), case.readout]
         split = [nnx.split(module, nnx.Param, ...) for module in modules]
         self.params = [own for _, own, _ in split]
-        self.apply = [
-            lambda own, *read, graph=graph, rest=rest: nnx.merge(graph, own, rest, copy=True)(*read)
+        self.modules = [
+            lambda own, graph=graph, rest=rest: nnx.merge(graph, own, rest, copy=True)
             for graph, _, rest in split
         ]
         self.starts = [
@@ -240,7 +244,7 @@ class Plain:
                 ends.append(out[last, np.arange(E)])
                 index += 1
             read = jnp.concatenate(outputs, -1)
-        each = jax.vmap(self.apply[-1])
+        each = jax.vmap(lambda own, outputs: self.modules[-1](own)(outputs))
         if case.every:
             return case.losses(jax.vmap(each)(copies.readout, read))
         last = T - 1 - np.argmax(case.real[::-1], axis=0)
@@ -248,16 +252,18 @@ class Plain:
         return case.losses(each(own, jnp.concatenate(ends, -1)))
 
     def _direction(self, copies, index, read, direction, cuts):
-        separate = isinstance(self.case.layers[0][0], Separate)
-        one = jax.vmap(self.apply[index])
+        separate, module = isinstance(self.case.layers[0][0], Separate), self.modules[index]
+        one = jax.vmap(lambda own, carry, x: module(own)(carry, x)[0])
+        emit = jax.vmap(lambda own, h: module(own).emit(h))
         cut = jnp.zeros((T, E), bool) if cuts is None else cuts[index]
 
         def step(carry, now):
             own, nudge, lift, x, real, cut = now
-            new, y = one(own, carry, x)
+            new = one(own, carry, x)
             new = jax.tree.map(jnp.add, new, nudge)
             new = jax.tree.map(lambda n, o: jnp.where(real[:, None], n, o), new, carry)
-            y = (y if separate else jax.tree.leaves(new)[-1]) + lift
+            h = jax.tree.leaves(new)[-1] + lift
+            y = emit(own, h) if separate else h
             held = jax.lax.stop_gradient(new)
             onward = jax.tree.map(lambda n, h: jnp.where(cut[:, None], h, n), new, held)
             return onward, y

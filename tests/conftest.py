@@ -113,6 +113,20 @@ class Done(NamedTuple):
     err: str
 
 
+@pytest.fixture(scope="module")
+def settled():
+    """What earlier tests made is not looked through again: a full collection takes a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def tidy(settled):
+    """What a test leaves to the garbage collector is gone before the next."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def read_once():
     """Hydra reads its own files and those of ``conf/`` once, and not at every composition.

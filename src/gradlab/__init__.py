@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from gradlab import tasks as tasks
     from gradlab.analysis import analyze
     from gradlab.bptt import scaling, unroll
+    from gradlab.convert import from_keras, from_torch
     from gradlab.errors import BadInput
     from gradlab.model import SequenceModel
     from gradlab.record.reader import Run, open_run
+    from gradlab.recorder import Recorder
     from gradlab.training import loop as train
     from gradlab.training import optimizer
     from gradlab.watching.gradient import Seen, value_and_grad
@@ -33,6 +35,7 @@ __all__ = [
     "RNN",
     "BadInput",
     "Bidirectional",
+    "Recorder",
     "Run",
     "Seen",
     "SequenceModel",
@@ -42,6 +45,8 @@ __all__ = [
     "cells",
     "errors",
     "experiment",
+    "from_keras",
+    "from_torch",
     "model",
     "open_run",
     "optimizer",
@@ -60,10 +65,13 @@ _HOME = {
     "BadInput": "gradlab.errors",
     "Bidirectional": "gradlab.watching.layers",
     "RNN": "gradlab.watching.layers",
+    "Recorder": "gradlab.recorder",
     "Run": "gradlab.record.reader",
     "Seen": "gradlab.watching.gradient",
     "SequenceModel": "gradlab.model",
     "analyze": "gradlab.analysis",
+    "from_keras": "gradlab.convert",
+    "from_torch": "gradlab.convert",
     "open_run": "gradlab.record.reader",
     "value_and_grad": "gradlab.watching.gradient",
     "watch": "gradlab.watching.watch",

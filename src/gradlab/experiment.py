@@ -218,7 +218,7 @@ def _sizes(experiment: Experiment) -> tuple[int, int]:
             return nnx.state(model, nnx.Param), carry
 
         params, carry = jax.eval_shape(sizes)
-        state = sum(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
+        state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(carry))
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)), state
 
     try:
@@ -233,7 +233,7 @@ def _check_regularizer(steps: Steps, regularizer: Regularizer | None) -> None:
     if regularizer is not None:
         state = steps.start(jax.random.key(0))
         batch = steps.draw(state, steps.task.data)
-        regularizer.check_model(steps.closeup(state.params, batch, regularizer.examples))
+        regularizer.check_model(steps.closeup(state.values, batch, regularizer.examples))
 
 
 def check_experiment(experiment: Experiment) -> None:

@@ -6,7 +6,8 @@ Shapes: time-major ``(T, B, ...)``; ``I`` input width, ``H`` hidden width, ``O``
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,14 +16,17 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gradlab.bptt.passes import state_names
-from gradlab.bptt.unroll import Route, Trace, initial_carries, unroll
+from gradlab.bptt.form import Form
+from gradlab.bptt.passes import Route, Trace, is_inexact, wide, wide_type
+from gradlab.bptt.unroll import Forms, forms_of, initial_carries, unroll
 from gradlab.errors import BadInput
 
 InitialState = Literal["zero", "random", "learned"]
 LossKind = Literal["mse", "cross_entropy"]
 Readout = Literal["last", "every"]
 MakeCell = Callable[..., nnx.RNNCellBase]
+EXAMPLES = 13
+"""Of the batch that a cell is looked at with: as no other axis of its state is likely to be."""
 
 
 class Forward(NamedTuple):
@@ -45,7 +49,7 @@ class SequenceModel(nnx.Module):
         are given by name if it has arguments of these names.
       features: ``I`` of real-valued inputs; with ``symbols`` that many one-hot inputs instead.
       symbols: number of input symbols, or None.
-      hidden: ``H`` of every layer.
+      hidden: ``H`` of every layer. A layer reads what the one below gives out, of whatever width.
       layers: how many layers.
       outputs: ``O``.
       readout: read the last state (``"last"``) or every one (``"every"``).
@@ -53,11 +57,12 @@ class SequenceModel(nnx.Module):
       initial_state: the state before the first step, ``(H,)`` for each part of it, the same for all
         examples. ``"zero"``: the cells' own, which is zero in all that gradlab and Flax have;
         ``"random"``: drawn once by ``rngs``, standard normal, and fixed; ``"learned"``: a parameter
-        that starts as with ``"zero"``.
+        that starts as with ``"zero"``. Counters and what else has no adjoint of each example begin
+        as the cells say.
       rngs: Flax random keys. The weights are the same whatever the initial state.
 
     Raises:
-      BadInput: if a cell does not return a carry like the one it began with.
+      BadInput: for a cell that :func:`gradlab.bptt.form.form_of` refuses.
     """
 
     def __init__(
@@ -79,18 +84,23 @@ class SequenceModel(nnx.Module):
             raise BadInput("model.initial_state", initial_state, allowed)
         self.symbols, self.readout_at = symbols, readout
         directions = 2 if bidirectional else 1
-        width = symbols or features
-        self.width = width
+        self.width = symbols or features
         new = partial(_new_cell, make_cell, rngs)
-        stack = []
-        for _ in range(layers):
-            stack.append(nnx.List([new(width, hidden) for _ in range(directions)]))
-            width = directions * hidden
+        stack, read = [], jax.ShapeDtypeStruct((self.width,), jnp.float32)
+        for depth in range(layers):
+            layer = [new(read.shape[-1], hidden) for _ in range(directions)]
+            if depth == 0:
+                self.reads = _type_read(layer, self.width)
+                read = jax.ShapeDtypeStruct(read.shape, self.reads)
+            (forms,) = forms_of([layer], (1, EXAMPLES, *read.shape), read.dtype)
+            stack.append(nnx.List(layer))
+            read = _joined(forms)
         self.layers = nnx.List(stack)
-        carries = initial_carries(self.layers, (1, 1, self.width))  # refuses a wrong one
-        self.readout = nnx.Linear(width, outputs, rngs=rngs)
+        self.readout = Readout(read, outputs, rngs=rngs)
         self.learns_start = initial_state == "learned"
-        self.initial_state = _initial_state(initial_state, carries, rngs)
+        self.initial_state = None
+        if initial_state != "zero":
+            self.initial_state = _initial_state(initial_state, *self._begun(), rngs)
 
     def __call__(
         self,
@@ -119,18 +129,25 @@ class SequenceModel(nnx.Module):
         return Forward(self.readout(run.last if run.outputs is None else run.outputs), run.traces)
 
     def encode(self, inputs: jax.Array) -> jax.Array:
-        """What the first layer reads, ``(T, B, I)``: symbols become one-hot."""
-        return inputs if self.symbols is None else jax.nn.one_hot(inputs, self.symbols)
+        """What the first layer reads, ``(T, B, I)``: symbols become one-hot.
+
+        In half precision where the cells' own first states are all in it.
+        """
+        read = inputs if self.symbols is None else jax.nn.one_hot(inputs, self.symbols)
+        return read.astype(self.reads) if self.reads != jnp.float32 else read
 
     def start(self) -> list[list[Any]] | None:
-        """The carries before the first step, leaves ``(H,)``; None: the cells' own."""
+        """The carries before the first step, without the axis of examples; None: the cells' own."""
         if self.initial_state is None:
             return None
-        carries = initial_carries(self.layers, (1, 1, self.width))
-        return [
-            [_filled(*pair) for pair in zip(layer, own, strict=True)]
-            for layer, own in zip(carries, self.initial_state, strict=True)
-        ]
+        parts = (*self._begun(), self.initial_state)
+        return [list(map(_filled, *layer)) for layer in zip(*parts, strict=True)]
+
+    def _begun(self) -> tuple[list[list[Any]], Forms]:
+        """The cells' own first carries, and their forms."""
+        shape = (1, EXAMPLES, self.width)
+        carries = initial_carries(self.layers, shape, self.reads)
+        return carries, forms_of(self.layers, shape, self.reads)
 
     def layer_names(self) -> list[str]:
         """Labels of the recorded layers: ``"0", "1", ...``, with ``" backward"`` for the second."""
@@ -145,27 +162,74 @@ class SequenceModel(nnx.Module):
         return [cell for layer in self.layers for cell in layer]
 
 
-def _initial_state(kind: InitialState, carries: list[list[Any]], rngs: nnx.Rngs) -> Any:
-    """What is kept of the carries before the first step, by layer, direction and part."""
-    if kind == "zero":
-        return None
+class Readout(nnx.Linear):
+    """A linear layer that reads what a layer of cells gives out, whatever numbers these are.
+
+    Several axes of features count as one, and half precision is read as float32. Complex numbers
+    are read as twice as many real ones: their real parts, then their imaginary parts.
+
+    Args:
+      read: what one example's outputs are like.
+      outputs: ``O``.
+      rngs: Flax random keys.
+    """
+
+    def __init__(self, read: jax.ShapeDtypeStruct, outputs: int, *, rngs: nnx.Rngs):
+        parts = 2 if jnp.issubdtype(read.dtype, jnp.complexfloating) else 1
+        super().__init__(parts * math.prod(read.shape), outputs, rngs=rngs)
+        self.axes = len(read.shape)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """``(..., *features) -> (..., O)``."""
+        read = wide(inputs)
+        if self.axes > 1:
+            read = read.reshape(*read.shape[: -self.axes], -1)
+        if jnp.iscomplexobj(read):
+            read = jnp.concatenate([read.real, read.imag], axis=-1)
+        return super().__call__(read)
+
+
+def _type_read(cells: Sequence[nnx.RNNCellBase], width: int) -> jnp.dtype:
+    """That of the cells' first states where it is in half precision, else float32."""
+    carries = [cell.initialize_carry((EXAMPLES, width), nnx.Rngs(0)) for cell in cells]
+    leaves = [leaf for leaf in jax.tree.leaves(carries) if is_inexact(leaf)]
+    kinds = {leaf.dtype for leaf in leaves}
+    half = len(kinds) == 1 and all(wide_type(leaf) != leaf.dtype for leaf in leaves)
+    return kinds.pop() if half else jnp.dtype(jnp.float32)
+
+
+def _joined(forms: Sequence[Form]) -> jax.ShapeDtypeStruct:
+    """What the outputs of a layer's directions are like, side by side."""
+    outputs = [form.output for form in forms]
+    width = sum(output.shape[-1] for output in outputs)
+    return jax.ShapeDtypeStruct((*outputs[0].shape[:-1], width), outputs[0].dtype)
+
+
+def _initial_state(
+    kind: InitialState, carries: list[list[Any]], forms: Forms, rngs: nnx.Rngs
+) -> Any:
+    """What is kept of the states before the first step, by layer, direction and name."""
 
     def kept(leaf: jax.Array) -> nnx.Variable:
         if kind == "learned":
             return nnx.Param(leaf[0])
         return nnx.Variable(rngs.params.normal(leaf[0].shape, leaf.dtype))
 
-    def parts(carry: Any) -> nnx.Dict:
-        leaves = map(kept, jax.tree.leaves(carry))
-        return nnx.Dict(zip(state_names(carry), leaves, strict=True))
+    def parts(carry: Any, form: Form) -> nnx.Dict:
+        named = zip(form.names, jax.tree.leaves(carry), strict=True)
+        return nnx.Dict({name: kept(leaf) for name, leaf in named if name in form.states})
 
-    return nnx.List(nnx.List(map(parts, layer)) for layer in carries)
+    return nnx.List(nnx.List(map(parts, *layer)) for layer in zip(carries, forms, strict=True))
 
 
-def _filled(carry: Any, parts: nnx.Dict) -> Any:
-    """A carry of the same form from its parts."""
-    leaves = [parts[name][...] for name in state_names(carry)]
-    return jax.tree.unflatten(jax.tree.structure(carry), leaves)
+def _filled(carry: Any, form: Form, parts: nnx.Dict) -> Any:
+    """A carry without the axis of examples, its states taken from ``parts``."""
+    leaves, tree = jax.tree.flatten(carry)
+    own = [leaf[0] if batched else leaf for leaf, batched in zip(leaves, form.batched, strict=True)]
+    named = zip(form.names, own, strict=True)
+    return tree.unflatten(
+        [parts[name][...] if name in form.states else leaf for name, leaf in named]
+    )
 
 
 def _new_cell(
@@ -181,6 +245,28 @@ def _new_cell(
     return make_cell(in_features, hidden_features, rngs=rngs)
 
 
+def moving(model: SequenceModel, batch: int) -> frozenset[tuple[Any, ...]]:
+    """The paths of the Variables that a forward pass changes, found by tracing one.
+
+    Args:
+      model: as it trains.
+      batch: ``B``.
+    """
+    graph, state = nnx.split(model)
+    shape = (2, batch) if model.symbols else (2, batch, model.width)
+    inputs = jax.ShapeDtypeStruct(shape, jnp.int32 if model.symbols else jnp.float32)
+
+    def run(state: Any, inputs: jax.Array) -> Any:
+        own = nnx.merge(graph, state, copy=True)
+        own(inputs)
+        return nnx.state(own)
+
+    jaxpr = jax.make_jaxpr(run)(state, inputs).jaxpr
+    paths = [path for path, _ in nnx.to_flat_state(state)]
+    pairs = zip(paths, jaxpr.invars[:-1], jaxpr.outvars, strict=True)
+    return frozenset(path for path, before, after in pairs if after is not before)
+
+
 def per_example_loss(
     kind: LossKind, outputs: jax.Array, targets: jax.Array, weights: jax.Array | None
 ) -> jax.Array:
@@ -190,8 +276,12 @@ def per_example_loss(
       kind: ``"mse"``, the mean over ``O`` of squared errors, or ``"cross_entropy"`` in nats.
       outputs: ``(B, O)``, or ``(T, B, O)`` with ``weights``.
       targets: like ``outputs`` for ``"mse"``, integer classes without ``O`` otherwise.
-      weights: ``(T, B)``, summing to 1 over ``T``, or None.
+      weights: ``(T, B)``, summing to 1 over ``T``, or None. What the targets hold where a weight is
+        0 is not read, be it NaN.
     """
+    if weights is not None:
+        counts = weights if kind == "cross_entropy" else weights[..., None]
+        targets = jnp.where(counts != 0, targets, 0)
     if kind == "mse":
         loss = jnp.mean(jnp.square(outputs - targets), axis=-1)
     else:

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from gradlab.bptt.parts import by_name
-from gradlab.errors import CannotRecord, LostPeer
 from gradlab.experiment import Experiment, build_steps
 from gradlab.probes.setting import coords_of
-from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable
+from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable, crashed
 from gradlab.record.directory import RunDirectory
 from gradlab.record.finish import FIGURES, complete, replay
 from gradlab.record.lags import FORGET, RESIDUAL
@@ -208,15 +207,6 @@ class _LastRows:
 def key_of(experiment: Experiment) -> jax.Array:
     """The random key of its training."""
     return jax.random.fold_in(jax.random.key(experiment.seed), 1)
-
-
-def crashed(error: BaseException) -> Outcome:
-    """The outcome of a run that an error has ended."""
-    if isinstance(error, CannotRecord):
-        return Outcome("crashed", f"cannot record: {error.reason}")
-    if isinstance(error, LostPeer):
-        return Outcome("crashed", f"another process of the run is gone ({error.reason})")
-    return Outcome("crashed", f"{type(error).__name__}: {error}")
 
 
 def describe(

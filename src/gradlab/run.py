@@ -11,8 +11,8 @@ import jax
 
 from gradlab.errors import BadInput, CannotRecord
 from gradlab.experiment import Experiment, build_steps
-from gradlab.record.base import Outcome, Sink
-from gradlab.recording import Recording, crashed, key_of
+from gradlab.record.base import Outcome, Sink, crashed
+from gradlab.recording import Recording, key_of
 from gradlab.training.checkpoint import Position, from_bytes
 from gradlab.training.interruption import Interruption
 from gradlab.training.loop import Member, train

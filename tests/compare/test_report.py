@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import re
 import subprocess
@@ -34,13 +33,10 @@ HEADLINE = SimpleNamespace(title="The GRU carries it", lines=("It reaches 37 ste
 STEPS = 40
 
 # W&B leaves the temporary folders of artifacts to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def tidy():
-    yield
-    gc.collect()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
+    pytest.mark.usefixtures("tidy"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -37,13 +37,10 @@ T, STEPS = 40, 60
 
 
 # W&B leaves the temporary folders of artifacts to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def tidy():
-    yield
-    gc.collect()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
+    pytest.mark.usefixtures("tidy"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -32,13 +32,10 @@ STEPS = range(0, 60, 3)
 
 
 # W&B leaves the temporary folders of artifacts to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def tidy():
-    yield
-    gc.collect()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
+    pytest.mark.usefixtures("tidy"),
+]
 
 
 @pytest.fixture(scope="module")

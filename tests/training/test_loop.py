@@ -228,7 +228,7 @@ def test_the_recorded_adjoint_is_that_of_one_examples_loss():
     steps = build_steps(exp)
     state = steps.start(jax.random.key(0))
     _, _, measured = jax.jit(steps.probe)(state, ())
-    model, batch = steps.model(state.params), steps.draw(state, ())
+    model, batch = steps.model(state.values), steps.draw(state, ())
     cell = model.layers[0][0]
 
     def loss(nudges, example):
@@ -256,7 +256,7 @@ def test_the_recorded_adjoint_of_a_default_lstm_over_200_steps_equals_float64():
     steps = build_steps(exp)
     state = steps.start(jax.random.key(0))
     recorded = np.asarray(jax.jit(steps.probe)(state, ())[2]["adj_h_log10"][0])
-    batch, model = steps.draw(state, ()), steps.model(state.params)
+    batch, model = steps.draw(state, ()), steps.model(state.values)
 
     def adjoints(model, dtype):
         cell, inputs = model.layers[0][0], batch.inputs.astype(dtype)
@@ -308,7 +308,7 @@ def test_evaluation_in_chunks_is_the_mean_over_all_examples():
     exp = experiment(task=Copying(length=22, held_out_examples=30), hidden=3)
     steps = build_steps(exp)
     batch = exp.task.held_out("val")
-    out = steps.model(steps.first_params)(batch.inputs).outputs
+    out = steps.model(steps.first)(batch.inputs).outputs
     answer = (out, batch.targets, batch.weights)
     loss = float(per_example_loss("cross_entropy", *answer).mean())
     accuracy = float(per_example_accuracy(*answer).mean())

@@ -13,26 +13,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
+from jax.extend import core
 
+from gradlab.bptt import scaling
+from gradlab.bptt.packing import (
+    Numbers,
+    flat,
+    flat_cotangent,
+    from_real_form,
+    real_form,
+    real_gradient,
+)
 from gradlab.bptt.parts import Params, Parts, by_name
-from gradlab.bptt.passes import Route, output_is_state, state_names
+from gradlab.bptt.passes import Route, Trace
+from gradlab.bptt.precision import in_float32
 from gradlab.bptt.saturation import well_differentiated
 from gradlab.bptt.scaling import Scaled
+from gradlab.bptt.steps import PackedStep, Read
 from gradlab.bptt.unroll import (
     Backward,
     Carries,
     Layer,
-    Trace,
     Unrolled,
     backward,
+    initial_carries,
     unroll_plainly,
 )
 from gradlab.cells import stock
@@ -49,7 +60,18 @@ class LayerView:
       mask: ``(T, E)`` bool, True where a step was real and its state is finite. After a state that
         is not finite there is nothing to measure.
       backwards: whether it reads the last input first.
+      form: what is known of the cell.
       states: names of the state's parts, in the order in which they are packed.
+      memory: the part that the retention gate multiplies: ``"c"`` if there is one, else h.
+
+    Args:
+      back: gives the backward pass; called when that is first needed.
+      learned: what the names of the first state's parts begin with, where these are parameters
+        beside the cell's; else None.
+      start: the first carry as a function of the cell's own parameters, by their names; None where
+        it is no such function.
+      route: what passes back from each step.
+      whole: where these are the first examples of a batch, the view of all.
     """
 
     def __init__(
@@ -61,15 +83,21 @@ class LayerView:
         mask: jax.Array,
         back: Callable[[], Backward],
         backwards: bool = False,
-        start_names: Sequence[str] = (),
+        learned: str | None = None,
+        start: Callable[[Params], Any] | None = None,
         route: Route = "full",
+        whole: LayerView | None = None,
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
-        self.mask = mask & jnp.cumprod(jnp.isfinite(_packed(self._after())).all(-1), 0).astype(bool)
-        self.states = state_names(trace.before)
-        self._back, self.backwards, self._start_names = back, backwards, start_names
-        self._route: Route = route
-        self._parts = Parts.of(cell)
+        self.backwards, self._back, self._learned = backwards, back, learned
+        self._start, self._route = start, route
+        self._whole = trace if whole is None else whole._whole
+        self._step = PackedStep(cell, trace) if whole is None else whole._step
+        self.form, self._packing = self._step.form, self._step.packing
+        self.states = self.form.states
+        self.memory = "c" if "c" in self.states else self.form.h
+        finite = jnp.isfinite(self.after).all(-1)
+        self.mask = mask & jnp.cumprod(finite, 0).astype(bool)
         self._fewer: dict[int, LayerView] = {}
 
     def first(self, examples: int) -> LayerView:
@@ -78,11 +106,12 @@ class LayerView:
             return self
         if examples not in self._fewer:
             few = slice(examples)
-            trace = Trace(
-                jax.tree.map(lambda leaf: leaf[:, few], self.trace.before),
-                self.trace.inputs[:, few],
-                jax.tree.map(lambda leaf: leaf[few], self.trace.final),
-            )
+
+            def of_leaves(carry: Any, axis: int) -> Any:
+                index = (slice(None),) * axis + (few,)
+                leaves, tree = jax.tree.flatten(carry)
+                own = zip(leaves, self.form.batched, strict=True)
+                return tree.unflatten([leaf[index] if batched else leaf for leaf, batched in own])
 
             def back() -> Backward:
                 whole = self._back()
@@ -94,12 +123,18 @@ class LayerView:
                 self.name,
                 self.cell,
                 self.prefix,
-                trace,
+                self.trace._replace(
+                    before=of_leaves(self.trace.before, 1),
+                    inputs=self.trace.inputs[:, few],
+                    final=of_leaves(self.trace.final, 0),
+                ),
                 self.mask[:, few],
                 back,
                 self.backwards,
-                self._start_names,
+                self._learned,
+                self._start,
                 self._route,
+                self,
             )
         return self._fewer[examples]
 
@@ -109,57 +144,122 @@ class LayerView:
         upto_end = jnp.cumsum(self.mask[::-1], axis=0)[::-1]
         return upto_end - self.mask.astype(upto_end.dtype)
 
-    def _after(self) -> Any:
-        return jax.tree.map(
-            lambda before, final: jnp.concatenate([before[1:], final[None]]),
-            self.trace.before,
-            self.trace.final,
-        )
+    # The state.
 
     @cached_property
     def after(self) -> jax.Array:
         """The packed state after each step, ``(T, E, S)``."""
-        return _packed(self._after())
+        after = jax.tree.map(
+            lambda before, final: jnp.concatenate([before[1:], final[None]]),
+            self.trace.before,
+            self.trace.final,
+        )
+        return self._packing.pack(after)
 
     @cached_property
     def before(self) -> jax.Array:
         """The packed state before each step, ``(T, E, S)``."""
-        return _packed(self.trace.before)
+        return self._packing.pack(self.trace.before)
 
     def part(self, state: str) -> slice:
         """Where one part of the state, e.g. ``"c"``, lies in the packed vector."""
-        sizes = [leaf.shape[-1] for leaf in jax.tree.leaves(self.trace.before)]
-        ends = [int(end) for end in np.cumsum([0, *sizes])]
-        return dict(zip(self.states, (slice(a, b) for a, b in pairwise(ends)), strict=True))[state]
+        return self._packing.parts[state].place
 
-    @property
-    def memory(self) -> str:
-        """The part of the state that the retention gate multiplies: ``"c"`` if there is one."""
-        return "c" if "c" in self.states else "h"
-
-    def unpack(self, packed: jax.Array) -> Any:
-        """A carry with leaves ``(..., H)`` from ``(..., S)``."""
-        leaves = [packed[..., self.part(name)] for name in self.states]
-        return jax.tree.unflatten(jax.tree.structure(self.trace.before), leaves)
-
-    def step(self, state: jax.Array, x: jax.Array) -> jax.Array:
-        """``(..., S), (..., I) -> (..., S)``: one step of the packed state."""
-        return _packed(self.cell(self.unpack(state), x)[0])
-
-    def results_with(
-        self, params: Params, state: jax.Array, x: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """``(..., S), (..., I) -> (..., S), (..., D)``: the new state and the output.
-
-        With other parameters, named as in :attr:`params`.
-        """
-        carry, y = self._parts.with_params(params)(self.unpack(state), x)
-        return _packed(carry), y
+    # The step.
 
     @cached_property
-    def params(self) -> Params:
-        """The cell's own parameters, by their names within the cell."""
-        return by_name(self._parts.params)
+    def reads(self) -> Read:
+        """What each step read, leaves ``(T, ...)``, for :meth:`step`.
+
+        Where a step is not real: the example's first state and first real input, so that padding
+        that is not finite changes no derivative. Of all examples of the batch, where the step draws
+        random numbers for them together.
+        """
+        read, real = self._step.reads(self._whole if self._step.draws else self.trace), self.mask
+        state = read.state[:, : real.shape[1]]
+        read = read._replace(state=jnp.where(real[..., None], state, state[:1]))
+        if real.shape[1] < read.x.shape[1]:
+            return read
+        first = read.x[jnp.argmax(real, axis=0), jnp.arange(real.shape[1])]
+        of_x = real.reshape(*real.shape, *(1,) * (read.x.ndim - 2))
+        return read._replace(x=jnp.where(of_x, read.x, first[None]))
+
+    def step(self, state: jax.Array, read: Read) -> jax.Array:
+        """``(E, S) -> (E, S)``: one step of the packed state, with one of :attr:`reads`."""
+        return self._results(self.params, state, read)[0]
+
+    def results_with(self, params: Params) -> tuple[jax.Array, ...]:
+        """What each step gives with other parameters, named as in :attr:`params`.
+
+        The new state ``(T, E, S)``; and the output ``(T, E, D)`` where that is computed from the
+        new state, which is held there.
+        """
+        return jax.vmap(lambda read: self._results(params, read.state, read))(self.reads)
+
+    def _results(self, params: Params, state: jax.Array, read: Read) -> tuple[jax.Array, ...]:
+        found = self._step(params, self._numbers(state, read), read)
+        return jax.tree.map(lambda array: array[: len(state)], found)
+
+    def _numbers(self, state: jax.Array, read: Read) -> Numbers:
+        """Those of each part of a state, and of the states of the other examples that are run."""
+        others = self._packing.pack(read.carry)[len(state) :]
+        return self._packing.split(jnp.concatenate([state, others]) if len(others) else state)
+
+    @cached_property
+    def _has_rows(self) -> Read:
+        """Of each leaf of :attr:`reads` whether an example needs its own row of it alone."""
+        alone = not self._step.draws
+        carry = jax.tree.structure(self.reads.carry)
+        rows = carry.unflatten([alone and own for own in self.form.batched])
+        return Read(alone, rows, alone, [False for _ in self.reads.variables])
+
+    def _of_each(self, function: Callable[..., Any], read: Read, *more: Any, apart: bool) -> Any:
+        """``function(step, numbers, *more)`` of each example alone, over the examples.
+
+        The step maps parameters and the numbers of each part of the state ``(n,)`` to what it gives
+        for this example. One that draws random numbers for the batch is run on all of it.
+
+        Args:
+          function: see above; the numbers are those of the state that was read.
+          read: one of :attr:`reads`.
+          more: arrays ``(E, ...)``.
+          apart: whether each example is at a time of its own, which all leaves of ``read`` have.
+        """
+
+        def alone(e: jax.Array, read: Read, *more: Any) -> Any:
+            draws, split = self._step.draws, self._packing.split
+            read = jax.tree.map(lambda leaf, row: leaf[None] if row else leaf, read, self._has_rows)
+            at, everyone = (e, self._numbers(read.state, read)) if draws else (0, split(read.state))
+
+            def step(params: Params, numbers: Numbers) -> tuple[jax.Array, ...]:
+                if draws:
+                    joined = {name: everyone[name].at[e].set(own) for name, own in numbers.items()}
+                else:
+                    joined = {name: own[None] for name, own in numbers.items()}
+                return jax.tree.map(lambda a: a[at], self._step(params, joined, read))
+
+            return function(step, {name: own[at] for name, own in everyone.items()}, *more)
+
+        axes = jax.tree.map(lambda row: 0 if row or apart else None, self._has_rows)
+        over = jax.vmap(alone, (0, axes, *(0 for _ in more)))
+        return over(jnp.arange(self.mask.shape[1]), read, *more)
+
+    def at_rest(self, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """The step ``(S,) -> (S,)`` of one example alone under a constant input.
+
+        Whole numbers, numbers that the examples share and Variables that change are held as they
+        are before the first example's last step.
+        """
+        read = jax.tree.map(lambda leaf: leaf[-1], self._step.reads(self.trace))
+        rows = zip(jax.tree.leaves(read.carry), self.form.batched, strict=True)
+        leaves = [leaf[:1] if own else leaf for leaf, own in rows]
+        carry = jax.tree.unflatten(jax.tree.structure(read.carry), leaves)
+        row = Read(read.state[:1], carry, x[None], read.variables)
+
+        def step(state: jax.Array) -> jax.Array:
+            return self._step(self.params, self._packing.split(state[None]), row)[0][0]
+
+        return step
 
     @cached_property
     def jacobian(self) -> jax.Array:
@@ -168,14 +268,22 @@ class LayerView:
         By forward-mode autodiff of the cell itself, so right for any cell; saturated units keep
         their digits, which they do not in a backward pass. O(T E S²) memory.
         """
-        one = jax.jacfwd(well_differentiated(self.step))
 
-        def at(read: Any) -> jax.Array:
-            state, x, real = read
-            jacobians = jax.vmap(one)(state, x)
-            return jnp.where(real[:, None, None], jacobians, jnp.eye(state.shape[-1]))
+        def columns(step: Callable[..., Any], numbers: Numbers) -> jax.Array:
+            def of(name: str) -> jax.Array:
+                def new(part: jax.Array) -> jax.Array:
+                    return step(self.params, {**numbers, name: part})[0]
 
-        return lax.map(at, (self.before, self.trace.inputs, self.mask))
+                return jax.jacfwd(well_differentiated(new))(numbers[name])
+
+            return jnp.concatenate([of(name) for name in self.states], axis=-1)
+
+        def at(now: Any) -> jax.Array:
+            read, real = now
+            jacobians = self._of_each(columns, read, apart=False)
+            return jnp.where(real[:, None, None], jacobians, jnp.eye(jacobians.shape[-1]))
+
+        return lax.map(at, (self.reads, self.mask))
 
     @cached_property
     def transport(self) -> jax.Array:
@@ -186,32 +294,76 @@ class LayerView:
         if self._route == "full":
             return self.jacobian
         real, memory = self.mask[..., None, None], self.part(self.memory)
-        if self.memory == "c":
-            cut = self.part("h") if self._route == "no_h_path" else memory
+        if self.memory != self.form.h:
+            cut = self.part(self.form.h) if self._route == "no_h_path" else memory
             return jnp.where(real, self.jacobian.at[..., cut].set(0), self.jacobian)
         assert self.retention is not None
         identity = jnp.eye(self.before.shape[-1], dtype=self.before.dtype)[None, None]
-        gate = jnp.zeros_like(self.before).at[..., memory].set(self.retention)
+        gate = jnp.zeros_like(self.before).at[..., memory].set(self._gate_of_memory())
         through_gate = gate[..., None] * identity
         left = through_gate if self._route == "no_h_path" else self.jacobian - through_gate
         return jnp.where(real, left, identity)
 
+    # The backward pass.
+
     @cached_property
     def adjoint(self) -> Scaled:
-        """∂ℓ/∂s_t of each example's own loss: mantissas ``(T, E, S)``, exponents ``(T, E)``."""
-        return _packed_scaled(self._back().adjoint)
+        """∂ℓ/∂s_t of each example's own loss: mantissas ``(T, E, S)``, exponents ``(T, E)``.
+
+        In real numbers: of a complex part the derivatives by its real and its imaginary parts.
+        """
+        return self._packed(self._back().adjoint)
+
+    def _packed(self, adjoint: Scaled) -> Scaled:
+        return adjoint._replace(mantissa=self._packing.pack_cotangent(adjoint.mantissa))
 
     @cached_property
     def direct(self) -> Scaled:
-        """The part of ∂ℓ/∂h_t that does not come through this layer's next state, ``(T, E, H)``."""
-        return self._back().direct
+        """The part of ∂ℓ/∂h_t that does not come through this layer's next state, ``(T, E, n)``.
+
+        Through the output of its own step; and where the output reads the old state, too, through
+        that of the next.
+        """
+        from_y = self._from_output(self._back())
+        if self.form.is_leaf:
+            return from_y
+
+        def to_h(cotangent: jax.Array, read: Read) -> tuple[jax.Array, jax.Array]:
+            few, numbers = len(cotangent), self._numbers(read.state, read)
+            others = jnp.zeros((len(read.x) - few, cotangent.shape[1]), cotangent.dtype)
+            everyone = jnp.concatenate([cotangent, others])
+            found = self._step.from_output(everyone, numbers, read)
+            return jax.tree.map(lambda one: one[:few, self.part(self.form.h)], found)
+
+        cotangent = jnp.where(self.mask[..., None], from_y.mantissa, 0)
+        new, old = jax.vmap(to_h)(cotangent, self.reads)
+        later = Scaled(old, from_y.exponent).normalise()
+        later = Scaled(
+            jnp.concatenate([later.mantissa[1:], jnp.zeros_like(old[:1])]),
+            jnp.concatenate([later.exponent[1:], jnp.full_like(later.exponent[:1], scaling.ZERO)]),
+        )
+        return Scaled(new, from_y.exponent).normalise().add(later)
+
+    def _from_output(self, back: Backward) -> Scaled:
+        """∂ℓ/∂y_t that comes from the readout or the layer above, ``(T, E, D)``."""
+        mantissa = back.direct.mantissa
+        return back.direct._replace(mantissa=flat_cotangent(mantissa, mantissa.ndim - 2))
+
+    # Gates and matrices.
 
     @cached_property
     def gates(self) -> Mapping[str, jax.Array]:
         """Activations of the gates that can be seen, by name, ``(T, E, H)`` each."""
         names = stock.gate_view(self.cell).names
-        found = stock.gates(self.cell, self.trace.before, self.trace.inputs)
-        return {name: getattr(found, name) for name in names}
+        if not names:
+            return {}
+        few, trace = self.mask.shape[1], self._whole if self._step.draws else self.trace
+        if trace.variables is None:
+            found = stock.gates(self.cell, trace.before, trace.inputs)
+        else:
+            found = jax.vmap(self._step.gates)(self._step.reads(trace))
+        each = {name: getattr(found, name)[:, :few] for name in names}
+        return {name: flat(gate, gate.ndim - 2) for name, gate in each.items()}
 
     @property
     def retention(self) -> jax.Array | None:
@@ -219,88 +371,109 @@ class LayerView:
         name = stock.gate_view(self.cell).retention
         return None if name is None else self.gates[name]
 
+    def _gate_of_memory(self) -> jax.Array:
+        """The retention gate of each number of the memory, which may be complex."""
+        assert self.retention is not None
+        place = self.part(self.memory)
+        times = (place.stop - place.start) // self.retention.shape[-1]
+        return jnp.tile(self.retention, times)
+
     @property
     def kept(self) -> jax.Array | None:
         """What an adjoint of the memory is multiplied by on its way back through the gate alone.
 
-        ``(T, E, H)``: the retention gate, 1 where masked, 0 where this way is cut; or None.
+        ``(T, E, n)``: the retention gate, 1 where masked, 0 where this way is cut; or None.
         """
-        gate = self.retention
-        if gate is None:
+        if self.retention is None:
             return None
+        gate = self._gate_of_memory()
         passes = jnp.zeros_like(gate) if self._route == "no_c_path" else gate
         return jnp.where(self.mask[..., None], passes, 1)
 
     @property
     def recurrent_matrices(self) -> dict[str, jax.Array]:
         """The matrices ``(H, H)`` that multiply h, acting on columns, by name."""
-        return stock.recurrent_matrices(self.cell)
+        found = stock.recurrent_matrices(self.cell)
+        return {name: real_form(matrix) for name, matrix in found.items()}
 
     @property
     def plain_rnn(self) -> stock.PlainRNN | None:
         """The cell as ``h' = φ(W h + drive(x))``, or None."""
         return stock.plain_rnn(self.cell)
 
+    # What enters the gradient.
+
+    @property
+    def params(self) -> Params:
+        """The cell's own parameters by their names within it, in real numbers.
+
+        As :func:`gradlab.bptt.packing.real_form` has them.
+        """
+        return self._step.params
+
     @cached_property
     def cotangents(self) -> Scaled:
-        """∂ℓ/∂(the two results of each step), its new state and its output; zero where masked.
+        """∂ℓ/∂(what :meth:`results_with` gives), zero where masked.
 
-        A cell whose output is its new h has all of it in the state. Where the output is something
-        else, what reads it is no part of the adjoint, and stands beside it. Mantissas ``(T, E, S)``
-        and ``(T, E, D)`` at one exponent ``(T, E)``.
+        At one exponent ``(T, E)``. The output's stands beside the adjoint of the state for what the
+        output does not take from the new state.
         """
         return self._cotangents_of(self._back())
 
     def _cotangents_of(self, back: Backward) -> Scaled:
-        adjoint = _packed_scaled(back.adjoint)
+        adjoint, rest = self._packed(back.adjoint), ()
+        if not self.form.is_leaf:
+            adjoint, from_y = adjoint.normalise().align(self._from_output(back))
+            rest = (from_y,)
         real = self.mask[..., None]
-        if output_is_state(self.cell, jax.tree.map(lambda leaf: leaf[0], self.trace.before)):
-            from_y = jnp.zeros_like(back.direct.mantissa)
-        else:
-            adjoint, from_y = adjoint.normalise().align(back.direct)
-        both = (jnp.where(real, adjoint.mantissa, 0), jnp.where(real, from_y, 0))
-        return Scaled(both, adjoint.exponent)
+        each = tuple(jnp.where(real, one, 0) for one in (adjoint.mantissa, *rest))
+        return Scaled(each, adjoint.exponent)
 
     @cached_property
     def _transposed(self) -> Callable[[Any], tuple[Params]]:
-        def results(params: Params) -> Any:
-            def one(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-                return self.results_with(params, state, x)
-
-            return jax.vmap(jax.vmap(one))(self.before, self.trace.inputs)
-
-        return jax.vjp(results, dict(self.params))[1]
+        return jax.vjp(self.results_with, dict(self.params))[1]
 
     def gradient_of(self, back: Backward) -> Params:
         """The gradient of the cell's parameters, summed over examples, by name within the cell.
 
         Of all steps in one product, where the backward pass itself adds up one step after another.
         """
-        return self._transposed(self._cotangents_of(back).plain())[0]
+        gradient = dict(self._transposed(self._cotangents_of(back).plain())[0])
+        for name, each in self._start_of_each(back).items():
+            gradient[name] += jnp.sum(each.plain(), axis=0)
+        return gradient
 
     @cached_property
     def contribution(self) -> Callable[[Any], dict[str, Scaled]]:
         """What enters the gradient of each example's loss through a step: a function of the step.
 
-        The transpose of ``∂⁺s_t/∂θ`` applied to the adjoint; over ``t`` it sums to ∂ℓ/∂θ. Ask for
-        the function outside of a scan that calls it: what it reads is computed then.
+        The transpose of ``∂⁺s_t/∂θ`` applied to the adjoint; over ``t`` it sums to ∂ℓ/∂θ. What
+        enters through a first state that is made of these parameters enters at step 0. Ask for the
+        function outside of a scan that calls it: what it reads is computed then.
 
         The function takes a timestep, traced or not, or ``(E,)`` with one for each example. It
         gives, by name within the cell, mantissas ``(E, *θ.shape)`` and exponents ``(E,)``: of each
         parameter its own, since an input of 0 silences one and not another.
         """
-        cotangents = self.cotangents
-        reads = (self.before, self.trace.inputs, *cotangents)
+        cotangents, first = self.cotangents, self._start_of_each(self._back())
 
-        def one(state: jax.Array, x: jax.Array, cotangent: tuple[jax.Array, jax.Array]):
-            _, pull = jax.vjp(lambda params: self.results_with(params, state, x), self.params)
+        def transposed(step: Callable[..., Any], numbers: Numbers, cotangent: Any) -> Params:
+            _, pull = jax.vjp(lambda params: step(params, numbers), self.params)
             return pull(cotangent)[0]
 
         def at(t: Any) -> dict[str, Scaled]:
-            index = t if jnp.ndim(t) == 0 else (t, jnp.arange(len(t)))
-            *read, exponent = jax.tree.map(lambda array: array[index], reads)
-            entering = jax.vmap(one)(*read)
-            return {name: Scaled(leaf, exponent).normalise() for name, leaf in entering.items()}
+            apart = jnp.ndim(t) > 0
+            own = (t, jnp.arange(len(t))) if apart else t
+            read = jax.tree.map(
+                lambda leaf, row: leaf[own if row else t], self.reads, self._has_rows
+            )
+            cotangent, exponent = jax.tree.map(lambda array: array[own], cotangents)
+            entering = self._of_each(transposed, read, cotangent, apart=apart)
+            found = {n: Scaled(leaf, exponent).normalise() for n, leaf in entering.items()}
+            for name, each in first.items():
+                at_start = jnp.where(jnp.asarray(t) == 0, each.exponent, scaling.ZERO)
+                found[name] = found[name].add(each._replace(exponent=at_start))
+            return found
 
         return at
 
@@ -308,14 +481,72 @@ class LayerView:
     def start_contributions(self) -> dict[str, Scaled]:
         """What enters the gradient of each example's loss through a learned initial state.
 
-        By full name, mantissas ``(E, H)`` and exponents ``(E,)``; empty where none is learned. All
-        of it enters before the first step that the direction reads.
+        By full name, in real numbers, mantissas ``(E, *θ.shape)`` and exponents ``(E,)``; empty
+        where none is learned. All of it enters before the first step that the direction reads. A
+        parameter of the cell that the first state is made of has this part in
+        :attr:`contribution`, too.
         """
-        if not self._start_names:
+        back = self._back()
+        if self._learned is None:
+            own = self._start_of_each(back)
+            return {self.prefix + name: each for name, each in own.items()}
+        named = zip(self.states, back.start.mantissa, strict=True)
+        return {
+            self._learned + name: Scaled(real_gradient(leaf), back.start.exponent).normalise()
+            for name, leaf in sorted(named, key=lambda pair: pair[0])
+        }
+
+    def learned_start(self, start: Any) -> Params:
+        """The parts of a first carry that are parameters beside the cell's, by name."""
+        if self._learned is None:
             return {}
-        start = self._back().start
-        named = zip(self._start_names, jax.tree.leaves(start.mantissa), strict=True)
-        return {name: Scaled(leaf, start.exponent).normalise() for name, leaf in sorted(named)}
+        leaves, parts = jax.tree.leaves(start), self._packing.parts
+        return {self._learned + n: real_form(leaves[parts[n].index]) for n in sorted(parts)}
+
+    def with_learned_start(self, start: Any, params: Params) -> Any:
+        """The carry with the parts of :meth:`learned_start` replaced by those of these names."""
+        assert self._learned is not None
+        leaves, tree = jax.tree.flatten(start)
+        for name, part in self._packing.parts.items():
+            own = params[self._learned + name]
+            leaves[part.index] = from_real_form(own, leaves[part.index].dtype)
+        return jax.tree.unflatten(tree, leaves)
+
+    def _start_of_each(self, back: Backward) -> dict[str, Scaled]:
+        """What enters through a first state that is made of the cell's own parameters."""
+        if self._start is None:
+            return {}
+        names = _reaching(self._first_state, self.params)
+        if not names:
+            return {}
+
+        def first(chosen: Params) -> jax.Array:
+            return self._first_state({**self.params, **chosen})
+
+        _, pull = jax.vjp(first, {name: self.params[name] for name in names})
+        start = self._packed(back.start)
+        alone = jnp.eye(len(start.exponent), dtype=start.mantissa.dtype)
+        each = jax.vmap(lambda one: pull(one[:, None] * start.mantissa)[0])(alone)
+        return {n: Scaled(leaf, start.exponent).normalise() for n, leaf in each.items()}
+
+    def _first_state(self, params: Params) -> jax.Array:
+        """The packed first state, from the cell's parameters in real numbers."""
+        assert self._start is not None
+        return self._packing.pack(self._start(self._step.as_own(params)))
+
+
+def _reaching(function: Callable[[Params], jax.Array], params: Params) -> list[str]:
+    """The names of the parameters that the result of a function depends on."""
+    jaxpr = jax.make_jaxpr(function)(params).jaxpr
+    names = [key.key for (key,), _ in jax.tree_util.tree_flatten_with_path(dict(params))[0]]
+    found = []
+    for name, variable in zip(names, jaxpr.invars, strict=True):
+        reached = {variable}
+        for eqn in jaxpr.eqns:
+            if any(one in reached for one in eqn.invars if isinstance(one, core.Var)):
+                reached.update(eqn.outvars)
+        found += [name] if jaxpr.outvars[0] in reached else []
+    return found
 
 
 class Closeup:
@@ -369,18 +600,17 @@ class Closeup:
         self._names = list(names) if names else [f"{depth}" for depth, _ in self._places]
         self._cells = [Parts.of(layers[depth][direction]) for depth, direction in self._places]
         self._readout_parts = None if readout is None else Parts.of(readout)
-        self._start_names: list[list[str]] = [[] for _ in self._places]
-        if learns_start:
-            assert start is not None
-            self._start_names = [
-                [f"initial_state/{depth}/{d}/{name}" for name in state_names(start[depth][d])]
-                for depth, d in self._places
-            ]
+        self._learns_start = learns_start
 
     @cached_property
     def run(self) -> Unrolled:
         """The forward pass; gradients flow through its traces."""
-        return unroll_plainly(self._layers, self.inputs, mask=self._mask, start=self._start)
+        return self._unrolled([cell.module() for cell in self._cells], self._start)
+
+    def _unrolled(self, cells: Sequence[nnx.RNNCellBase], start: Carries | None) -> Unrolled:
+        stack = iter(cells)
+        layers = [[next(stack) for _ in layer] for layer in self._layers]
+        return unroll_plainly(layers, self.inputs, mask=self._mask, start=start)
 
     @cached_property
     def mask(self) -> jax.Array:
@@ -392,17 +622,23 @@ class Closeup:
         """The layers and directions, in the order of the recorded ``layer`` dimension."""
         views = []
         for index, (depth, direction) in enumerate(self._places):
-            mask = self.mask[::-1] if direction else self.mask
+            trace, cell = self.run.traces[depth][direction], self._cells[index]
+
+            def start(params: Params, cell: Parts = cell, read: jax.Array = trace.inputs) -> Any:
+                own = cell.with_params(params)
+                return initial_carries([[own]], read.shape, read.dtype)[0][0]
+
             views.append(
                 LayerView(
                     self._names[index],
                     self._layers[depth][direction],
                     self._prefixes[index],
-                    self.run.traces[depth][direction],
-                    mask,
+                    trace,
+                    self.mask[::-1] if direction else self.mask,
                     lambda depth=depth, direction=direction: self._adjoints[depth][direction],
                     backwards=bool(direction),
-                    start_names=self._start_names[index],
+                    learned=f"initial_state/{depth}/{direction}/" if self._learns_start else None,
+                    start=start if self._start is None else None,
                     route=self._route,
                 )
             )
@@ -451,46 +687,70 @@ class Closeup:
 
     @cached_property
     def params(self) -> Params:
-        """Every parameter of initial states, cells and readout, by name, in the recorded order."""
-        starts = self._learned_starts
-        named = {name: starts[name] for own in self._start_names for name in sorted(own)}
-        for prefix, cell in zip(self._prefixes, self._cells, strict=True):
-            named |= by_name(cell.params, prefix)
-        readout = self._readout_parts
-        return named if readout is None else named | by_name(readout.params, "readout/")
+        """Every parameter of initial states, cells and readout, by name, in the recorded order.
 
-    def loss(self, params: Params) -> jax.Array:
-        """The mean loss as a function of all parameters, with nothing hidden from JAX."""
-        start = self._start
-        if learned := self._learned_starts:
-            leaves = [params[name] for name in learned]
-            start = jax.tree.unflatten(jax.tree.structure(start), leaves)
-        cells = zip(self._prefixes, self._cells, strict=True)
-        stack = iter([cell.with_params(params, prefix) for prefix, cell in cells])
-        layers = [[next(stack) for _ in layer] for layer in self._layers]
+        In real numbers, in at least float32: see :func:`gradlab.bptt.packing.real_form`.
+        """
+        named = dict(self._learned_starts)
+        for view in self.layers:
+            named |= {view.prefix + name: value for name, value in view.params.items()}
+        return named | {name: real_form(value) for name, value in self._readout_params.items()}
+
+    @property
+    def _readout_params(self) -> Params:
         readout = self._readout_parts
-        read = None if readout is None else readout.with_params(params, "readout/")
-        run = unroll_plainly(layers, self.inputs, mask=self._mask, start=start)
-        return jnp.mean(self._read(read, run))
+        return {} if readout is None else by_name(readout.params, "readout/")
 
     @property
     def _learned_starts(self) -> Params:
-        """The learned initial states by name, in the order of their leaves."""
-        names = list(chain(*self._start_names))
-        return dict(zip(names, jax.tree.leaves(self._start), strict=True)) if names else {}
+        """The parts of learned initial states, by name."""
+        named: dict[str, jax.Array] = {}
+        for view, (depth, direction) in zip(self.layers, self._places, strict=True):
+            if self._learns_start:
+                assert self._start is not None
+                named |= view.learned_start(self._start[depth][direction])
+        return named
+
+    def loss(self, params: Params) -> jax.Array:
+        """The mean loss as a function of all parameters, with nothing hidden from JAX.
+
+        Calculated in float32 where the cells do so in half precision.
+        """
+        half = any(view.form.half for view in self.layers)
+        return in_float32(self._loss)(params) if half else self._loss(params)
+
+    def _loss(self, params: Params) -> jax.Array:
+        own = {
+            name: from_real_form(params[name], value.dtype)
+            for prefix, cell in zip(self._prefixes, self._cells, strict=True)
+            for name, value in by_name(cell.params, prefix).items()
+        }
+        cells = zip(self._prefixes, self._cells, strict=True)
+        stack = [cell.with_params(own, prefix) for prefix, cell in cells]
+        start = self._start
+        if start is not None and self._learns_start:
+            start = [list(layer) for layer in start]
+            for view, (depth, d) in zip(self.layers, self._places, strict=True):
+                start[depth][d] = view.with_learned_start(start[depth][d], params)
+        read, readout = None, self._readout_parts
+        if readout is not None:
+            types = {name: value.dtype for name, value in self._readout_params.items()}
+            own = {name: from_real_form(params[name], dtype) for name, dtype in types.items()}
+            read = readout.with_params(own, "readout/")
+        return jnp.mean(self._read(read, self._unrolled(stack, start)))
 
     @cached_property
     def gradient(self) -> Params:
-        """The gradient of the mean loss of these examples, by name."""
+        """The gradient of the mean loss of these examples, by name, as :attr:`params`."""
         named: dict[str, jax.Array] = {}
-        for view in self.layers:
+        for view, back in zip(self.layers, chain(*self._adjoints), strict=True):
+            own = by_name(back.params, view.prefix)
+            named |= {name: real_gradient(value) for name, value in own.items()}
             for name, each in view.start_contributions.items():
-                named[name] = jnp.sum(each.plain(), axis=0)
-        for prefix, back in zip(self._prefixes, chain(*self._adjoints), strict=True):
-            named |= by_name(back.params, prefix)
-        return {name: value / self.examples for name, value in named.items()} | {
-            name: jnp.sum(value, 0) for name, value in self.readout_contributions.items()
-        }
+                named[name] = named.get(name, 0) + jnp.sum(each.plain(), axis=0)
+        named = {name: value / self.examples for name, value in named.items()}
+        named |= {name: jnp.sum(value, 0) for name, value in self.readout_contributions.items()}
+        return {name: named[name] for name in self.params}
 
     @cached_property
     def readout_contributions(self) -> Params:
@@ -542,7 +802,8 @@ class Closeup:
         copies = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), self._readout_parts.params
         )
-        return by_name(jax.grad(mean_loss)(copies), "readout/")
+        found = by_name(jax.grad(mean_loss)(copies), "readout/")
+        return {name: real_gradient(value) for name, value in found.items()}
 
     @property
     def clips(self) -> bool:
@@ -553,7 +814,7 @@ class Closeup:
     def removed(self) -> Params:
         """What clipping takes away from the gradient of the whole training batch, by name."""
         assert self._removed is not None
-        return self._removed()
+        return {name: real_gradient(value) for name, value in self._removed().items()}
 
     def lag_in(self, direction: int) -> jax.Array:
         """``(T, E)``: how many real steps a direction has still to read; -1 where there is none."""
@@ -577,11 +838,3 @@ class Closeup:
             for view, back in zip(self.layers, chain(*self._backward(cuts)), strict=True)
             for name, value in view.gradient_of(back).items()
         }
-
-
-def _packed(carry: Any) -> jax.Array:
-    return jnp.concatenate(jax.tree.leaves(carry), axis=-1)
-
-
-def _packed_scaled(carry: Scaled) -> Scaled:
-    return Scaled(_packed(carry.mantissa), carry.exponent)

@@ -41,7 +41,9 @@ class Form(NamedTuple):
       states: those of the states.
       h: the state that is h.
       is_leaf: whether the output is h itself.
-      shared: whether a step mixes the examples of a batch: their adjoints have one exponent.
+      shared: whether a step mixes the examples of a batch, or has inexact numbers that are common to
+        them: then their adjoints have one exponent.
+      mixes: whether it mixes them.
       half: whether anything in the step is in half precision.
       live: of each leaf whether it is inexact.
       batched: of each leaf whether its first axis is the batch.
@@ -54,6 +56,7 @@ class Form(NamedTuple):
     h: str
     is_leaf: bool
     shared: bool
+    mixes: bool
     half: bool
     live: tuple[bool, ...]
     batched: tuple[bool, ...]
@@ -130,6 +133,7 @@ def form_of(
         h=h,
         is_leaf=program.outvars[leaves] is program.outvars[names.index(h)],
         shared=common or changes or not alone,
+        mixes=not alone,
         half=any(_is_half(var) for var in _variables_in(program)),
         live=live,
         batched=batched,
@@ -290,7 +294,8 @@ def _traced(key: str, parts: Parts, kinds: Sequence[Kind], carry: Any, x: Any) -
 
 def _checked(key: str, name: str, before: Any, returned: Any) -> tuple[Any, jax.Array]:
     if not (isinstance(returned, tuple) and len(returned) == 2):
-        given = f"a step that returns a {type(returned).__name__}"
+        kind = "an array" if hasattr(returned, "shape") else f"a {type(returned).__name__}"
+        given = f"a step that returns {kind}"
         raise BadInput(key, given, f"(carry, y), returned by {name}.__call__")
     new, y = returned
     old, same = jax.tree.structure(before), jax.tree.structure(new)
@@ -301,8 +306,8 @@ def _checked(key: str, name: str, before: Any, returned: Any) -> tuple[Any, jax.
     if not alike:
         raise BadInput(
             key,
-            jax.tree.map(_like, new),
-            f"a new carry of the same form as the old one, {before}",
+            jax.tree.map(_described, new),
+            f"a new carry of the same form as the old one, {jax.tree.map(_described, before)}",
             f"return (carry, y) from {name}.__call__ with the carry's names, shapes and dtypes",
         )
     if len(jax.tree.leaves(y)) != 1 or jax.tree.structure(y) != jax.tree.structure(0):
@@ -317,6 +322,12 @@ def _like(leaf: Any, batch: int | None = None) -> jax.ShapeDtypeStruct:
     array = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     shape = array.shape if batch is None else (batch, *array.shape[1:])
     return jax.ShapeDtypeStruct(shape, array.dtype)
+
+
+def _described(leaf: Any) -> str:
+    like = _like(leaf)
+    sizes = ["B" if size == UNUSUAL else str(size) for size in like.shape]
+    return f"{like.dtype}[{', '.join(sizes)}]"
 
 
 def _without_axis(leaf: Any, axis: int) -> jax.ShapeDtypeStruct:
@@ -352,12 +363,12 @@ def _kinds(parts: Parts, state_axes: Mapping[Any, Any] | None, broadcast_rngs: A
 # Which leaf is what.
 
 
-def names_of_leaves(carry: Any, h: int) -> tuple[str, ...]:
+def names_of_leaves(carry: Any, h: int | None) -> tuple[str, ...]:
     """A name for each leaf of a carry.
 
     Args:
       carry: any pytree.
-      h: the position of h among its leaves.
+      h: the position of h among its leaves; None: not known.
     """
     found = jax.tree_util.tree_flatten_with_path(carry)[0]
     live = [_inexact(leaf) for _, leaf in found]
@@ -371,7 +382,8 @@ def names_of_leaves(carry: Any, h: int) -> tuple[str, ...]:
         elif index == h:
             names.append("h")
         else:
-            names.append("c" if others == [index] else f"s{next(position)}")
+            alone = h is not None and others == [index]
+            names.append("c" if alone else f"s{next(position)}")
     return tuple(names)
 
 
@@ -389,7 +401,7 @@ def _names(
 ) -> tuple[tuple[str, ...], str]:
     """The names of the leaves and that of h."""
     states = [i for i, both in enumerate(zip(live, batched, strict=True)) if all(both)]
-    positions = names_of_leaves(carry, states[0] if states else 0) if live else ()
+    positions = names_of_leaves(carry, None)
     given = getattr(cell, "h_leaf", None)
     if given is not None:
         at = given if isinstance(given, int) else _position(positions, given)

@@ -98,14 +98,15 @@ def forward(
       mask: ``(T, B)``, or None.
       wanted: whether outputs are.
       waits: whether the state waits where the mask is False, and the output is that of the state
-        (or 0 where it is not h). There the cell reads the example's first real input.
+        (or 0 where it is not h). There the cell reads the example's first real input; one that
+        mixes the examples reads what is there, as it is a part of what it does.
       steps_at_once: ``lax.scan``'s ``unroll``.
     """
     form = step.form
     moving, sliced = parted(step.moves_on, step.moved)
     holds = mask if waits else None
-    if holds is not None:
-        inputs = _harmless(inputs, holds)
+    if holds is not None and not form.mixes:
+        inputs = harmless(inputs, holds)
 
     def one(state: Any, read: Any) -> Any:
         carry, moving = state
@@ -138,6 +139,7 @@ def backward(
     *,
     kind: type[Any],
     observe: Callable[[Any], Any],
+    final_exponent: jax.Array | None = None,
     final_variables: Sequence[Any] | None = None,
     waits: bool = True,
     cut: jax.Array | None = None,
@@ -157,6 +159,8 @@ def backward(
         :class:`gradlab.bptt.scaling.Plain`.
       observe: what to keep of each step's adjoint of the states (:func:`of_states`), itself no part
         of the result.
+      final_exponent: ``(B,)``, of two, where those cotangents are mantissas; the same for all
+        examples where a step mixes them.
       final_variables: cotangents of ``trace.final_variables``; None: zeros.
       waits: as it was there.
       cut: ``(T, B)`` bool in reading order, True where nothing passes back from the next step into
@@ -179,8 +183,9 @@ def backward(
             ]
             for late in (True, False)
         )
-        ends, late, own_final = last_real(mask), kind.of(states, 0 if form.shared else 1), common
-    begin = kind.of((own_final, end_moving), 0 if form.shared else 1)
+        late = _ended(form, kind, states, final_exponent)
+        ends, own_final = last_real(mask), common
+    begin = _ended(form, kind, (own_final, end_moving), final_exponent)
     direct_of = _direct(form, kind, direct, end_sliced)
     first = None if mask is None else _first_real(trace.inputs, mask)
     start = jax.tree.map(lambda leaf: leaf[0], trace.before)
@@ -195,7 +200,7 @@ def backward(
         adjoint, from_y, from_sliced = _inject(form, after, from_output)
         if real is not None and waits:
             from_y = None if from_y is None else _silent(from_y, real)
-        elif real is not None and not form.shared:
+        elif real is not None and not form.mixes:
             quiet = ~real & _is_silent(form, adjoint.mantissa[0], from_y)
             x = _where(quiet, first, x)
             before = _hold(form, before, start, ~quiet)
@@ -441,6 +446,13 @@ def _cut(form: Form, adjoint: Scaled, cut: jax.Array) -> Scaled:
     return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
 
 
+def _ended(form: Form, kind: type[Any], cotangents: Any, exponent: jax.Array | None) -> Any:
+    """What enters at the end, as numbers of this kind."""
+    if exponent is None:
+        return kind.of(cotangents, 0 if form.shared else 1)
+    return kind(cotangents, jnp.max(exponent) if form.shared else exponent).normalise()
+
+
 def _entered(form: Form, after: Any, late: Any, end: jax.Array) -> Any:
     """The adjoint with the cotangent of the last real carry of the examples that end here."""
     _, moving = after.mantissa
@@ -532,7 +544,7 @@ def _first_real(inputs: jax.Array, mask: jax.Array) -> jax.Array:
     return _silent(first, jnp.any(mask, axis=0))
 
 
-def _harmless(inputs: jax.Array, mask: jax.Array) -> jax.Array:
+def harmless(inputs: jax.Array, mask: jax.Array) -> jax.Array:
     """The inputs, with each example's first real one in the place of those that are not real.
 
     What stands there otherwise may be NaN, of which 0 times is NaN.
@@ -566,7 +578,7 @@ def _held_back(form: Form, earlier: Any, adjoint: Any, real: jax.Array) -> Any:
     each = zip(form.live_batched, leaves, adjoint[0], strict=True)
 
     def held(new: jax.Array, old: jax.Array) -> jax.Array:
-        return _where(real, new, new + old if form.shared else old)
+        return _where(real, new, new + old if form.mixes else old)
 
     return [held(new, old) if own else new for own, new, old in each], moving
 

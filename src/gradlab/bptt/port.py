@@ -43,6 +43,12 @@ class Port(NamedTuple):
         return Scaled(self.mantissa, self.exponent.astype(jnp.int32)).normalise()
 
 
+def is_nothing(cotangent: Any) -> bool:
+    """Whether no gradient comes back there: JAX's own zeros, which take no calculation."""
+    leaves = jax.tree.leaves(cotangent)
+    return all(isinstance(leaf, jax.custom_derivatives.SymbolicZero) for leaf in leaves)
+
+
 @jax.custom_vjp
 def fork(port: Port) -> tuple[Port, Port]:
     """Two ports in place of one, for two readers: their cotangents are added as numbers."""
@@ -50,12 +56,15 @@ def fork(port: Port) -> tuple[Port, Port]:
 
 
 def _forked(port: Port) -> tuple[tuple[Port, Port], None]:
+    port = jax.custom_derivatives.custom_vjp_primal_tree_values(port)
     return (port, port), None
 
 
-def _joined(_: None, cotangents: tuple[Port, Port]) -> tuple[Port]:
-    one, other = cotangents
-    return (Port.holding(one.number().add(other.number())),)
+def _joined(_: None, cotangents: tuple[Port, Port]) -> tuple[Port | None]:
+    handed = [one for one in cotangents if not is_nothing(one)]
+    if len(handed) == 2:
+        handed = [Port.holding(handed[0].number().add(handed[1].number()))]
+    return (handed[0] if handed else None,)
 
 
-fork.defvjp(_forked, _joined)
+fork.defvjp(_forked, _joined, symbolic_zeros=True)

@@ -27,7 +27,7 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt import passes
-from gradlab.bptt.form import FIXED, Form, Step, form_of
+from gradlab.bptt.form import FIXED, Form, Step, chosen, form_of, joined
 from gradlab.bptt.parts import Parts
 from gradlab.bptt.passes import (
     Gradients,
@@ -38,8 +38,8 @@ from gradlab.bptt.passes import (
     wide,
     wide_type,
 )
-from gradlab.bptt.port import Port
-from gradlab.bptt.scaling import Plain, Scaled
+from gradlab.bptt.port import Port, is_nothing
+from gradlab.bptt.scaling import ZERO, Plain, Scaled, shift
 from gradlab.cells import stock
 from gradlab.errors import BadInput
 
@@ -90,9 +90,17 @@ def initial_carries(
     return _begun(layers, shape, dtype)[0]
 
 
-def forms_of(layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None) -> Forms:
-    """The form of each cell; arguments as for :func:`initial_carries`."""
-    return _begun(layers, shape, dtype)[1]
+def forms_of(
+    layers: Sequence[Layer],
+    shape: tuple[int, ...],
+    dtype: Any = None,
+    *,
+    state_axes: Mapping[Any, Any] | None = None,
+    broadcast_rngs: Any = None,
+) -> Forms:
+    """The form of each cell; arguments as for :func:`initial_carries` and :func:`unroll`."""
+    scan = {"state_axes": state_axes, "broadcast_rngs": broadcast_rngs}
+    return _begun(layers, shape, dtype, **scan)[1]
 
 
 def starting_carries(
@@ -199,7 +207,7 @@ def _shapes(carries: Any) -> Any:
 
 
 def make_taps(
-    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None, **scan: Any
 ) -> list[list[dict[str, jax.Array]]]:
     """Zeros for ``taps=``: one ``(T, B)`` array a layer, direction and state.
 
@@ -207,15 +215,16 @@ def make_taps(
       layers: as for :func:`unroll`.
       shape: ``(T, B, I)`` of the inputs.
       dtype: of the inputs; None: that of the first carry.
+      scan: ``state_axes`` and ``broadcast_rngs``, as for :func:`unroll`.
     """
     return [
         [{name: jnp.zeros(shape[:2]) for name in form.states} for form in layer]
-        for layer in forms_of(layers, shape, dtype)
+        for layer in forms_of(layers, shape, dtype, **scan)
     ]
 
 
 def whole_taps(
-    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None, **scan: Any
 ) -> list[list[dict[str, Any]]]:
     """Zeros for ``taps=`` whose cotangents are the adjoints themselves: ``O(T B H)`` memory.
 
@@ -224,7 +233,7 @@ def whole_taps(
     cotangent of the output of that direction. Adjoints are zero where the exponent is -2^30.
     Arguments as for :func:`make_taps`.
     """
-    carries, forms = _begun(layers, shape, dtype)
+    carries, forms = _begun(layers, shape, dtype, **scan)
     steps, batch = shape[:2]
 
     def taps(carry: Any, form: Form) -> dict[str, Any]:
@@ -314,7 +323,9 @@ def unroll(
             every or not _top_is_leaf(forms), backward, forms, waits, steps_at_once, ported
         )
         cells = _parts(layers)
-        ran: Any = _run(spec, cells, carries, inputs, mask, taps, port)
+        read = _readable(spec, inputs, mask)
+        run = _run_ported if ported else _run
+        ran: Any = run(spec, cells, carries, read, mask, taps, port)
         outputs, traces, finals, variables, own_port = ran  # custom_vjp hides the type
         for place in _places(cells):
             _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
@@ -334,11 +345,13 @@ def unroll_plainly(
     state_axes: Mapping[Any, Any] | None = None,
     broadcast_rngs: Any = None,
     steps_at_once: int = 1,
+    moves: bool = False,
 ) -> Unrolled:
     """The same forward pass with nothing hidden from JAX: any derivative of it can be taken.
 
     For second derivatives, and for a loss of the states themselves: here gradients do flow through
-    the traces. The cells' Variables stay what they are. Arguments as for :func:`unroll`.
+    the traces. The cells' Variables stay what they are, unless ``moves``. Other arguments as for
+    :func:`unroll`.
     """
     with _split_rngs(layers, broadcast_rngs):
         carries, forms = _begun(
@@ -351,8 +364,11 @@ def unroll_plainly(
             broadcast_rngs=broadcast_rngs,
         )
         spec = _Spec(True, "full", forms, waits, steps_at_once)
-        ran, _ = _run_forward(spec, _parts(layers), carries, inputs, mask, None, None)
-    outputs, traces, finals, *_ = ran
+        cells, read = _parts(layers), _readable(spec, inputs, mask)
+        ran, _ = _run_forward(spec, cells, carries, read, mask, None, None)
+        outputs, traces, finals, variables, *_ = ran
+        for place in _places(cells) if moves else ():
+            _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
     last = _last(forms, outputs, finals, mask)
     return Unrolled(outputs, last, traces, finals, forms=forms)
 
@@ -461,6 +477,80 @@ def backward(
     )
 
 
+class Alone(NamedTuple):
+    """What :func:`backward_of_one` gives.
+
+    Attributes:
+      back: the pass.
+      inputs: the cotangent of what the cell read, ``(T, B, ...)``; None for whole numbers.
+      start: of each inexact leaf of the first carry.
+    """
+
+    back: Backward
+    inputs: Scaled | None
+    start: list[Scaled]
+
+
+def backward_of_one(
+    cell: nnx.RNNCellBase,
+    form: Form,
+    trace: Trace,
+    direct: Scaled,
+    final: Sequence[Scaled],
+    *,
+    mask: jax.Array | None = None,
+    waits: bool = True,
+    cut: jax.Array | None = None,
+    backward: Route = "full",
+) -> Alone:
+    """:func:`backward` of one cell by itself, from cotangents of any size to such.
+
+    Args:
+      cell: with its Variables as they were before the run.
+      form: of it.
+      trace: of :func:`unroll_plainly`.
+      direct: the cotangent of its outputs, normalised, exponents ``(T, B)``.
+      final: that of each inexact leaf of its last carry, exponents ``(B,)``; of a leaf that is
+        common to the batch ``()``.
+      mask, waits, backward: as for :func:`unroll`.
+      cut: as one of the cuts of :func:`backward`.
+    """
+    exponent = jnp.max(
+        jnp.stack([jnp.broadcast_to(f.exponent, direct.exponent.shape[1:]) for f in final]), axis=0
+    )
+    if form.shared:
+        exponent = jnp.broadcast_to(jnp.max(exponent), exponent.shape)
+    at_one = [
+        shift(leaf.mantissa, leaf.exponent - (exponent if leaf.exponent.ndim else exponent[0]))
+        for leaf in final
+    ]
+    leaves, tree = jax.tree.flatten(trace.final)
+    ends = joined(form.live, at_one, chosen([not live for live in form.live], leaves))
+    parts = Parts.of(cell)
+    found = passes.backward(
+        Step(parts, form),
+        trace,
+        mask,
+        direct,
+        tree.unflatten(ends),
+        kind=Scaled,
+        observe=lambda adjoint: adjoint,
+        final_exponent=exponent,
+        waits=waits,
+        cut=cut,
+        route=backward,
+    )
+    direct = _with_final(form, direct, tree.unflatten(ends), mask, exponent)
+    params = parts.with_leaves(found.variables).params
+    states = iter(found.start.mantissa)
+    plain = chosen(form.live, found.start_leaves)
+    start = [
+        Scaled(next(states), found.start.exponent).normalise() if own else Scaled.of(wide(leaf), 0)
+        for own, leaf in zip(form.live_batched, plain, strict=True)
+    ]
+    return Alone(Backward(params, found.observed, direct, found.start), found.inputs, start)
+
+
 class _Spec(NamedTuple):
     """What a run depends on besides arrays; arguments as for :func:`unroll`."""
 
@@ -541,7 +631,7 @@ def _run_backward(spec: _Spec, residuals, cotangents):
     ]
     by_inputs, by_port = None, None
     if port is not None:
-        by_inputs, by_port = jnp.zeros_like(traces[0][0].inputs), Port.holding(from_inputs)
+        by_port = Port.holding(from_inputs)
     elif from_inputs is not None:
         by_inputs = from_inputs.plain().astype(traces[0][0].inputs.dtype)
     if taps is None:
@@ -565,6 +655,30 @@ def _run_backward(spec: _Spec, residuals, cotangents):
 
 
 _run.defvjp(_run_forward, _run_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run_ported(spec: _Spec, *arrays):
+    """The same with a port of the outputs: where a cotangent is nothing, none is calculated."""
+    return _run_forward(spec, *arrays)[0]
+
+
+def _ported_forward(spec: _Spec, *arrays):
+    return _run_forward(spec, *jax.custom_derivatives.custom_vjp_primal_tree_values(arrays))
+
+
+def _ported_backward(spec: _Spec, residuals, cotangents):
+    outputs, *others, port = cotangents
+    port = None if is_nothing(port) else port
+    outputs = None if is_nothing(outputs) and port is not None else outputs
+    return _run_backward(spec, residuals, (*jax.tree.map(_array, (outputs, *others)), port))
+
+
+def _array(cotangent: Any) -> Any:
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if is_nothing(cotangent) else cotangent
+
+
+_run_ported.defvjp(_ported_forward, _ported_backward, symbolic_zeros=True)
 
 
 def _states(_: Form, adjoint: Scaled) -> Scaled:
@@ -607,7 +721,8 @@ def _backward_through(
     kind = Plain if observe is None and not few else Scaled
     from_above: Any = None if from_outputs is None else kind.of(wide(from_outputs), 2)
     if from_port is not None:
-        from_above = from_port.number().add(from_above)
+        handed = from_port.number()
+        from_above = handed if from_above is None else handed.add(from_above)
     results: list[list[Gradients]] = []
     for depth in reversed(range(len(cells))):
         layer = []
@@ -637,17 +752,37 @@ def _backward_through(
     return results, from_above
 
 
-def _with_final(form: Form, direct: Any, final: Any, mask: jax.Array | None) -> Scaled:
+def _with_final(
+    form: Form,
+    direct: Any,
+    final: Any,
+    mask: jax.Array | None,
+    exponent: jax.Array | None = None,
+) -> Scaled:
     """``direct`` with the cotangent of the final h put in at each example's last real step.
 
-    Where the output is h.
+    Where the output is h. With an exponent ``(B,)`` if that is of mantissas.
     """
     if not form.is_leaf:
         return direct
     own, steps = wide(form.hidden(final)), direct.mantissa.shape[0]
     ends = jnp.arange(steps)[:, None] == steps - 1 if mask is None else last_real(mask)
     flags = ends.reshape(ends.shape + (1,) * (own.ndim - 1))
-    return direct.add(Scaled.of(jnp.where(flags, own[None], 0), 2))
+    entering = Scaled.of(jnp.where(flags, own[None], 0), 2)
+    if exponent is not None:
+        moved = entering.exponent + exponent[None]
+        entering = entering._replace(exponent=jnp.where(entering.exponent == ZERO, ZERO, moved))
+    return direct.add(entering)
+
+
+def _readable(spec: _Spec, inputs: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The inputs with harmless ones where nothing is read, for cells that mix the examples.
+
+    For the others a pass takes care of it. Here the gradient of what stands in is known, too.
+    """
+    if mask is None or not spec.waits or not any(form.mixes for form in spec.forms[0]):
+        return inputs
+    return passes.harmless(inputs, mask)
 
 
 def _reading_order(tree: Any, direction: int) -> Any:

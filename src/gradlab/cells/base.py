@@ -24,14 +24,8 @@ from flax.typing import Dtype, Initializer
 from gradlab.errors import BadInput, nearest, number
 
 default_kernel_init = nnx.initializers.lecun_normal()
+default_recurrent_init = nnx.initializers.orthogonal()
 default_bias_init = nnx.initializers.zeros_init()
-
-
-def default_recurrent_init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
-    """Orthogonal; for half precision drawn in float32, the least that can be made orthogonal."""
-    exact = jnp.promote_types(dtype, jnp.float32)
-    return nnx.initializers.orthogonal()(key, shape, exact).astype(dtype)
-
 
 RecurrentInit = Literal["orthogonal", "gaussian", "identity"]
 RECURRENT_INITS: dict[str, Initializer] = {
@@ -62,8 +56,10 @@ def recurrent_init(init: RecurrentInit | Initializer, gain: float) -> Initialize
     number("model.cell.recurrent_gain", gain, -1e6, 1e6)
     drawn = RECURRENT_INITS[init] if isinstance(init, str) else init
 
-    def scaled(*args: Any, **kwargs: Any) -> jax.Array:
-        return gain * jnp.asarray(drawn(*args, **kwargs))
+    def scaled(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **kwargs: Any) -> jax.Array:
+        # No machine makes a matrix orthogonal in half precision.
+        wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+        return (gain * jnp.asarray(drawn(key, shape, wide, **kwargs))).astype(dtype)
 
     return scaled
 

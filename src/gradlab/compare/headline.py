@@ -347,6 +347,8 @@ def _when_results(ranked: Sequence[Contender]) -> str:
     """Of which parameters results are, and of which the gradient's figures."""
     steps = {run.entry.summary.get("best/step", math.nan) for one in ranked for run in one.runs}
     known = [step for step in steps if math.isfinite(step)]
+    if not known and all(run.entry.is_own for one in ranked for run in one.runs):
+        return "Results and decades are those recorded last."
     at = ""
     if known:
         ends = dict.fromkeys(f"{end:,.0f}" for end in (min(known), max(known)))
@@ -476,11 +478,18 @@ def _fed(runs: Sequence[Recorded]) -> Iterable[str]:
             "The task has a loss at every step, so each state receives gradient of its own, and "
             "decades and horizons say little about transport through time."
         )
-    if _are_deep(runs):
+    if any(run.entry.layers > 1 and not run.entry.is_own for run in runs):
         yield (
             "Where there are several layers, layer 0 is fed by the one above at every step, so its "
             "decades and horizons say little about transport through time; those of the last layer "
             "are in each run's verdict."
+        )
+    own = [run.entry for run in runs if run.entry.is_own]
+    if any(entry.layers > 1 or not entry.facts.get("readout") for entry in own):
+        yield (
+            "What the loss or another layer reads of a layer at earlier timesteps feeds it there. "
+            "Where they do, which runs of loops of one's own do not say, decades and horizons say "
+            "little about transport through time."
         )
 
 
@@ -490,7 +499,8 @@ def _are_deep(runs: Sequence[Recorded]) -> bool:
 
 def _in_layer(runs: Sequence[Recorded]) -> str:
     """Which layer the figures are of, where there are several."""
-    return " in layer 0" if _are_deep(runs) else ""
+    first = next((run.entry.first_layer for run in runs if run.entry.first_layer), "")
+    return f" in {first.replace('first', 'the first')}" if first else ""
 
 
 def _trained(runs: Sequence[Recorded]) -> bool:

@@ -298,7 +298,7 @@ def _when(runs: Sequence[Entry]) -> tuple[str, bool]:
 def _subject(runs: Sequence[Entry], keys: Sequence[str]) -> str:
     run = next((run for run in runs if run.config), runs[0])
     task = str(run.facts.get("task") or "") if "task.length" in keys else run.task
-    layer = "layer 0" if any(run.layers > 1 for run in runs) else ""
+    layer = next((run.first_layer for run in runs if run.first_layer), "")
     return ", ".join(filter(None, [run.model, task, layer]))
 
 

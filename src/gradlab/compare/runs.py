@@ -16,6 +16,7 @@ from typing import Any
 from gradlab.compare.jobs import folders, natural, number_of
 from gradlab.compare.progress import Progress
 from gradlab.errors import BadInput
+from gradlab.record.base import OWN_LOOP
 from gradlab.record.directory import INFO
 from gradlab.record.earlier import completed
 from gradlab.record.files import read_regular
@@ -91,6 +92,11 @@ class Entry:
         return part(self.info, "facts")
 
     @property
+    def is_own(self) -> bool:
+        """Whether a loop of the user's own made it, and not gradlab's."""
+        return self.facts.get("loop") == OWN_LOOP
+
+    @property
     def model(self) -> str:
         """The model's name, as the command line has it; empty where that is not known."""
         return str(self.facts.get("model") or "")
@@ -131,14 +137,22 @@ class Entry:
     @property
     def command(self) -> str:
         """What makes the run again; empty where the folder does not say."""
-        if not self.info and not self.overrides:
+        if self.is_own or (not self.info and not self.overrides):
             return ""
         return shlex.join(["python", "-m", "gradlab", *self.overrides])
 
     @property
     def layers(self) -> int:
         """How many layers the model has; 0 where that is not known."""
+        if self.is_own:
+            return len(part(self.facts, "layers"))
         return _whole(part(self.config, "model").get("layers"))
+
+    @property
+    def first_layer(self) -> str:
+        """Of which layer :meth:`figure` is where there are several; empty where there are not."""
+        names = "first layer" if self.is_own else "layer 0"
+        return names if self.layers > 1 else ""
 
     @property
     def hidden(self) -> int:

@@ -192,10 +192,10 @@ def _table(settings: Sequence[Averages], figures: Sequence[str]) -> Table:
         numeric = all(isinstance(one.values[key], int | float) for one in settings)
         table.add_column(visible(name), justify="right" if numeric else "left", no_wrap=True)
     table.add_column("runs", justify="left", no_wrap=True)
-    several = any(run.layers > 1 for one in settings for run in one.runs)
+    first = next((run.first_layer for one in settings for run in one.runs if run.first_layer), "")
     for name in figures:
         layer = any("/layer_" in (run.key_of(name) or "") for one in settings for run in one.runs)
-        more = "\nlayer 0" if several and layer else ""
+        more = f"\n{first}" if first and layer else ""
         table.add_column(HEADINGS[name] + more, justify="right", no_wrap=True)
     for one in settings:
         words = [with_interval(one.figures[name], one.finished) for name in figures]

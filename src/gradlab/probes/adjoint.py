@@ -21,7 +21,12 @@ class Adjoint(StepProbe):
     last real one.
 
     The state is s = [c; h], as the step Jacobian has it: ∂ℓ/∂c_t is taken with h_t held, so that at
-    the last step all of the gradient is in h and ∂ℓ/∂c is exactly zero.
+    the last step all of the gradient is in h and ∂ℓ/∂c is exactly zero. Where the output is made of
+    h (2h, P·h) and is not h itself, ∂ℓ/∂h_t has what comes through y_t, too. Of a complex state it
+    is the norm of the derivatives by its real and imaginary parts.
+
+    Where a cell has a name of its own for h, the curves are recorded under that name and, the same
+    numbers, as ``adj_h``.
 
     Exactly zero adjoints (a dead ReLU, a cell that does not look back) have no logarithm: the mean
     is over the others, ``adj_h_zero`` is their share, and -inf means all of them.
@@ -59,7 +64,7 @@ class Adjoint(StepProbe):
     def variables(self, setting: Setting) -> dict[str, Variable]:
         """Five variables for each part of the state."""
         found = {}
-        for name in setting.states:
+        for name in (*setting.states, *(("h",) if setting.renames_h else ())):
             what = f"adjoint norm |∂ℓ/∂{name}_t|"
             norms = {
                 f"adj_{name}_log10": Variable(("layer", "t"), "log10", f"mean {what}"),
@@ -80,7 +85,8 @@ class Adjoint(StepProbe):
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """See the class."""
         found = {}
-        for name, log10 in seen.adjoints.items():
+        also_h = {} if seen.hidden is None else {"h": seen.hidden}
+        for name, log10 in (seen.adjoints | also_h).items():
             zero = jnp.sum(seen.mask & (log10 == -jnp.inf), axis=-1)
             quantiles, by_lag = both_ways(self._quantiles, log10, seen.mask)
             found |= both_means(f"adj_{name}_log10", log10, seen.mask) | {

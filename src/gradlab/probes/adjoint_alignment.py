@@ -12,6 +12,7 @@ from jax import lax
 from gradlab.bptt.closeup import Closeup, LayerView
 from gradlab.bptt.products import random_orthonormal
 from gradlab.bptt.scaling import Scaled
+from gradlab.bptt.steps import Read
 from gradlab.probes.base import CloseProbe, Setting, by_lag, over_layers
 from gradlab.variable import Variable
 
@@ -101,14 +102,14 @@ def pulled_direction(layer: LayerView) -> jax.Array:
     _, examples, size = layer.after.shape
     start = jnp.asarray(random_orthonormal(size, 1)[:, 0], layer.after.dtype)
 
-    def back(direction: jax.Array, read: tuple[jax.Array, jax.Array, jax.Array]):
-        state, x, real = read
-        _, transpose = jax.vjp(lambda state: layer.step(state, x), state)
+    def back(direction: jax.Array, now: tuple[Read, jax.Array]):
+        read, real = now
+        _, transpose = jax.vjp(lambda state: layer.step(state, read), read.state)
         (earlier,) = transpose(direction)
         return jnp.where(real[:, None], _unit(earlier), direction), direction
 
-    reads = (layer.before, layer.trace.inputs, layer.mask)
-    return lax.scan(back, jnp.tile(start, (examples, 1)), reads, reverse=True)[1]
+    start = jnp.tile(start, (examples, 1))
+    return lax.scan(back, start, (layer.reads, layer.mask), reverse=True)[1]
 
 
 def _by_own_lag(vectors: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

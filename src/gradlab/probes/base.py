@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.passes import wide
 from gradlab.errors import BadInput, number
 from gradlab.variable import Variable, over_lag_name
 
@@ -41,9 +42,12 @@ class Setting(NamedTuple):
       matrices: names of the recurrent matrices that can be seen, e.g. ``("i", "f", ...)``.
       activation: of a plain recurrent network its φ, e.g. ``"tanh"``; None for any other cell.
       length: ``T``.
-      hidden: ``H``.
+      hidden: ``H``, the units of the part that the retention gate multiplies, c or h.
       clips: whether gradients are clipped.
       trains: whether there is an optimizer at work, and not a lone batch being analysed.
+      h: which of the states is h.
+      size: of the packed state, in real numbers; 0: ``H`` for each of the states.
+      mixes: whether a step mixes the examples of a batch, or changes real numbers that they share.
     """
 
     cell: str
@@ -56,11 +60,24 @@ class Setting(NamedTuple):
     hidden: int = 0
     clips: bool = False
     trains: bool = True
+    h: str = "h"
+    size: int = 0
+    mixes: bool = False
 
     @property
     def state_size(self) -> int:
-        """``S``, the size of the packed state."""
-        return len(self.states) * self.hidden
+        """``S``, the size of the packed state in real numbers."""
+        return self.size or len(self.states) * self.hidden
+
+    @property
+    def memory(self) -> str:
+        """The state that the retention gate multiplies."""
+        return "c" if "c" in self.states else self.h
+
+    @property
+    def renames_h(self) -> bool:
+        """Whether h has a name of its own, and its adjoint is recorded as that of h as well."""
+        return "h" not in self.states
 
 
 class Seen(NamedTuple):
@@ -84,6 +101,15 @@ class Seen(NamedTuple):
     grads: Mapping[str, jax.Array]
     clipped: Mapping[str, jax.Array]
     updates: Mapping[str, jax.Array]
+    hidden: jax.Array | None = None
+
+
+MIXES = (
+    "a step of {} mixes the examples of a batch, or changes real numbers that they share, so that"
+    " no example has Jacobians and adjoints of its own (batch normalisation has none in evaluation:"
+    " module.eval())"
+)
+"""Why a close probe cannot measure such a cell."""
 
 
 class Unsupported(Exception):
@@ -237,7 +263,8 @@ def state_log10(adjoints: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def norm(array: jax.Array) -> jax.Array:
-    """The plain 2-norm, without squaring anything below or above the float range."""
+    """The plain 2-norm in at least float32, with no square below or above the float range."""
+    array = jnp.abs(array) if jnp.iscomplexobj(array) else wide(array)
     largest = jnp.max(jnp.abs(array))
     safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     return safe * jnp.linalg.norm((array / safe).ravel())

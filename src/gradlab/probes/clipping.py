@@ -73,14 +73,7 @@ class ClipRemoved(CloseProbe):
 def _along(view: LayerView, direction: Params) -> Scaled:
     """⟨direction, contribution of t to each example's gradient⟩, ``(T, E)``, in real time."""
     tangents = {name: direction[view.prefix + name] for name in view.params}
-
-    def moved(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def results(params: Params) -> tuple[jax.Array, jax.Array]:
-            return view.results_with(params, state, x)
-
-        return jax.jvp(results, (dict(view.params),), (tangents,))[1]
-
-    motion = jax.vmap(jax.vmap(moved))(view.before, view.trace.inputs)
+    motion = jax.jvp(view.results_with, (dict(view.params),), (tangents,))[1]
     cotangents = view.cotangents
     pairs = zip(motion, cotangents.mantissa, strict=True)
     # Where masked the cotangent is 0, which a motion that is not finite must not undo.
@@ -93,18 +86,19 @@ def _starts_along(view: LayerView, direction: Params) -> Iterator[Scaled]:
     """The same of learned initial states: all at the first step that is read."""
     first = -1 if view.backwards else 0
     for name, each in view.start_contributions.items():
-        dots = jnp.sum(each.mantissa * direction[name][None], axis=-1)
+        products = each.mantissa * direction[name][None]
+        dots = jnp.sum(products, axis=tuple(range(1, products.ndim)))
         at = jnp.zeros(view.mask.shape, dots.dtype).at[first].set(dots)
         yield Scaled(at, jnp.broadcast_to(each.exponent, at.shape)).normalise()
 
 
 def _readout_along(closeup: Closeup, direction: Params) -> Scaled:
     """The same of the readout; ``(T, 1)``, the sum over examples."""
-    dots = jnp.zeros((closeup.length, 1), closeup.inputs.dtype)
+    dots = jnp.zeros(closeup.length)
     for name, parts in closeup.readout_contributions.items():
         products = parts * direction[name][None]
-        dots += jnp.sum(products, axis=tuple(range(1, parts.ndim)))[:, None] * closeup.examples
-    return Scaled.of(dots, 2)
+        dots = dots + jnp.sum(products, axis=tuple(range(1, parts.ndim))) * closeup.examples
+    return Scaled.of(dots[:, None], 2)
 
 
 def _sum_over_examples(parts: list[Scaled]) -> jax.Array:

@@ -21,7 +21,8 @@ class DirectAdjoint(CloseProbe):
     ``adj_h_direct_log10`` is the log10 of the 2-norm of the first term, in which time has not
     passed in this layer: it comes from the readout, or from the layer above, in which time may
     have passed. Per example, then the mean over the examples in which it is not exactly zero; -inf
-    where it is in all of them. Of a cell whose output is not its state it is ∂ℓ/∂y_t.
+    where it is in all of them. Where the output is made of h, it comes through that:
+    ``(∂y_t/∂h_t)ᵀ ∂ℓ/∂y_t``.
 
     Source: the immediate derivative ∂⁺ in Pascanu, Mikolov & Bengio (2013), equations 3 and 4.
 

@@ -67,7 +67,9 @@ class FixedPoints(CloseProbe):
     and two points that are about to merge are told apart down to 10⁻³ of their size. A line
     attractor gives as many points as starts, with an eigenvalue near 1 each. The mean is an input
     that the network may never read: under inputs that differ much from their mean, the points
-    say little about where the state goes.
+    say little about where the state goes. Of whole numbers and truth values, which have no mean,
+    the lower median is held. What a cell reads besides its state and its input is held, too, as it
+    is before the first example's last step: a counter, and the numbers of dropout's next mask.
 
     How to read it: with a radius below 1 a point is stable: states nearby are drawn to it, and
     gradients that stay there vanish like ``radius^lag``. One or two unstable directions make it a
@@ -80,8 +82,8 @@ class FixedPoints(CloseProbe):
       starts: how many visited states the search begins from.
       points: how many of the fixed points found are recorded.
       iterations: steps of the search.
-      input: what is held: ``"mean"``, over real steps and examples of what the layer reads, or
-        ``"zero"``.
+      input: what is held: ``"mean"``, over real steps and examples of what the layer reads (of
+        whole numbers their median), or ``"zero"``.
       fixed: the largest speed of a fixed point, relative to its size.
       slow: the largest speed of a slow point, likewise.
     """
@@ -145,13 +147,9 @@ class FixedPoints(CloseProbe):
         return over_layers(of, closeup.layers)
 
     def _layer(self, layer: LayerView, real: jax.Array) -> dict[str, jax.Array]:
-        held = jnp.zeros(layer.trace.inputs.shape[-1], layer.after.dtype)
-        if self.input == "mean":
-            held = _mean(layer.trace.inputs, layer.mask).astype(held.dtype)
-
-        def step(state: jax.Array) -> jax.Array:
-            return layer.step(state, held)
-
+        inputs = layer.trace.inputs
+        held = typical(inputs, layer.mask) if self.input == "mean" else jnp.zeros_like(inputs[0, 0])
+        step = layer.at_rest(held)
         starts = visited(layer.after, real, self.starts)
         found = search(step, starts, self.iterations)
         seen = jnp.isfinite(found.speed)
@@ -318,7 +316,13 @@ def _norms(vectors: jax.Array) -> jax.Array:
     return jax.vmap(norm)(vectors)
 
 
-def _mean(inputs: jax.Array, mask: jax.Array) -> jax.Array:
-    """``(I,)`` of ``(T, E, I)`` over real steps."""
-    total = jnp.sum(jnp.where(mask[..., None], inputs, 0), axis=(0, 1))
-    return total / jnp.maximum(jnp.sum(mask), 1).astype(total.dtype)
+def typical(inputs: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean ``(I,)`` of ``(T, E, I)`` over real steps; of whole numbers the lower median."""
+    real, count = mask.reshape(*mask.shape, *(1,) * (inputs.ndim - 2)), jnp.sum(mask)
+    if jnp.issubdtype(inputs.dtype, jnp.inexact):
+        total = jnp.sum(jnp.where(real, inputs, 0), axis=(0, 1))
+        return total / jnp.maximum(count, 1).astype(total.dtype)
+    each = jnp.broadcast_to(real, inputs.shape).reshape(-1, *inputs.shape[2:])
+    flat = inputs.reshape(each.shape)
+    order = jnp.lexsort((flat, ~each), axis=0)  # those that are not real come last
+    return jnp.take_along_axis(flat, order, axis=0)[jnp.maximum(count - 1, 0) // 2]

@@ -72,8 +72,7 @@ class ForgetPath(CloseProbe):
                 f"{setting.cell} has no retention gate that multiplies its old state ({has}), "
                 "so there is no forget path"
             )
-        memory = "c" if "c" in setting.states else "h"
-        what = f"∂{memory}_T/∂{memory}_t"
+        what = f"∂{setting.memory}_T/∂{setting.memory}_t"
         attrs = {"gate": setting.retention}
         found = {
             "forget_path_log10": Variable(

@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
-from gradlab.bptt.passes import state_names
-from gradlab.bptt.unroll import Layer, initial_carries
+from gradlab.bptt.packing import Packing
+from gradlab.bptt.unroll import Layer, forms_of, initial_carries
 from gradlab.cells import stock
 from gradlab.errors import BadInput
-from gradlab.probes.base import Probe, Setting, Unsupported
+from gradlab.probes.base import MIXES, CloseProbe, Probe, Setting, Unsupported
+
+BATCH = 7
+"""Examples of the batch that a cell's state is looked at with: as no other axis is likely to be."""
 
 
 def setting_of(
-    layers: Sequence[Layer], width: int, *, length: int, clips: bool = False, trains: bool = True
+    layers: Sequence[Layer],
+    features: int | tuple[int, ...],
+    *,
+    length: int,
+    clips: bool = False,
+    trains: bool = True,
+    dtype: Any = None,
 ) -> Setting:
-    """What the probes may know of a stack of cells that reads ``(length, B, width)``."""
+    """What the probes may know of a stack of cells that reads ``(length, B, *features)``.
+
+    Args:
+      layers: as for :func:`gradlab.bptt.unroll.unroll`.
+      features: the inputs' width, or their shape without time and examples.
+      length: ``T``.
+      clips, trains: see :class:`gradlab.probes.base.Setting`.
+      dtype: of the inputs; None: that of the first state.
+    """
     cell = layers[0][0]
     view, plain = stock.gate_view(cell), stock.plain_rnn(cell)
-    carry = initial_carries(layers, (1, 1, width))[0][0]
+    shape = (1, BATCH, *((features,) if isinstance(features, int) else features))
+    carry = initial_carries(layers, shape, dtype)[0][0]
+    forms = forms_of(layers, shape, dtype)
+    form = forms[0][0]
+    packing = Packing(carry, form.names, form.states)
+    memory = "c" if "c" in form.states else form.h
     return Setting(
         cell=type(cell).__name__,
-        states=state_names(carry),
+        states=form.states,
         gates=view.names,
         retention=view.retention,
         matrices=tuple(stock.recurrent_matrices(cell)),
         activation=None if plain is None else plain.activation,
         length=length,
-        hidden=jax.tree.leaves(carry)[0].shape[-1],
+        hidden=math.prod(packing.parts[memory].shape),
         clips=clips,
         trains=trains,
+        h=form.h,
+        size=packing.size,
+        mixes=any(one.shared for layer in forms for one in layer),
     )
 
 
@@ -67,6 +91,8 @@ def supported(
     usable, reasons = {}, {}
     for name, probe in probes.items():
         try:
+            if setting.mixes and isinstance(probe, CloseProbe):
+                raise Unsupported(MIXES.format(setting.cell))
             probe.variables(setting)
         except Unsupported as reason:
             if not by_preset:

@@ -86,7 +86,8 @@ class TemporalContribution(CloseProbe):
         for view in closeup.layers:
             found |= _of_layer(view, split, closeup.examples)
             for name, each in view.start_contributions.items():
-                found[name] = _of_start(view, each, split)
+                if name not in found:  # what a cell's own start adds is in its contributions
+                    found[name] = _of_start(view, each, split)
         by_lag = closeup.readout_by_lag(split)
         for name, parts in closeup.readout_contributions.items():
             found[name] = (scaling.log10_norm(*Scaled.of(parts, 1)), _cosine(*by_lag[name]))
@@ -101,6 +102,8 @@ def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax
     """The curve and the cosine of each of a cell's parameters, by full name."""
     steps = len(view.mask)
     enters, params = view.contribution, view.params
+    # What enters through a first state is as far back as the first real step.
+    long = (view.lag >= split).at[0].set(_starts_long(view, split))
     start = Sums(
         [jnp.zeros((2, *value.shape), value.dtype) for value in params.values()],
         jnp.full((len(params), 2), scaling.ZERO, jnp.int32),
@@ -112,7 +115,7 @@ def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax
         parts = Sums.of([entering[name] for name in params], jnp.stack([long, ~long]))
         return sums.add(parts), _log2_norms(parts)
 
-    sums, log2 = lax.scan(step, start, (jnp.arange(steps), view.lag >= split))
+    sums, log2 = lax.scan(step, start, (jnp.arange(steps), long))
     curves = log2 * LOG10_2 - math.log10(examples)
     return {
         view.prefix + name: (curves[:, n], _cosine(*sums.mantissa[n]))
@@ -123,10 +126,15 @@ def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax
 def _of_start(view: LayerView, each: Scaled, split: int) -> tuple[jax.Array, jax.Array]:
     """The curve and the cosine of a learned initial state, from what enters of each example."""
     steps, examples = view.mask.shape
-    long = jnp.sum(view.mask, axis=0) > split
+    long = _starts_long(view, split)
     parts = Sums.of([each], jnp.stack([long, ~long]))
     curve = _log2_norms(parts)[0] * LOG10_2 - math.log10(examples)
     return jnp.full(steps, -jnp.inf).at[0].set(curve), _cosine(*parts.mantissa[0])
+
+
+def _starts_long(view: LayerView, split: int) -> jax.Array:
+    """Whether an example's first real step is at a lag of ``split`` or more, ``(E,)``."""
+    return jnp.sum(view.mask, axis=0) > split
 
 
 def _log2_norms(parts: Sums) -> jax.Array:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -60,28 +61,42 @@ class Arrays:
 
     def __init__(self, folder: Path, description: Description, *, resumed: bool = False):
         self.folder, self.rows = folder, 0
-        coords = with_lag(description)
-        self.attributes = {"coordinates": "lag"} if "lag" in coords else {}
+        self.columns: dict[str, _Growing] = {}
+        self.coordinates: dict[str, Any] = {}
         recorded: Mapping[str, Any] = {}
         if resumed:
             recorded = consolidated(folder)
             self.rows = recorded["step"]["shape"][0]
-            _check_same(folder, recorded, description, coords)
+            _check_same(folder, recorded, description, with_lag(description))
         else:
-            zarr.create_group(folder, overwrite=True, attributes=self.attributes)
-        for name, values in coords.items():
-            if name not in recorded:
-                _write_coordinate(folder, name, values)
-        sizes = {name: len(values) for name, values in coords.items()}
+            zarr.create_group(folder, overwrite=True)
         step = Variable((), *_COORDS["step"])
-        new = not resumed
-        self.step = _Growing(folder, "step", step, sizes, "int64", self.rows, new)
-        self.columns: dict[str, _Growing] = {}
+        self.step = _Growing(folder, "step", step, {}, "int64", self.rows, not resumed)
+        self.extend(description, recorded)
+
+    def extend(self, description: Description, recorded: Mapping[str, Any] = MappingProxyType({})):
+        """Make room for what is described and not there yet; in earlier rows it was not measured.
+
+        Args:
+          description: with the variables and coordinates that there are, and others.
+          recorded: metadata, by stored name, of those that are in the folder already.
+        """
+        coords = with_lag(description)
+        self.attributes = {"coordinates": "lag"} if "lag" in coords else {}
+        for name, values in coords.items():
+            if name in self.coordinates:
+                continue
+            if name not in recorded:
+                _write_coordinate(self.folder, name, values)
+            self.coordinates[name] = _metadata(self.folder / name)
+        sizes = {name: len(values) for name, values in coords.items()}
         for name, variable in description.variables.items():
-            dtype = "float32" if variable.dims else "float64"
-            new = stored_name(name) not in recorded
-            self.columns[name] = _Growing(folder, name, variable, sizes, dtype, self.rows, new)
-        self.coordinates = {name: _metadata(folder / name) for name in coords}
+            if name not in self.columns:
+                dtype = "float32" if variable.dims else "float64"
+                new = stored_name(name) not in recorded
+                self.columns[name] = _Growing(
+                    self.folder, name, variable, sizes, dtype, self.rows, new
+                )
         self.commit()
 
     def append(self, row: Row) -> None:
@@ -90,13 +105,26 @@ class Arrays:
         Raises:
           ValueError: if ``row`` holds a variable that was not described, or one of another shape.
         """
-        values = {**row.scalars, **row.arrays}
-        if unknown := values.keys() - self.columns.keys():
-            raise ValueError(f"step {row.step} holds variables not described: {sorted(unknown)}")
+        values = self._values(row)
         self.step.put(self.rows, row.step)
         for name, column in self.columns.items():
             column.put(self.rows, values.get(name))
         self.rows += 1
+
+    def add(self, row: Row) -> None:
+        """Put more into the last row, which is of the same step.
+
+        Raises:
+          ValueError: as for :meth:`append`.
+        """
+        for name, value in self._values(row).items():
+            self.columns[name].put(self.rows - 1, value)
+
+    def _values(self, row: Row) -> dict[str, Any]:
+        values = {**row.scalars, **row.arrays}
+        if unknown := values.keys() - self.columns.keys():
+            raise ValueError(f"step {row.step} holds variables not described: {sorted(unknown)}")
+        return values
 
     def commit(self) -> None:
         """Make every appended row visible: chunks first, lengths last."""
@@ -284,6 +312,7 @@ def _write_coordinate(folder: Path, name: str, values: list[Any]) -> None:
         dimension_names=("t" if name == "lag" else name,),
         attributes={"units": units, "long_name": long_name},
         config={"write_empty_chunks": True},  # so that a file that is missing was lost
+        overwrite=True,  # what a kill left behind before anybody could see it
     )
     stored[:] = array
 

@@ -11,14 +11,30 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from gradlab.errors import CannotRecord, LostPeer
 from gradlab.variable import Variable
 
-__all__ = ["AT_LENGTH", "Description", "Outcome", "Row", "Sink", "Status", "Variable"]
+__all__ = [
+    "AT_LENGTH",
+    "OWN_LOOP",
+    "Description",
+    "Outcome",
+    "Row",
+    "Sink",
+    "Status",
+    "Variable",
+    "baseline_of",
+    "crashed",
+    "figures_of",
+    "reads_the_end",
+]
 
 Status = Literal["running", "finished", "diverged", "interrupted", "crashed"]
 AT_LENGTH = "/length_"
 """Between the name of a test figure and the length that it is of, one of
 ``trainer.test_lengths``: ``test/loss/length_200``."""
+OWN_LOOP = "own"
+"""The fact ``loop`` of a run that a loop of the user's own made."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,17 @@ class Description:
     id: str = ""
     resumed: bool = False
     recorded: int = -1
+
+
+def reads_the_end(facts: Mapping[str, Any]) -> bool:
+    """Whether the loss reads the last timestep of the last layer, and nothing else of any.
+
+    Args:
+      facts: of a run; where a loop of the user's own does not say, it is not taken for granted.
+    """
+    if facts.get("loop") == OWN_LOOP:
+        return facts.get("readout") == "last" and len(facts.get("layers") or ()) == 1
+    return facts.get("readout") != "every"
 
 
 def baseline_of(
@@ -98,12 +125,39 @@ class Outcome:
     signal: int = 0
 
 
+def crashed(error: BaseException) -> Outcome:
+    """The outcome of a run that an error has ended."""
+    if isinstance(error, CannotRecord):
+        return Outcome("crashed", f"cannot record: {error.reason}")
+    if isinstance(error, LostPeer):
+        return Outcome("crashed", f"another process of the run is gone ({error.reason})")
+    return Outcome("crashed", f"{type(error).__name__}: {error}")
+
+
+def figures_of(
+    name: str, variable: Variable, array: np.ndarray, layers: Sequence[object]
+) -> dict[str, float]:
+    """What of a variable goes into the summary: numbers of the run or of each layer."""
+    dims = variable.dims
+    if not dims:
+        return {name: float(array)}
+    if dims == ("layer", "index"):  # a spectrum in descending order: its largest
+        array, dims = array[:, 0], ("layer",)
+    if dims != ("layer",):
+        return {}
+    names = [f"{name}/layer_{str(layer).replace(' ', '_')}" for layer in layers]
+    return dict(zip(names, map(float, array), strict=True))
+
+
 class Sink(Protocol):
     """Somewhere measurements go. Calls come in this order: ``open``, ``log``…, ``close``.
 
     The run directory is the truth. When a run is resumed, every other sink is opened with
     ``description.resumed`` set and is then given every row recorded so far again, before the new
     ones: it starts afresh, or skips what it already has.
+
+    In a loop of the user's own further variables may come while it runs. A sink that has to know
+    of each beforehand has a method ``extend(description)`` for that.
     """
 
     def open(self, description: Description) -> None:

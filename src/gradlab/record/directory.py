@@ -119,8 +119,45 @@ class RunDirectory:
             self._arrays.append(row)
         except OSError as error:
             raise self._cannot(error) from error
-        if time.monotonic() - self._flushed >= self.flush_seconds:
+        if self.is_due:
             self.flush()
+
+    def add(self, row: Row) -> None:
+        """Keep more of the row that was logged last; otherwise as :meth:`log`.
+
+        Raises:
+          ValueError: as for :meth:`log`.
+          CannotRecord: as for :meth:`log`.
+        """
+        try:
+            self._arrays.add(row)
+        except OSError as error:
+            raise self._cannot(error) from error
+        if self.is_due:
+            self.flush()
+
+    def extend(self, description: Description) -> None:
+        """Record further variables from here on.
+
+        Args:
+          description: with all that was described before, and more; its facts replace those that
+            were.
+
+        Raises:
+          CannotRecord: as for :meth:`log`.
+        """
+        try:
+            self._check_there()
+            self._arrays.extend(description)
+            self._info["facts"] = _first_info(description)["facts"]
+            self._write_info()
+        except OSError as error:
+            raise self._cannot(error) from error
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next row is flushed at once."""
+        return time.monotonic() - self._flushed >= self.flush_seconds
 
     def flush(self) -> None:
         """Write every row that was logged so far.

@@ -165,7 +165,7 @@ def told(run: Run, *, again: bool = False) -> tuple[Description, Outcome]:
     description = Description(
         name=info["name"],
         config=info["config"],
-        variables={name: _variable(array) for name, array in arrays.items()},
+        variables={name: variable_of(array) for name, array in arrays.items()},
         coords=coords,
         baseline=info["baseline"],
         facts=info["facts"] | {key: info[key] for key in ("devices", "overrides")},
@@ -179,7 +179,8 @@ def told(run: Run, *, again: bool = False) -> tuple[Description, Outcome]:
     return description, outcome
 
 
-def _variable(array: xarray.DataArray) -> Variable:
+def variable_of(array: xarray.DataArray) -> Variable:
+    """What a recorded array is."""
     attrs = dict(array.attrs)
     dims = tuple(str(dim) for dim in array.dims if dim != "step")
     return Variable(dims, attrs.pop("units"), attrs.pop("long_name"), attrs)

@@ -42,9 +42,16 @@ class Histories:
     """
 
     def __init__(self, description: Description, capacity: int = MOST_COLUMNS):
+        self._capacity = capacity
+        self._histories: dict[str, History] = {}
+        self.extend(description)
+
+    def extend(self, description: Description) -> None:
+        """Keep further variables from here on."""
         self._layers = labels("layer", description.coords.get("layer", []))
         self._variables = curves_of(description.variables)
-        self._histories = {name: History(capacity) for name in self._variables}
+        for name in self._variables.keys() - self._histories.keys():
+            self._histories[name] = History(self._capacity)
 
     def add(self, row: Row) -> None:
         """Take the curves of the next row."""

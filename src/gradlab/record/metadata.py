@@ -67,13 +67,18 @@ def checked(folder: Path) -> dict[str, dict[str, Any]]:
     return arrays
 
 
+def is_name(text: str) -> bool:
+    """Whether an array may have this stored name."""
+    return _NAME.fullmatch(text) is not None
+
+
 def row_bytes(array: Mapping[str, Any]) -> int:
     """Bytes of a row."""
     return math.prod(array["shape"][1:]) * _TYPES[array["data_type"]]
 
 
 def _check(name: str, array: Mapping[str, Any]) -> None:
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ValueError("no name of a variable")
     if (array["node_type"], array["zarr_format"]) != ("array", 3):
         raise ValueError("no array of zarr 3")

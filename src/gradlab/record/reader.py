@@ -183,8 +183,12 @@ def glance(path: str | os.PathLike[str]) -> Run:
     return Run(path, info, status)
 
 
-def check_whole(run: Run) -> None:
+def check_whole(run: Run, key: str = "trainer.resume") -> None:
     """Refuse to resume a run of which a part is lost.
+
+    Args:
+      run: to be resumed.
+      key: what asked for it.
 
     Raises:
       BadInput: with what is lost, and what can still be read.
@@ -197,7 +201,7 @@ def check_whole(run: Run) -> None:
             rows = 0
         left = f"rows 0 to {rows - 1} of it can be read" if rows else "none of its rows can be read"
         hint = f"a new run; {left}, and its {INFO}"
-        raise BadInput("trainer.resume", str(run.path), f"a run that is whole; {first}{more}", hint)
+        raise BadInput(key, str(run.path), f"a run that is whole; {first}{more}", hint)
 
 
 def recorded_rows(run: Run) -> Iterator[Row]:

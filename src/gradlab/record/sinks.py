@@ -62,6 +62,11 @@ class Guarded:
         """Open the sink."""
         self._try("open", description)
 
+    def extend(self, description: Description) -> None:
+        """Tell it of further variables, if it has to know them."""
+        if hasattr(self.sink, "extend"):
+            self._try("extend", description)
+
     def log(self, row: Row) -> None:
         """Show it a row."""
         self._try("log", row)

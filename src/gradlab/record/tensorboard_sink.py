@@ -90,6 +90,11 @@ class TensorBoardSink:
         for part in ("config", "facts", "baseline"):
             self._write_text(f"run/{part}", _table(getattr(description, part)))
 
+    def extend(self, description: Description) -> None:
+        """Write further variables from here on."""
+        self._keys = Keys(description)
+        self._histories.extend(description)
+
     def log(self, row: Row) -> None:
         """Write the row under flat keys, and remember its curves for the heatmaps."""
         self._step = row.step

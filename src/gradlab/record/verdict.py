@@ -25,16 +25,22 @@ class Network(NamedTuple):
       length: ``T``.
       gate: the name of the retention gate, or None.
       memory: the part of the state that it multiplies, ``"c"`` or ``"h"``.
-      earlier_steps_have_loss: whether timesteps before the last feed the loss directly too.
+      earlier_steps_have_loss: whether timesteps before the last feed the loss directly too; None:
+        not known.
+      others_read_it: whether it is not known which layers read which, so that any may be fed by
+        another at every step.
       backward: what the backward pass was cut to, ``trainer.backward``.
+      measured_by: what measures which way the gradient goes.
     """
 
     layers: Sequence[str]
     length: int
     gate: str | None = None
     memory: str = "h"
-    earlier_steps_have_loss: bool = False
+    earlier_steps_have_loss: bool | None = False
+    others_read_it: bool = False
     backward: str = "full"
+    measured_by: str = "probe=full or probe=[standard,forget_path]"
 
     @property
     def way_around(self) -> str:
@@ -131,7 +137,10 @@ class _Layer:
             )
             return [fed, f"{at} it {self._fall()}.", *self._cut(), *self._ways()]
         told = [f"{self.kind}. {at} the gradient {self._fall()}.", *self._horizon()]
-        if self._is_last:
+        if network.earlier_steps_have_loss is None or network.others_read_it:
+            told.append(self._may_be_fed())
+            told += self._product()
+        elif self._is_last:
             told += self._product()
         else:
             told.append("The layer above feeds it at every step: not all of it came through time.")
@@ -142,6 +151,15 @@ class _Layer:
         """Whether the readout is above it and no other layer."""
         depths = [str(label).split()[0] for label in self.network.layers]
         return depths[self.index] == depths[-1]
+
+    def _may_be_fed(self) -> str:
+        loss = self.network.earlier_steps_have_loss is None
+        who = "the loss or another layer" if self.network.others_read_it else "the loss"
+        who = who if loss else "another layer"
+        return (
+            f"Where {who} reads it at earlier timesteps too, which is not known, not all of it "
+            "came through time."
+        )
 
     def _fall(self) -> str:
         """From lag 0 to the longest, by the line, and how straight that is."""
@@ -227,8 +245,8 @@ class _Layer:
         around, gate = network.way_around, f"the {network.gate} gate"
         if paths is None:
             return [
-                f"How much of it goes through {around} is not known: probe=full or "
-                "probe=[standard,forget_path] measures it."
+                f"How much of it goes through {around} is not known: {network.measured_by} "
+                "measures it."
             ]
         forget, residual = (
             values_by_lag(paths.arrays, name)[self.index] for name in (FORGET, RESIDUAL)

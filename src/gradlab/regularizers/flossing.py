@@ -117,13 +117,13 @@ def tangent_growth(layer: LayerView, count: int, interval: int) -> jax.Array:
         lambda array: jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)).reshape(
             -1, interval, *array.shape[1:]
         ),
-        (layer.before, layer.trace.inputs, layer.mask),
+        (layer.reads, layer.mask),
     )
     start = jnp.asarray(random_orthonormal(size, min(count, size)).T, layer.before.dtype)
 
-    def through(rows: jax.Array, read: Any) -> tuple[jax.Array, None]:
-        state, x, real = read
-        _, push = jax.linearize(lambda state: layer.step(state, x), state)
+    def through(rows: jax.Array, now: Any) -> tuple[jax.Array, None]:
+        read, real = now
+        _, push = jax.linearize(lambda state: layer.step(state, read), read.state)
         return jnp.where(real[:, None, None], jax.vmap(push, 1, 1)(rows), rows), None
 
     def over(rows: jax.Array, group: Any) -> tuple[jax.Array, jax.Array]:

@@ -47,13 +47,11 @@ class Omega(Regularizer):
 def omega(layer: LayerView) -> jax.Array:
     """Ω of one layer, the mean over examples, ()."""
     adjoint = lax.stop_gradient(layer.adjoint.mantissa)
-    before, inputs = lax.stop_gradient((layer.before, layer.trace.inputs))
+    reads = jax.tree.map(lambda leaf: lax.stop_gradient(leaf[1:]), layer.reads)
     counts = layer.mask[1:] & layer.mask[:-1] & jnp.any(adjoint[1:] != 0, axis=-1)
     # What is not counted may be nan, whose gradient no mask after the fact would keep out.
-    usable = counts[..., None]
-    before, inputs = (jnp.where(usable, array[1:], 0) for array in (before, inputs))
-    adjoint = jnp.where(usable, adjoint[1:], 0)
-    _, pull = jax.vjp(lambda state: layer.step(state, inputs), before)
+    adjoint = jnp.where(counts[..., None], adjoint[1:], 0)
+    _, pull = jax.vjp(lambda states: jax.vmap(layer.step)(states, reads), reads.state)
     log2_ratio = _log2_norm(pull(adjoint)[0]) - _log2_norm(adjoint)
     ratio = jnp.exp2(jnp.where(counts, log2_ratio, 0))
     return jnp.sum(jnp.square(ratio - 1)) / layer.mask.shape[1]

@@ -22,7 +22,7 @@ import numpy as np
 
 from gradlab.bptt.parts import by_name
 from gradlab.errors import BadInput, CannotRecord, first_line
-from gradlab.training.step import Report, State, Steps
+from gradlab.training.step import Report, State, Steps, Values
 
 FOLDER = "checkpoints"
 KEPT = 2
@@ -40,12 +40,19 @@ class Best(NamedTuple):
       step: the step whose update made them.
       params: themselves.
       scores: all their validation scores.
+      variables: the model's other arrays with them, as in :class:`gradlab.training.step.Values`.
     """
 
     loss: float
     step: int
     params: Any
     scores: dict[str, float]
+    variables: Any = None
+
+    @property
+    def values(self) -> Values:
+        """The arrays of the model."""
+        return Values(self.params, self.variables)
 
 
 @dataclass
@@ -53,7 +60,7 @@ class Position:
     """Where a run stands.
 
     Attributes:
-      state: parameters, optimizer, step and random key. The key and the step give the position in
+      state: the model's arrays, optimizer, step and random key. The key and the step give the position in
         the data: a step's batch is drawn from them alone.
       since: number of steps and mean report of each stretch since the last recorded row.
       best: best so far in validation, or None.
@@ -216,7 +223,7 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
         rest = read(rest=ocp.args.JsonRestore())["rest"]
-        best = None if rest["best"] is None else Best(0.0, 0, start.params, {})
+        best = _best_like(start) if rest["best"] is not None else None
         like = _packed(Position(start, best=best))[0]
         if rest["shapes"] != _shapes(like):
             expected = sorted(_shapes(like).items())
@@ -268,19 +275,31 @@ def from_bytes(data: bytes, start: State) -> Position:
     with np.load(io.BytesIO(data)) as file:
         words, *leaves = (file[name] for name in file.files)
     rest = json.loads(words.tobytes())
-    best = None if rest["best"] is None else Best(0.0, 0, start.params, {})
+    best = _best_like(start) if rest["best"] is not None else None
     like, tree = jax.tree.flatten(_packed(Position(start, best=best))[0])
     typed = [leaf.view(one.dtype) for leaf, one in zip(leaves, like, strict=True)]
     return _unpacked(jax.tree.unflatten(tree, typed), rest, start)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The arrays of an ``nnx.State``, or of none, by name."""
+    return {} if tree is None else by_name(tree)
+
+
+def _best_like(start: State) -> Best:
+    """One with arrays like the best ones of a run that starts so."""
+    return Best(0.0, 0, start.params, {}, start.variables)
 
 
 def _packed(position: Position) -> tuple[dict[str, Any], dict[str, Any]]:
     """A position as named arrays, and as what JSON can hold."""
     state, best = position.state, position.best
     arrays: dict[str, Any] = {
-        "params": by_name(state.params),
+        "params": _named(state.params),
         "optimizer": {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))},
-        "best": {} if best is None else by_name(best.params),
+        "variables": _named(state.variables),
+        "best": {} if best is None else _named(best.params),
+        "best_variables": {} if best is None else _named(best.variables),
         "step": state.step,
         "alive": state.alive,
         "key": jax.random.key_data(state.key),
@@ -300,23 +319,25 @@ def _unpacked(arrays: dict[str, Any], rest: dict[str, Any], start: State) -> Pos
     def like(tree: Any, named: dict[str, Any]) -> Any:
         return jax.tree.unflatten(jax.tree.structure(tree), named.values())
 
-    def params(group: str) -> Any:
-        named = arrays[group]
-        return like(start.params, {name: named[name] for name in by_name(start.params)})
+    def named(group: str, tree: Any) -> Any:
+        own = arrays.get(group, {})
+        return like(tree, {name: own[name] for name in _named(tree)})
 
     optimizer = dict(sorted(arrays.get("optimizer", {}).items()))
     state = State(
-        params("params"),
+        named("params", start.params),
         like(start.opt_state, optimizer),
         arrays["step"],
         jax.random.wrap_key_data(arrays["key"], impl=jax.random.key_impl(start.key)),
         arrays["alive"],
+        named("variables", start.variables),
     )
     best = None
     if rest["best"] is not None:
         loss, step, scores = rest["best"]
         scores = {str(name): float(score) for name, score in scores.items()}
-        best = Best(float(loss), int(step), params("best"), scores)
+        params, variables = named("best", start.params), named("best_variables", start.variables)
+        best = Best(float(loss), int(step), params, scores, variables)
     since = []
     for count, *report in rest["since"]:
         values: list[Any] = [np.float32(value) for value in report]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradlab.bptt.unroll import Trace
+from gradlab.bptt.unroll import Trace, forms_of
 from gradlab.training.program import Program
 from gradlab.training.step import Steps
 
@@ -41,14 +41,16 @@ def diagnose(program: Program, member: int = 0) -> str:
 
 def _in_states(steps: Steps, traces: Any) -> str | None:
     flat: list[Trace] = [trace for layer in traces for trace in layer]
-    for layer, trace in zip(steps.names, flat, strict=True):
+    layers = steps.model(steps.first).layers
+    forms = [form for layer in forms_of(layers, steps.shape, steps.reads) for form in layer]
+    for layer, form, trace in zip(steps.names, forms, flat, strict=True):
         after = [
             np.concatenate([before[1:], final[None]])
             for before, final in zip(
                 jax.tree.leaves(trace.before), jax.tree.leaves(trace.final), strict=True
             )
         ]
-        for name, leaf in zip(steps.setting.states, after, strict=True):
+        for name, leaf in zip(form.names, after, strict=True):
             bad = ~np.all(np.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
             if bad.any():
                 t = int(np.argmax(bad))

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlab.bptt.passes import Route
 from gradlab.errors import BadInput, CannotRecord, number, whole_number
-from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink
+from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink, figures_of
 from gradlab.training.checkpoint import Best, Position
 from gradlab.training.diagnosis import diagnose
 from gradlab.training.interruption import Interruption
@@ -299,7 +299,8 @@ class _Loop:
             member = members[i]
             member.next_validation = step + self.trainer.eval_every
             if member.best is None or scores["loss"] < member.best.loss:
-                member.best = Best(scores["loss"], step, self.program.state(i).params, scores)
+                params, variables = self.program.state(i).values
+                member.best = Best(scores["loss"], step, params, scores, variables)
             rows[i] = {f"val/{name}": value for name, value in scores.items()}
         return rows
 
@@ -379,12 +380,12 @@ class _Loop:
     def _tests(self, outcomes: Mapping[int, Outcome]) -> dict[int, dict[str, float]]:
         """Test figures of the parameters that were best in validation, at every length."""
         best = {i: self.members[i].best for i, one in outcomes.items() if one.status != "crashed"}
-        params = {i: one.params for i, one in best.items() if one is not None}
-        figures: dict[int, dict[str, float]] = {i: {} for i in params}
-        for length in (None, *self.trainer.test_lengths) if params else ():
+        values = {i: one.values for i, one in best.items() if one is not None}
+        figures: dict[int, dict[str, float]] = {i: {} for i in values}
+        for length in (None, *self.trainer.test_lengths) if values else ():
             at = "" if length is None else f"{AT_LENGTH}{length}"
             for i, scores in self.program.score(
-                "test", list(params), params, length=length
+                "test", list(values), values, length=length
             ).items():
                 figures[i] |= {f"test/{name}{at}": value for name, value in scores.items()}
         return figures
@@ -397,21 +398,9 @@ class _Loop:
             rows = member.last_row.scalars.items()
             found |= {name: value for name, value in rows if name.startswith("train/")}
             for name, array in member.last_row.arrays.items():
-                found |= self._figures(name, array)
+                found |= figures_of(name, self.steps.variables[name], array, self.steps.names)
         if member.best is not None:
             found["best/step"] = float(member.best.step)
             found |= {f"val/{name}": value for name, value in member.best.scores.items()}
             found |= test
         return found
-
-    def _figures(self, name: str, array: np.ndarray) -> dict[str, float]:
-        """What of a variable goes into the summary: numbers of the run or of each layer."""
-        dims = self.steps.variables[name].dims
-        if not dims:
-            return {name: float(array)}
-        if dims == ("layer", "index"):  # a spectrum in descending order: its largest
-            array, dims = array[:, 0], ("layer",)
-        if dims != ("layer",):
-            return {}
-        names = [f"{name}/layer_{layer.replace(' ', '_')}" for layer in self.steps.names]
-        return dict(zip(names, map(float, array), strict=True))

@@ -78,8 +78,10 @@ class DataMesh:
 
         Args:
           function: ``(params, batch) -> (means, each)``: means over the examples of the batch, and
-            arrays with a row for each example.
-          rows: the axis of the examples in ``each``, a tree of numbers that is a prefix of it.
+            arrays with a row for each example. Of whole numbers among the means, such as a count,
+            the first device's hold.
+          rows: the axis of the examples in ``each``, a tree of numbers that is a prefix of it; -1
+            for what has none, of which the first device's hold.
 
         Returns:
           A function of the whole batch: the means over it, and the rows of all of its examples. The
@@ -91,8 +93,7 @@ class DataMesh:
 
         def own_rows(params: Any, batch: Batch) -> tuple[Any, Any]:
             means, each = function(params, batch)
-            flat, restore = ravel_pytree(means)  # one message, however many parameters
-            return restore(lax.pmean(flat, AXIS)), each
+            return _mean(means), each
 
         def split(params: Any, batch: Batch) -> tuple[Any, Any]:
             # Without check_vma: with it, every use of the parameters within the scan would count
@@ -106,6 +107,10 @@ class DataMesh:
             )(params, batch)
 
         return split
+
+    def own_key(self, key: jax.Array) -> jax.Array:
+        """Within :meth:`over_batch`: a random key that is this device's own, made from ``key``."""
+        return key if self.mesh is None else jax.random.fold_in(key, lax.axis_index(AXIS))
 
     def agree(self, number: int) -> int:
         """The largest of the numbers that the processes bring, the same for all of them.
@@ -147,6 +152,21 @@ def mesh_of(kind: str | None, batch: int) -> DataMesh:
     return DataMesh(jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,)))
 
 
+def _mean(tree: Any) -> Any:
+    """The mean over devices: of each type of number one message, however many arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat, restore = ravel_pytree([leaves[i] for i in places])
+        if jnp.issubdtype(dtype, jnp.inexact):
+            flat = lax.pmean(flat, AXIS)
+        else:
+            flat = lax.all_gather(flat, AXIS)[0]
+        for i, leaf in zip(places, restore(flat), strict=True):
+            leaves[i] = leaf
+    return structure.unflatten(leaves)
+
+
 def _axes(batch: Batch) -> Batch:
     """Where the examples are in each part of a batch."""
     every_step = batch.weights is not None
@@ -160,4 +180,4 @@ def _axes(batch: Batch) -> Batch:
 
 
 def _at(axis: int) -> P:
-    return P(*[None] * axis, AXIS)
+    return P() if axis < 0 else P(*[None] * axis, AXIS)

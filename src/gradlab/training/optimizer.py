@@ -87,16 +87,7 @@ class Optimizer:
             for name, value in given.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     number(f"optimizer.rule.{name}", value, *RANGES.get(name, OTHERS))
-        params = {"w": jax.ShapeDtypeStruct((2, 2), "float32")}
-        try:
-            update = self.update
-            with jax.numpy_dtype_promotion("standard"):  # as in a step
-                jax.eval_shape(lambda p: update.update(p, update.init(p), p), params)
-        except BadInput:
-            raise
-        except Exception as error:
-            name = getattr(_bare(self.rule), "__qualname__", str(self.rule))
-            raise BadInput("optimizer.rule", name, cannot_be(error)) from error
+        check_rule(self, {"w": jax.ShapeDtypeStruct((2, 2), "float32")})
 
     @property
     def clips(self) -> bool:
@@ -136,6 +127,30 @@ class Optimizer:
             return rate
         rise = optax.linear_schedule(0.0, peak, self.warmup_steps)
         return optax.join_schedules([rise, rate], [self.warmup_steps])
+
+
+def check_rule(optimizer: Optimizer, params: Any) -> None:
+    """Refuse a rule or a clipping that cannot step these parameters, by one step without data.
+
+    Args:
+      optimizer: whose.
+      params: their shapes and types.
+
+    Raises:
+      BadInput: naming the rule, or the kind of clipping, with what it says itself.
+    """
+    name = getattr(_bare(optimizer.rule), "__qualname__", str(optimizer.rule))
+    parts = [("optimizer.rule", name, lambda: optimizer.update)]
+    parts += [("optimizer.clip_value", optimizer.clip_value, lambda: optimizer.clip)]
+    for key, given, made in parts:
+        try:
+            part = made()
+            with jax.numpy_dtype_promotion("standard"):  # as in a step
+                jax.eval_shape(lambda p, part=part: part.update(p, part.init(p), p), params)
+        except BadInput:
+            raise
+        except Exception as error:
+            raise BadInput(key, given, cannot_be(error)) from error
 
 
 def _bare(rule: Any) -> Any:

@@ -32,7 +32,7 @@ from gradlab.training.program import (
     scores,
     test_at,
 )
-from gradlab.training.step import Report, State, Steps
+from gradlab.training.step import Report, State, Steps, Values
 
 PARTS = ("optimizer", "task", "regularizer", "probes")
 """What of :class:`~gradlab.training.step.Steps` may hold numbers, besides the model."""
@@ -60,7 +60,7 @@ def numbers_of(steps: Steps) -> dict[str, float]:
     found = {}
     for part in PARTS:
         found |= lift.numbers(getattr(steps, part), part)
-    return found | _numbers_of_model(steps.model(steps.first_params))
+    return found | _numbers_of_model(steps.model(steps.first))
 
 
 def together(one: Steps, other: Steps) -> bool:
@@ -162,9 +162,9 @@ class Population:
     def _measure_one(self, own: Any, state: State, due: jax.Array, data: Any):
         return _if(due, lambda: self._bound(own).measure(state, data))
 
-    def _score_one(self, own: Any, params: Any, due: jax.Array, split: Any, shared: Any):
+    def _score_one(self, own: Any, values: Values, due: jax.Array, split: Any, shared: Any):
         of = shared if split is None else split
-        return _if(due, lambda: scores(self._bound(own), params, of))
+        return _if(due, lambda: scores(self._bound(own), values, of))
 
     # The calls.
 
@@ -214,7 +214,7 @@ class Population:
             if _shapes_of(cut) not in shapes:
                 shapes.append(_shapes_of(cut))
                 own, shared = self._dealt_split(cut)
-                taking = (self._own, self._state.params, due, own)
+                taking = (self._own, self._state.values, due, own)
                 lowered.append(self._over(self._score_one).lower(taking, shared))
         return lowered
 
@@ -271,15 +271,15 @@ class Population:
         self,
         split: HeldOut,
         members: Collection[int],
-        params: Mapping[int, Any] | None = None,
+        values: Mapping[int, Values] | None = None,
         *,
         length: int | None = None,
     ) -> dict[int, dict[str, float]]:
         """See :meth:`gradlab.training.program.Program.score`."""
-        if params is None:
-            of = self._state.params
+        if values is None:
+            of = self._state.values
         else:  # of those that take no part anything will do
-            of = self._placed([params.get(i, params[min(params)]) for i in range(self.size)])
+            of = self._placed([values.get(i, values[min(values)]) for i in range(self.size)])
         call = self._score[split] if length is None else self._score_at
         own, shared = self._dealt_split(
             self._splits[split] if length is None else self._test_at(length)
@@ -438,17 +438,17 @@ def _opened(steps: Steps, paths: set[str]) -> Steps:
     """The same step functions, with the model's floats at ``paths`` among its arrays."""
     if not any(path.startswith("model.") for path in paths):
         return steps
-    model = steps.model(steps.first_params)
+    model = steps.model(steps.first)
     for path, module, name in list(_attributes(model)):
         if path in paths:
             setattr(module, name, nnx.data(jnp.asarray(vars(module)[name])))
     opened = copy.copy(steps)
-    opened.graph, opened.first_params, opened.rest = nnx.split(model, nnx.Param, ...)
+    opened.hold(model)
     return opened
 
 
 def _graph_without_numbers(steps: Steps) -> Any:
-    model = steps.model(steps.first_params)
+    model = steps.model(steps.first)
     numbers = _numbers_of_model(model)
     if not numbers:
         return steps.graph
@@ -459,7 +459,7 @@ def _graph_without_numbers(steps: Steps) -> Any:
 
 
 def _shapes(steps: Steps) -> Any:
-    return _shapes_of((steps.first_params, steps.rest, steps.task.data))
+    return _shapes_of((steps.first, steps.rest, steps.task.data))
 
 
 def _shapes_of(tree: Any) -> Any:

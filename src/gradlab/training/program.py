@@ -20,7 +20,7 @@ import numpy as np
 from gradlab.bptt.precision import in_all_digits
 from gradlab.model import per_example_accuracy, per_example_loss
 from gradlab.tasks.base import Batch, Task
-from gradlab.training.step import Report, State, Steps
+from gradlab.training.step import Report, State, Steps, Values
 
 HeldOut = Literal["val", "test"]
 """The splits that are scored."""
@@ -76,7 +76,7 @@ class Program(Protocol):
         self,
         split: HeldOut,
         members: Collection[int],
-        params: Mapping[int, Any] | None = None,
+        values: Mapping[int, Values] | None = None,
         *,
         length: int | None = None,
     ) -> dict[int, dict[str, float]]:
@@ -85,7 +85,7 @@ class Program(Protocol):
         Args:
           split: which.
           members: see above.
-          params: parameters of each of them; None for those of its state.
+          values: arrays of the model of each of them; None for those of its state.
           length: of the sequences, one of ``Steps.test_tasks``, for the test split; None for that
             of the task. Compiled, and the sequences made, when first asked for.
         """
@@ -110,7 +110,7 @@ class Solo:
         self.data = mesh.replicate(steps.task.data)
         self._state = mesh.replicate(steps.start(key))
         self._splits = mesh.replicate(held_out(steps.task, eval_batch, mesh.devices))
-        self._scores = mesh.jit(lambda params, chunks: scores(steps, params, chunks))
+        self._scores = mesh.jit(lambda values, chunks: scores(steps, values, chunks))
 
     def compile(self) -> None:
         """See :meth:`Program.compile`."""
@@ -158,13 +158,13 @@ class Solo:
         self,
         split: HeldOut,
         members: Collection[int] = (0,),
-        params: Mapping[int, Any] | None = None,
+        values: Mapping[int, Values] | None = None,
         *,
         length: int | None = None,
     ) -> dict[int, dict[str, float]]:
         """See :meth:`Program.score`."""
         mesh = self.steps.mesh
-        of = self._state.params if params is None else mesh.replicate(params[0])
+        of = self._state.values if values is None else mesh.replicate(values[0])
         if length is None:
             cut = self._splits[split]
         else:
@@ -210,13 +210,19 @@ def test_at(steps: Steps, length: int, chunk: int) -> tuple[Batch, jax.Array]:
 
 
 @in_all_digits
-def scores(steps: Steps, params: Any, split: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
-    """Mean loss and, for classification, accuracy of a split from :func:`held_out`, () each."""
+def scores(steps: Steps, values: Values, split: tuple[Batch, jax.Array]) -> dict[str, jax.Array]:
+    """Mean loss and, for classification, accuracy of a split from :func:`held_out`, () each.
+
+    Of the model in Flax's eval mode: dropout drops nothing, and a batch normalisation takes the
+    statistics that it has.
+    """
     task = steps.task
     chunks, real = split
 
-    def score(params: Any, chunk: Batch) -> tuple[tuple[()], dict[str, jax.Array]]:
-        outputs = steps.model(params)(chunk.inputs, chunk.mask).outputs
+    def score(values: Values, chunk: Batch) -> tuple[tuple[()], dict[str, jax.Array]]:
+        model = steps.model(values)
+        model.eval()
+        outputs = model(chunk.inputs, chunk.mask).outputs
         answer = (outputs, chunk.targets, chunk.weights)
         found = {"loss": per_example_loss(task.loss, *answer)}
         if task.loss == "cross_entropy":
@@ -224,7 +230,7 @@ def scores(steps: Steps, params: Any, split: tuple[Batch, jax.Array]) -> dict[st
         return (), found
 
     of_chunk = steps.mesh.over_batch(score, rows=0)
-    each = jax.lax.map(lambda chunk: of_chunk(params, chunk)[1], chunks)
+    each = jax.lax.map(lambda chunk: of_chunk(values, chunk)[1], chunks)
     return jax.tree.map(
         lambda x: jnp.sum(jnp.where(real, x, 0)) / jnp.sum(real).astype(x.dtype), each
     )

@@ -17,32 +17,47 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt.closeup import Closeup
-from gradlab.bptt.parts import by_name, names_of
-from gradlab.bptt.passes import Route
+from gradlab.bptt.form import Form, Step
+from gradlab.bptt.parts import Parts, by_name, names_of
+from gradlab.bptt.passes import Route, wide
 from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import LOG10_2
-from gradlab.bptt.unroll import Trace, check_route, make_taps
+from gradlab.bptt.unroll import Trace, check_route, forms_of, initial_carries, make_taps
 from gradlab.cells import stock
-from gradlab.model import SequenceModel, per_example_loss
+from gradlab.model import SequenceModel, moving, per_example_loss
 from gradlab.probes.base import CloseProbe, Probe, Seen, StepProbe, norm
 from gradlab.probes.setting import setting_of, supported
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Batch, Task
 from gradlab.training.mesh import ONE_DEVICE, DataMesh
-from gradlab.training.optimizer import Optimizer
+from gradlab.training.optimizer import Optimizer, check_rule
 from gradlab.variable import Variable
+
+
+class Values(NamedTuple):
+    """The arrays of a model that training changes.
+
+    Attributes:
+      params: the parameters, an ``nnx.State``.
+      variables: likewise what a forward pass itself changes: counts of random numbers, statistics of
+        a batch normalisation, counters. Random keys as plain numbers. None if it changes nothing.
+    """
+
+    params: Any
+    variables: Any = None
 
 
 class State(NamedTuple):
     """Everything that a step changes.
 
     Attributes:
-      params: the parameters, an ``nnx.State``.
+      params: the parameters, as in :class:`Values`.
       opt_state: of clipping and update rule.
       step: () int32, steps done.
       key: JAX random key of the run; step ``s`` draws its batch from ``fold_in(key, s)``.
       alive: () bool; False from the first step whose loss, gradient or parameters were not finite.
         That step and all later ones leave the rest of the state as it is.
+      variables: as in :class:`Values`.
     """
 
     params: Any
@@ -50,6 +65,12 @@ class State(NamedTuple):
     step: jax.Array
     key: jax.Array
     alive: jax.Array
+    variables: Any = None
+
+    @property
+    def values(self) -> Values:
+        """The arrays of the model."""
+        return Values(self.params, self.variables)
 
 
 class Report(NamedTuple):
@@ -66,6 +87,21 @@ class Report(NamedTuple):
     grad_norm: jax.Array
     clipped: jax.Array
     penalty: jax.Array
+
+
+class Pulled(NamedTuple):
+    """What one pass over a batch, forward and back, gives.
+
+    Attributes:
+      loss: the mean over the batch.
+      grads: the direction in which the loss rises most, by parameter; half precision in float32. Of
+        a complex parameter it is the conjugate of JAX's gradient.
+      changed: the arrays of the model that the forward pass has changed, or None.
+    """
+
+    loss: jax.Array
+    grads: Any
+    changed: Any
 
 
 class Steps:
@@ -111,8 +147,11 @@ class Steps:
         check_route(backward, model.layers, "trainer.backward")
         self.backward: Route = backward
         self.mesh, self.test_tasks = mesh, dict(test_tasks or {})
-        self.graph, self.first_params, self.rest = nnx.split(model, nnx.Param, ...)
-        self.names = model.layer_names()
+        self.moving = moving(model, batch)
+        self.hold(model)
+        if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(self.first_params)):
+            check_rule(optimizer, wide(self.first_params))
+        self.names, self.reads = model.layer_names(), model.reads
         self.task, self.optimizer, self.batch = task, optimizer, batch
         self.examples, self.regularizer = min(examples, batch), regularizer
         self.shape = (task.length, batch, model.width)
@@ -124,26 +163,68 @@ class Steps:
         for probe in self.probes.values():
             self.variables |= probe.variables(self.setting)
 
+    def hold(self, model: SequenceModel) -> None:
+        """Take the structure of a model, and its arrays as those before the first step."""
+        self.graph, self.first_params, variables, rest = nnx.split(
+            model, nnx.Param, self._moves, ...
+        )
+        arrays = (variables or None, rest)
+        self._impls = [_key_impl(leaf) for leaf in jax.tree.leaves(arrays)]
+        self.first_variables, self.rest = _as_numbers(arrays)
+
+    @property
+    def first(self) -> Values:
+        """The arrays of the model before the first step."""
+        return Values(self.first_params, self.first_variables)
+
+    def _moves(self, path: Any, _: Any) -> bool:
+        return path in self.moving
+
     def start(self, key: jax.Array) -> State:
         """The state before the first step."""
-        params = self.first_params
-        optimizer = self.optimizer
+        params, optimizer = wide(self.first_params), self.optimizer
         opt_state = (optimizer.clip.init(params), optimizer.update.init(params))
-        return State(params, opt_state, jnp.int32(0), key, jnp.bool_(True))
+        alive, variables = jnp.bool_(True), self.first_variables
+        return State(self.first_params, opt_state, jnp.int32(0), key, alive, variables)
 
-    def model(self, params: Any) -> SequenceModel:
-        """The model with these parameters."""
-        return nnx.merge(self.graph, params, self.rest, copy=True)
+    def model(self, values: Values, *, of_device: bool = False) -> SequenceModel:
+        """The model with these arrays.
+
+        Args:
+          values: such as those of a state.
+          of_device: where a batch is split over devices, each draws random numbers of its own.
+        """
+        own = self.mesh.own_key if of_device and self.moving else _unchanged
+        numbers, tree = jax.tree.flatten((values.variables, self.rest))
+        arrays = [
+            leaf if impl is None else own(jax.random.wrap_key_data(leaf, impl=impl))
+            for leaf, impl in zip(numbers, self._impls, strict=True)
+        ]
+        variables, rest = tree.unflatten(arrays)
+        changed = () if variables is None else (variables,)
+        return nnx.merge(self.graph, values.params, *changed, rest, copy=True)
+
+    def _changed(self, model: SequenceModel) -> Any:
+        """What a forward pass has changed of a model; None if it changes nothing."""
+        return _as_numbers(nnx.state(model, self._moves)) if self.moving else None
+
+    def _after_pass(self, values: Values, changed: Any) -> Values:
+        """The arrays after a forward pass that has changed so much."""
+        if changed is None:
+            return values
+        params, variables = nnx.split_state(changed, nnx.Param, ...)
+        return Values(nnx.merge_state(values.params, params), variables or None)
 
     def draw(self, state: State, data: Any) -> Batch:
         """The batch of the step that ``state`` is about to make."""
         return self.task.sample(data, jax.random.fold_in(state.key, state.step), self.batch)
 
-    def loss(self, params: Any, batch: Batch, taps: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-        """``(mean loss, traces)`` of a batch."""
-        forward = self.model(params)(batch.inputs, batch.mask, taps, self.backward)
+    def loss(self, values: Values, batch: Batch, taps: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        """``(mean loss, (traces, what the pass has changed))`` of a batch."""
+        model = self.model(values, of_device=True)
+        forward = model(batch.inputs, batch.mask, taps, self.backward)
         each = per_example_loss(self.task.loss, forward.outputs, batch.targets, batch.weights)
-        return jnp.mean(each), forward.traces
+        return jnp.mean(each), (forward.traces, self._changed(model))
 
     @in_all_digits
     def advance(self, state: State, data: Any, count: jax.Array) -> tuple[State, Report]:
@@ -152,8 +233,7 @@ class Steps:
         def plain(_, carry):
             state, total = carry
             batch = self.draw(state, data)
-            loss, grads = self._gradient(state.params, batch)
-            state, report, _ = self._update(state, batch, loss, grads)
+            state, report, _ = self._update(state, batch, self._gradient(state.values, batch))
             return state, jax.tree.map(jnp.add, total, report)
 
         zero = Report(*(jnp.float32(0) for _ in Report._fields))
@@ -166,12 +246,11 @@ class Steps:
         batch = self.draw(state, data)
         probes = [one for one in self.probes.values() if isinstance(one, StepProbe)]
         if not probes:
-            loss, grads = self._gradient(state.params, batch)
-            state, report, _ = self._update(state, batch, loss, grads)
+            state, report, _ = self._update(state, batch, self._gradient(state.values, batch))
             return state, report, {}
-        loss, traces, grads, norms = self._measured_gradient(state.params, batch)
-        after, report, (grads, clipped, updates) = self._update(state, batch, loss, grads)
-        gates, retention = self._gates(self.model(state.params), traces)
+        pulled, (traces, norms) = self._measured_gradient(state.values, batch)
+        after, report, (grads, clipped, updates) = self._update(state, batch, pulled)
+        gates, retention = self._gates(self.model(state.values), traces)
         seen = Seen(
             adjoints=self._adjoints(norms),
             mask=self._masks(batch.mask),
@@ -197,7 +276,7 @@ class Steps:
         """The close probes' measurements of the step ``state`` is about to make."""
         batch = self.mesh.whole(self.draw(state, data))
         closeup = self.closeup(
-            state.params,
+            state.values,
             batch,
             self.examples,
             backward=self.backward,
@@ -212,7 +291,7 @@ class Steps:
 
     def closeup(
         self,
-        params: Any,
+        values: Values,
         batch: Batch,
         examples: int | None,
         *,
@@ -223,7 +302,7 @@ class Steps:
 
         A penalty looks at the true gradient, whatever the training makes of it.
         """
-        model, few = self.model(params), slice(examples)
+        model, few = self.model(values), slice(examples)
         every = self.task.readout == "every"
         targets = batch.targets[:, few] if every else batch.targets[few]
         weights = None if batch.weights is None else batch.weights[:, few]
@@ -248,36 +327,57 @@ class Steps:
 
         For the diagnosis of a step that was not finite.
         """
-        loss, traces, grads, norms = self._measured_gradient(state.params, self.draw(state, data))
-        return loss, by_name(grads), self._adjoints(norms), traces
+        batch = self.draw(state, data)
+        pulled, (traces, norms) = self._measured_gradient(state.values, batch)
+        return pulled.loss, by_name(pulled.grads), self._adjoints(norms), traces
 
-    def _gradient(self, params: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    def _gradient(self, values: Values, batch: Batch) -> Pulled:
         """The mean loss of a batch and its gradient."""
 
-        def of(params: Any, batch: Batch) -> tuple[Any, tuple[()]]:
-            return jax.value_and_grad(lambda p: self.loss(p, batch, None)[0])(params), ()
+        def of(values: Values, batch: Batch) -> tuple[Pulled, tuple[()]]:
+            def loss(params: Any) -> Any:
+                return self.loss(Values(params, values.variables), batch, None)
 
-        return self.mesh.over_batch(of)(params, batch)[0]
+            (mean, (_, changed)), grads = jax.value_and_grad(loss, has_aux=True)(values.params)
+            return Pulled(mean, _descent(grads), changed), ()
 
-    def _measured_gradient(self, params: Any, batch: Batch):
-        layers = self.model(params).layers
+        return self.mesh.over_batch(of)(values, batch)[0]
 
-        def of(params: Any, batch: Batch) -> tuple[Any, Any]:
+    def _measured_gradient(self, values: Values, batch: Batch) -> tuple[Pulled, tuple[Any, Any]]:
+        """The same, with the traces and what the taps saw of the adjoints."""
+        layers = self.model(values).layers
+
+        def of(values: Values, batch: Batch) -> tuple[Pulled, tuple[Any, Any]]:
+            def loss(params: Any, taps: Any) -> Any:
+                return self.loss(Values(params, values.variables), batch, taps)
+
             shape = (self.shape[0], batch.inputs.shape[1], self.shape[2])
-            grad = jax.value_and_grad(self.loss, argnums=(0, 2), has_aux=True)
-            (loss, traces), (grads, norms) = grad(params, batch, make_taps(layers, shape))
-            return (loss, grads), (traces, norms)
+            grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+            (mean, (traces, changed)), (grads, norms) = grad(
+                values.params, make_taps(layers, shape, self.reads)
+            )
+            return Pulled(mean, _descent(grads), changed), (traces, norms)
 
-        where: Any = Trace(before=1, inputs=1, final=0)  # pyright: ignore[reportArgumentType]
-        rows = (tuple((where,) * len(layer) for layer in layers), 1)
-        (loss, grads), (traces, norms) = self.mesh.over_batch(of, rows)(params, batch)
-        return loss, traces, grads, norms
+        return self.mesh.over_batch(of, (self._rows(layers), 1))(values, batch)
+
+    def _rows(self, layers: Any) -> Any:
+        """Where the examples are in each part of the traces; -1: in none."""
+
+        def trace(carry: Any, form: Form) -> Trace:
+            tree = jax.tree.structure(carry)
+            before = tree.unflatten([1 if batched else -1 for batched in form.batched])
+            final = jax.tree.map(lambda axis: max(axis - 1, -1), before)
+            inputs: Any = 1
+            return Trace(before, inputs, final, variables=-1, final_variables=-1)
+
+        begun = (begin(layers, self.shape, self.reads) for begin in (initial_carries, forms_of))
+        return tuple(tuple(map(trace, *layer)) for layer in zip(*begun, strict=True))
 
     def _removed(self, state: State, batch: Batch) -> Mapping[str, jax.Array]:
         """What clipping takes away from the gradient of a whole batch, by name."""
-        _, grads = self._gradient(state.params, batch)
-        grads, _ = self._regularized(state, batch, grads)
-        clipped, _ = self.optimizer.clip.update(grads, state.opt_state[0], state.params)
+        grads, _ = self._regularized(state, batch, self._gradient(state.values, batch).grads)
+        clip = self.optimizer.clip.update
+        clipped, _ = clip(grads, state.opt_state[0], wide(state.params))
         return by_name(jax.tree.map(jnp.subtract, grads, clipped))
 
     def _regularized(self, state: State, batch: Batch, grads: Any) -> tuple[Any, jax.Array]:
@@ -289,13 +389,15 @@ class Steps:
         seen = self.mesh.whole(batch)
 
         def penalty(params: Any) -> jax.Array:
-            return regularizer.penalty(self.closeup(params, seen, regularizer.examples))
+            values = Values(params, state.variables)
+            return regularizer.penalty(self.closeup(values, seen, regularizer.examples))
 
         def both(params: Any) -> tuple[jax.Array, Any]:
-            return jax.value_and_grad(penalty)(params)
+            value, grads = jax.value_and_grad(penalty)(params)
+            return value, _descent(grads)
 
         def neither(params: Any) -> tuple[jax.Array, Any]:
-            return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+            return jnp.float32(0), jax.tree.map(jnp.zeros_like, wide(params))
 
         until = regularizer.until
         counts = jnp.bool_(True) if until is None else state.step < until
@@ -308,24 +410,27 @@ class Steps:
         )
         return grads, value
 
-    def _update(self, state: State, batch: Batch, loss: jax.Array, grads: Any):
+    def _update(self, state: State, batch: Batch, pulled: Pulled):
         clip, rule = self.optimizer.clip.update, self.optimizer.update.update
-        grads, penalty = self._regularized(state, batch, grads)
-        clipped, clip_state = clip(grads, state.opt_state[0], state.params)
+        grads, penalty = self._regularized(state, batch, pulled.grads)
+        before, variables = self._after_pass(state.values, pulled.changed)
+        full = wide(before)
+        clipped, clip_state = clip(grads, state.opt_state[0], full)
         with jax.numpy_dtype_promotion("standard"):  # Adam's own code mixes types
-            updates, rule_state = rule(clipped, state.opt_state[1], state.params)
-        params = optax.apply_updates(state.params, updates)
+            updates, rule_state = rule(clipped, state.opt_state[1], full)
+        params = _as_before(optax.apply_updates(full, updates), before)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(clipped), strict=True)
         changed = jnp.stack([jnp.any(before != after) for before, after in pairs])
         report = Report(
-            loss=loss,
+            loss=pulled.loss,
             grad_norm=norm(jnp.stack([norm(leaf) for leaf in jax.tree.leaves(grads)])),
             clipped=jnp.any(changed).astype(jnp.float32),
             penalty=penalty,
         )
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((params, report))]
         alive = state.alive & jnp.all(jnp.stack(finite))
-        moved = State(params, (clip_state, rule_state), state.step + 1, state.key, alive)
+        optimizer, step = (clip_state, rule_state), state.step + 1
+        moved = State(params, optimizer, step, state.key, alive, variables)
         kept = state._replace(alive=alive)
         after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, kept)
         return after, report, (grads, clipped, updates)
@@ -348,12 +453,53 @@ class Steps:
     def _gates(self, model: SequenceModel, traces: Sequence[Sequence[Trace]]):
         if not self.setting.gates:
             return {}, None
-        flat = [trace for layer in traces for trace in layer]
-        found: list[Any] = [
-            stock.gates(cell, trace.before, trace.inputs)
-            for cell, trace in zip(model.cells(), flat, strict=True)
+        forms = forms_of(model.layers, self.shape, self.reads)
+        places = [
+            (cell, form, trace)
+            for layer, own, went in zip(model.layers, forms, traces, strict=True)
+            for cell, form, trace in zip(layer, own, went, strict=True)
         ]
+        found: list[Any] = [_gates_over_time(*place) for place in places]
         gates = {
             name: jnp.stack([getattr(one, name) for one in found]) for name in self.setting.gates
         }
         return gates, gates.get(self.setting.retention or "")
+
+
+def _gates_over_time(cell: nnx.RNNCellBase, form: Form, trace: Trace) -> Any:
+    """The gates at every step, ``(T, B, H)`` each, with the Variables that the step began with."""
+    if trace.variables is None:
+        return stock.gates(cell, trace.before, trace.inputs)
+    step = Step(Parts.of(cell), form)
+
+    def at(variables: Any, before: Any, x: jax.Array) -> Any:
+        return stock.gates(step.module(variables), before, x)
+
+    return jax.vmap(at)(trace.variables, trace.before, trace.inputs)
+
+
+def _descent(grads: Any) -> Any:
+    """The direction of steepest ascent, in at least float32, of JAX's gradients."""
+    return jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, wide(grads))
+
+
+def _as_before(new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
+
+
+# Random keys among a model's arrays are kept as numbers, which can be stacked, sent and saved.
+
+
+def _key_impl(leaf: jax.Array) -> Any:
+    """The kind of a random key; None of what is none."""
+    return jax.random.key_impl(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else None
+
+
+def _as_numbers(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: leaf if _key_impl(leaf) is None else jax.random.key_data(leaf), tree
+    )
+
+
+def _unchanged(key: jax.Array) -> jax.Array:
+    return key

@@ -21,7 +21,7 @@ from flax import nnx
 from flax.nnx.nn.recurrent import flip_sequences
 
 from gradlab.bptt.port import Port
-from gradlab.bptt.unroll import Unrolled, unroll, unroll_plainly
+from gradlab.bptt.unroll import Unrolled, unroll
 from gradlab.watching import tape as tapes
 from gradlab.watching.tape import Tape
 
@@ -48,6 +48,11 @@ class RNN(nnx.RNN):
         rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> Any:
         """Read a batch of sequences; arguments and results are those of ``nnx.RNN``."""
+        tape = tapes.current()
+        tape = tape if tape is not None and tape.reaches(self.path) else None
+        if tape is not None:
+            seq_lengths = tape.seq_lengths if seq_lengths is None else seq_lengths
+            initial_carry = tape.starts.get(self.path) if initial_carry is None else initial_carry
         return_carry = self.return_carry if return_carry is None else return_carry
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
@@ -56,11 +61,9 @@ class RNN(nnx.RNN):
         order = _Order.of(inputs, self.cell.num_feature_axes, seq_lengths, time_major, reverse)
         rngs = self.rngs if rngs is None else rngs
         rngs = rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
-        if initial_carry is None:
+        own_start = initial_carry is None
+        if own_start:
             initial_carry = self.cell.initialize_carry(order.of_a_step, rngs)
-
-        tape = tapes.current()
-        tape = tape if tape is not None and tape.reaches(self.path) else None
         # Flax cannot give the last real one of a state without the axes of the batch.
         flax_can = seq_lengths is None or not return_carry or order.batches(initial_carry)
         if tape is None and flax_can:
@@ -73,7 +76,7 @@ class RNN(nnx.RNN):
                 reverse=reverse,
                 keep_order=keep_order,
             )
-        run = self._run(tape, order, inputs, initial_carry)
+        run = self._run(tape, order, inputs, initial_carry, own_start)
         order = order._replace(reverse=reverse and keep_order)
         outputs = order.give(run.outputs)
         if tape is not None and run.port is not None:
@@ -82,12 +85,15 @@ class RNN(nnx.RNN):
             return outputs
         return order.give_carry(run.finals[0][0], initial_carry), outputs
 
-    def _run(self, tape: Tape | None, order: _Order, inputs: jax.Array, carry: Any) -> Unrolled:
+    def _run(
+        self, tape: Tape | None, order: _Order, inputs: jax.Array, carry: Any, own_start: bool
+    ) -> Unrolled:
         read, cells = order.read(inputs), [[self.cell]]
+        start, mask = order.read_carry(carry), order.mask(read.shape[0])
         options = {
-            "start": [[order.read_carry(carry)]],
+            "start": [[start]],
             "as_given": True,
-            "mask": order.mask(read.shape[0]),
+            "mask": mask,
             "waits": False,
             "state_axes": self.state_axes,
             "broadcast_rngs": self.broadcast_rngs,
@@ -95,9 +101,12 @@ class RNN(nnx.RNN):
         }
         if tape is None:
             return unroll(cells, read, **options)
-        name = tape.name(self.path, self.cell)
-        if tape.plainly:
-            run = unroll_plainly(cells, read, **options)
+        name, more = tape.name(self.path, self.cell), ()
+        if name in tape.given:
+            run, state = tape.given[name]
+            nnx.update(self.cell, state)
+        elif tape.plainly:
+            run, *more = tapes.run_plainly(self.cell, read, **options)
         elif taps := tape.taps.get(name):
             port = tape.port_of(inputs)
             if port is not None:
@@ -106,7 +115,7 @@ class RNN(nnx.RNN):
             run = unroll(cells, read, taps=[[taps]], port=port, ported=True, **options)
         else:
             run = unroll(cells, read, **options)
-        tape.calls[name] = tapes.Call(self.cell, run, options["mask"])
+        tape.calls[name] = tapes.Call(self.cell, run, mask, read, start, own_start, *more)
         return run
 
 

@@ -11,7 +11,7 @@ import logging
 import operator
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from flax import nnx
 from jax.extend.core import get_opaque_trace_state
 
 from gradlab.bptt.port import Port, fork
-from gradlab.bptt.unroll import Unrolled
+from gradlab.bptt.unroll import Unrolled, unroll_plainly
 from gradlab.errors import BadInput
 
 _log = logging.getLogger("gradlab")
@@ -33,11 +33,33 @@ class Call(NamedTuple):
       cell: of the layer.
       run: what it went through, time-major ``(T, B, ...)``, in its own reading order.
       mask: ``(T, B)`` bool, True where a step is real; None if all are.
+      inputs: what it read, time-major, in its own reading order.
+      start: the carry before the first step.
+      own_start: whether the cell itself made that.
+      begun: of a plain run, the cell's Variables but for its parameters before the first step.
+      axes: what becomes of them over time, as ``state_axes`` of :func:`gradlab.bptt.unroll.unroll`.
     """
 
     cell: nnx.RNNCellBase
     run: Unrolled
     mask: jax.Array | None
+    inputs: jax.Array
+    start: Any
+    own_start: bool = True
+    begun: Any = None
+    axes: Any = None
+
+
+class Given(NamedTuple):
+    """What a call gives in place of running.
+
+    Attributes:
+      run: its result.
+      state: what it leaves in the cell's Variables, but for its parameters.
+    """
+
+    run: Unrolled
+    state: nnx.State
 
 
 class Tape:
@@ -47,6 +69,9 @@ class Tape:
       taps: by name of the call, of :func:`gradlab.bptt.unroll.make_taps`; absent: none.
       plainly: run so that any derivative can be taken, as by
         :func:`gradlab.bptt.unroll.unroll_plainly`.
+      given: by name of the call, what it gives in place of running.
+      seq_lengths: ``(B,)``, for layers whose caller gives them none.
+      starts: by path, the carry before the first step, likewise.
 
     Attributes:
       calls: what was called, by name, in order: the layer's path, with ``#2``, ``#3`` at further
@@ -55,8 +80,17 @@ class Tape:
       missed: paths of the layers that were called where they cannot be seen.
     """
 
-    def __init__(self, taps: Mapping[str, Any] | None = None, *, plainly: bool = False):
-        self.taps, self.plainly = taps or {}, plainly
+    def __init__(
+        self,
+        taps: Mapping[str, Any] | None = None,
+        *,
+        plainly: bool = False,
+        given: Mapping[str, Given] | None = None,
+        seq_lengths: jax.Array | None = None,
+        starts: Mapping[str, Any] | None = None,
+    ):
+        self.taps, self.plainly, self.given = taps or {}, plainly, given or {}
+        self.seq_lengths, self.starts = seq_lengths, starts or {}
         self.calls: dict[str, Call] = {}
         self.ports: dict[int, tuple[jax.Array, Port]] = {}
         self.missed: set[str] = set()
@@ -147,3 +181,20 @@ _running = threading.local()
 def current() -> Tape | None:
     """The tape that runs now in this thread, or None."""
     return getattr(_running, "tape", None)
+
+
+def run_plainly(
+    cell: nnx.RNNCellBase, read: jax.Array, *, state_axes: Any, broadcast_rngs: Any, **options: Any
+) -> tuple[Unrolled, Any, Any]:
+    """A plain run that moves the cell's Variables on: with ``begun`` and ``axes`` of its call.
+
+    Arguments as for :func:`gradlab.bptt.unroll.unroll_plainly`.
+    """
+    axes = {nnx.All(nnx.RngState, broadcast_rngs): None, **state_axes}
+    streams = nullcontext()
+    if broadcast_rngs is not None:
+        streams = nnx.split_rngs([cell], splits=1, only=broadcast_rngs, squeeze=True)
+    with streams:
+        begun = jax.tree.map(lambda leaf: leaf, nnx.state(cell, nnx.Not(nnx.Param)))
+        run = unroll_plainly([[cell]], read, state_axes=axes, moves=True, **options)
+    return run, begun, axes

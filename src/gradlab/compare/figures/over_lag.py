@@ -11,6 +11,7 @@ from gradlab.compare.figures.bands import Band, Shown, draw_bands, layer_of, ove
 from gradlab.compare.figures.style import DOTTED, Page, add_keys, level, new_page
 from gradlab.compare.groups import Group, counted, only
 from gradlab.compare.recorded import ADJOINT, Recorded
+from gradlab.record.base import reads_the_end
 from gradlab.record.figures.common import finite, first_finite, key, within
 
 LAG = "lag (timesteps before each example's end)"
@@ -115,9 +116,9 @@ def _draw(
     return drawn
 
 
-def reads_the_end(group: Group) -> bool:
-    """Whether the loss of a group's task reads the last state alone."""
-    return all(run.entry.facts.get("readout") != "every" for run in counted(group.runs))
+def all_read_the_end(group: Group) -> bool:
+    """Whether the losses of a group read the last state alone."""
+    return all(reads_the_end(run.entry.facts) for run in counted(group.runs))
 
 
 def _bounds(shown: Shown, drawn: list[Any], rows: list[list[Any]]) -> list[Any]:
@@ -129,7 +130,7 @@ def _bounds(shown: Shown, drawn: list[Any], rows: list[list[Any]]) -> list[Any]:
     keys: list[Any] = []
     with within([axes for axes, *_ in drawn]):
         for axes, layer, group, look in drawn:
-            bound = _bound(shown, group, layer) if reads_the_end(group) else None
+            bound = _bound(shown, group, layer) if all_read_the_end(group) else None
             if bound is not None:
                 style: Any = {"color": look.colour, "linestyle": DOTTED, "linewidth": 1.0}
                 axes.plot(bound.x, finite(bound.mean), **style)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from xarray import Dataset
 
+from gradlab.record.base import reads_the_end
 from gradlab.record.figures import common
 
 QUESTION = "How far back does the gradient reach?"
@@ -98,7 +99,7 @@ def _mark_bound(every: list[common.Axes], curves: Dataset, info: common.Info) ->
     and only if the loss reads the end alone.
     """
     last = common.last_measured(curves, "pascanu_bound_log10")
-    if last is None or info.get("facts", {}).get("readout") == "every":
+    if last is None or not reads_the_end(info.get("facts", {})):
         return []
     layers = [str(layer) for layer in curves["layer"].values]
     keys = []

@@ -37,7 +37,8 @@ class Sender:
     """Makes every call to W&B, in a thread of its own: none of them may hold up training.
 
     Attributes:
-      rows: ``(step, values by key)`` in order, then the outcome.
+      rows: ``(step, values by key)`` in order, then the outcome; a description where further
+        variables begin.
       failed: whether there is no use in further rows.
       where: the run's page, or the command that uploads it; empty until it has started.
       complete: whether the end is over and W&B has everything, in its file or on its server.
@@ -45,7 +46,8 @@ class Sender:
 
     def __init__(self, options: Options, description: Description, charts: Charts):
         self.options, self.description, self.charts = options, description, charts
-        self.rows: queue.SimpleQueue[tuple[int, dict[str, float]] | Outcome] = queue.SimpleQueue()
+        self.rows: queue.SimpleQueue[tuple[int, dict[str, float]] | Description | Outcome]
+        self.rows = queue.SimpleQueue()
         self.failed, self.complete, self.where = False, False, ""
         self.run: Any = None
         self.last, self.logged, self.offset = -1, 0, 0
@@ -72,7 +74,11 @@ class Sender:
         try:
             self._step("start", self._start)
             while not isinstance(item := self.rows.get(), Outcome):
-                if not self.failed:
+                if self.failed:
+                    continue
+                if isinstance(item, Description):
+                    self._step("log", self._define_metrics, self.run, item)
+                else:
                     self._step("log", self._log, *item)
             if not self.failed:
                 self._step("send the charts", self._send_media)
@@ -121,7 +127,7 @@ class Sender:
             self._forget()
         elif self.description.resumed:
             self.offset = run.starting_step
-        self._define_metrics(run)
+        self._define_metrics(run, self.description)
         if self.options.code:
             with self._staging():
                 run.log_code(
@@ -130,9 +136,9 @@ class Sender:
                     include_fn=lambda path: path.endswith((".py", ".yaml", ".json")),
                 )
 
-    def _define_metrics(self, run: Any) -> None:
+    def _define_metrics(self, run: Any, description: Description) -> None:
         run.define_metric("train_step", hidden=True)
-        names = [key_for_wandb(stem(name)) for name in self.description.variables]
+        names = [key_for_wandb(stem(name)) for name in description.variables]
         globs = {f"{name.split('/')[0]}/*" for name in names}
         for name in sorted(globs | {name for name in names if "/" not in name}):
             run.define_metric(name, step_metric="train_step")

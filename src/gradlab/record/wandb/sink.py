@@ -110,6 +110,13 @@ class WandbSink:
         self._sender = Sender(self._options, description, self._charts)
         self._sender.begin()
 
+    def extend(self, description: Description) -> None:
+        """Hand on further variables from here on."""
+        if self._sender is not None and not self._sender.failed:
+            self._keys = Keys(description)
+            self._charts.histories.extend(description)
+            self._sender.rows.put(description)
+
     def log(self, row: Row) -> None:
         """Hand on the row's scalars, and its curves at lags that are powers of two."""
         if self._sender is not None and not self._sender.failed:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from gradlab.analysis.losses import loss_of
 from gradlab.analysis.programs import run
 from gradlab.analysis.subject import Kind, Subject, subject_of
 from gradlab.bptt import scaling
-from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import LayerView
 from gradlab.bptt.passes import Route
 from gradlab.bptt.precision import in_all_digits
 from gradlab.errors import BadInput, nearest, whole_number
@@ -122,7 +122,8 @@ def analyze(
             backward=backward,
         )
         measured = [_measured(closeup, part) for part in parts]
-        told.update(getattr(closeup, "untimed", {}))
+        if isinstance(closeup, ModuleCloseup):
+            told.update(closeup.untimed)
         return measured, _summary(closeup)
 
     told: dict[str, str] = {}
@@ -142,6 +143,9 @@ def analyze(
         "backward": backward,
         "probes_left_out": json.dumps(left_out),
     }
+    if told:
+        names = dict(zip(subject.own_params, subject.params, strict=True))
+        attrs["steps_not_known"] = json.dumps({names[name]: why for name, why in told.items()})
     return dataset_of(subject.layers, subject.params, parts, measured, attrs)
 
 

@@ -418,6 +418,7 @@ def test_a_trajectory_that_leaves_the_floats_gives_what_is_finite():
             {},
             "nothing outside of itself",
         ),
+        ((jnp.ones((B, T, I)), lambda y, network: y), {}, "a loss of the outputs alone"),
         ((jnp.ones((B, T, I)), last_square), {"seq_lengths": [T, 0, 1]}, "from 1 to 12"),
         ((jnp.ones((B, T, I)), last_square), {"seq_lengths": [T, T + 1, 1]}, "from 1 to 12"),
         ((jnp.ones((B, T, I)), last_square), {"seq_lengths": [T, 1.5, 1]}, "a whole number"),

@@ -127,7 +127,7 @@ class Stack(Subject):
         every = len(outputs.shape) == 3
         self.answer = Answer(
             outputs,
-            nnx.split(network),
+            None,
             examples,
             caller_first=every and not time_major,
             time_first=every,
@@ -173,8 +173,7 @@ class Stack(Subject):
     ) -> Closeup:
         """See the base."""
         mask = None if lengths is None else real(lengths, len(inputs))
-        state = nnx.state(module)
-        keys |= {"mask": mask, "losses": lambda outputs: losses(outputs, state)}
+        keys |= {"mask": mask, "losses": lambda outputs: losses(outputs, None)}
         if self.model is None:
             return Closeup([[module]], inputs, every=True, prefix="".format, start=start, **keys)
         own = start is None

@@ -63,8 +63,8 @@ def analyze(
         it reads out: ``(B, T, O)`` or ``(B, O)``; of a module whatever it gives) to the loss of
         each example ``(B,)``, or, of a module, from ``(outputs, network)``; or targets, compared
         with the last output of a cell or layer by ``(B, H)``, else with all outputs by an array
-        like them: the mean squared error. Integer targets ``(B,)`` or ``(B, T)`` of a model or module: the
-        cross-entropy.
+        like them: the mean squared error. Integer targets ``(B,)`` or ``(B, T)`` of a model or
+        module: the cross-entropy.
       probes: ``"full"``, ``"standard"``, ``"research"``, or a list of names such as
         ``["adjoint", "lyapunov"]`` (or of :class:`gradlab.probes.base.Probe` objects). Those of a
         preset that cannot measure this cell are left out, with the reason in the attribute

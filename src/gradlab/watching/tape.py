@@ -36,7 +36,8 @@ class Call(NamedTuple):
       inputs: what it read, time-major, in its own reading order.
       start: the carry before the first step.
       own_start: whether the cell itself made that.
-      begun: of a plain run, the cell's Variables but for its parameters before the first step.
+      begun, ended: of a plain run, the cell's Variables but for its parameters, before the first
+        step and after the last.
       axes: what becomes of them over time, as ``state_axes`` of :func:`gradlab.bptt.unroll.unroll`.
     """
 
@@ -47,6 +48,7 @@ class Call(NamedTuple):
     start: Any
     own_start: bool = True
     begun: Any = None
+    ended: Any = None
     axes: Any = None
 
 
@@ -185,8 +187,8 @@ def current() -> Tape | None:
 
 def run_plainly(
     cell: nnx.RNNCellBase, read: jax.Array, *, state_axes: Any, broadcast_rngs: Any, **options: Any
-) -> tuple[Unrolled, Any, Any]:
-    """A plain run that moves the cell's Variables on: with ``begun`` and ``axes`` of its call.
+) -> tuple[Unrolled, Any, Any, Any]:
+    """A plain run that moves the cell's Variables on, and the last three fields of its call.
 
     Arguments as for :func:`gradlab.bptt.unroll.unroll_plainly`.
     """
@@ -195,6 +197,11 @@ def run_plainly(
     if broadcast_rngs is not None:
         streams = nnx.split_rngs([cell], splits=1, only=broadcast_rngs, squeeze=True)
     with streams:
-        begun = jax.tree.map(lambda leaf: leaf, nnx.state(cell, nnx.Not(nnx.Param)))
+        begun = _variables(cell)
         run = unroll_plainly([[cell]], read, state_axes=axes, moves=True, **options)
-    return run, begun, axes
+    return run, begun, _variables(cell), axes
+
+
+def _variables(cell: nnx.RNNCellBase) -> nnx.State:
+    """Those of a cell but for its parameters, as they are now."""
+    return jax.tree.map(lambda leaf: leaf, nnx.state(cell, nnx.Not(nnx.Param)))

@@ -402,7 +402,7 @@ def test_variables_and_the_last_row_grow_while_a_run_goes_on(tmp_path, monkeypat
     directory.extend(description)
     for row in rows[6:]:
         directory.log(Row(row.step, row.scalars, {}))
-        directory.add(Row(row.step, {}, row.arrays))
+        directory.log(Row(row.step, {}, row.arrays))
         last = open_run(tmp_path).curves["adj_h_log10"].isel(step=-1)
         np.testing.assert_array_equal(last, np.float32(row.arrays["adj_h_log10"]))
     directory.close(finished())

@@ -355,8 +355,8 @@ def _kinds(parts: Parts, state_axes: Mapping[Any, Any] | None, broadcast_rngs: A
                 name = "/".join(map(str, path))
                 allowed = f"filters that cover every Variable, {name} too"
                 raise BadInput("state_axes", state_axes, allowed, "add ...: nnx.Carry")
-            known: dict[Any, Kind] = {None: FIXED, nnx.Carry: MOVING}
-            kind: Kind = known.get(found[0], found[0])
+            axis = found[0]
+            kind = FIXED if axis is None else MOVING if axis is nnx.Carry else int(axis)
             kinds += [kind] * len(jax.tree.leaves(variable))
     return kinds
 

@@ -119,13 +119,17 @@ forget gate) and records why; a probe that is asked for by name is refused with 
 `probe=[adjoint,lyapunov]` runs a choice, and `probe.measure.NAME.OPTION=value` sets an option.
 
 Without training, in a notebook, `gradlab.analyze` runs them on one batch, for any Flax
-`nnx.RNNCellBase`:
+`nnx.RNNCellBase` or module:
 
 ```python
+import jax
+from flax import nnx
 import gradlab
 
-found = gradlab.analyze(cell, inputs, loss, probes="full")  # inputs (B, T, I); an xarray.Dataset
-found["lyapunov_exponent"]
+cell = nnx.OptimizedLSTMCell(2, 16, rngs=nnx.Rngs(0))
+inputs = jax.random.normal(jax.random.key(0), (8, 50, 2))   # (B, T, I)
+found = gradlab.analyze(cell, inputs, lambda outputs: outputs[:, -1, 0], probes=["lyapunov"])
+found["lyapunov_exponent"]                                  # found is an xarray.Dataset
 ```
 
 Every recorded variable has a leading dimension `step`, left out below. Names with `_log10` hold

@@ -22,6 +22,7 @@ from gradlab.compare.__main__ import main as compare
 from gradlab.compare.headline import headline
 from gradlab.compare.recorded import recorded
 from gradlab.compare.runs import runs_in, settings_that_differ
+from gradlab.record.directory import RunDirectory
 from gradlab.record.figures import draw_one
 from gradlab.watching.gradient import Seen
 from tests.record.wandb_file import load
@@ -256,6 +257,24 @@ def test_ctrl_c_interrupts(recorder, tmp_path):
         within(recorder(), (3, made_up(), 1.0), error=KeyboardInterrupt())
     run = gradlab.open_run(tmp_path / "run")
     assert (run.status, run.info["reason"]) == ("interrupted", "interrupted at step 3")
+
+
+def test_ctrl_c_while_a_row_is_written_writes_it_once(recorder, tmp_path, monkeypatch):
+    log = RunDirectory.log
+
+    def log_and_stop(self, row):
+        log(self, row)
+        if row.step == 1:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDirectory, "log", log_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        within(recorder(), *((step, made_up(), step + 1.0) for step in range(3)))
+    run = gradlab.open_run(tmp_path / "run")
+    assert run.status == "interrupted"
+    assert run.scalars["step"].values.tolist() == [0, 1]
+    assert run.scalars["train/loss"].values.tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("error", [None, ValueError("of mine")], ids=["no error", "an error"])

@@ -96,11 +96,11 @@ class SequenceModel(nnx.Module):
             stack.append(nnx.List(layer))
             read = _joined(forms)
         self.layers = nnx.List(stack)
-        self.readout = Readout(read, outputs, rngs=rngs)
+        self.readout = LinearReadout(read, outputs, rngs=rngs)
         self.learns_start = initial_state == "learned"
-        self.initial_state = None
-        if initial_state != "zero":
-            self.initial_state = _initial_state(initial_state, *self._begun(), rngs)
+        zero = initial_state == "zero"
+        own = None if zero else _initial_state(initial_state, *self._begun(), rngs)
+        self.initial_state = own
 
     def __call__(
         self,
@@ -162,7 +162,7 @@ class SequenceModel(nnx.Module):
         return [cell for layer in self.layers for cell in layer]
 
 
-class Readout(nnx.Linear):
+class LinearReadout(nnx.Linear):
     """A linear layer that reads what a layer of cells gives out, whatever numbers these are.
 
     Several axes of features count as one, and half precision is read as float32. Complex numbers

@@ -120,7 +120,7 @@ class Recorder:
         self.folder = Path(folder)
         if readout not in _LOSS_EARLIER:
             raise BadInput("readout", readout, '"last", "every" or None')
-        self._watched, self._readout, self._draws = Watched(module), readout, figures
+        self._watched, self._draws = Watched(module), figures
         there = (self.folder / INFO).exists()
         if there and not resume:
             hint = "resume=True, to resume it, or another folder"
@@ -128,7 +128,7 @@ class Recorder:
         earlier = open_run(self.folder) if there else None
         if earlier is not None:
             self._check_resumable(earlier)
-        self._description = self._describe(module, _config(config, earlier), name, earlier)
+        self._description = self._describe(module, _config(config, earlier), name, readout, earlier)
         record = {"wandb": _options(wandb), "tensorboard": tensorboard, "terminal": False}
         sinks, self._wandb = sinks_of(record, self.folder)
         self._sinks, self._latest = [Guarded(sink) for sink in sinks], _Latest()
@@ -209,14 +209,17 @@ class Recorder:
           CannotRecord: if the folder can no longer be written to.
         """
         step = self._checked(step)
+        if step <= self._description.recorded:
+            self._last = step
+            return
         began = time.monotonic()
         found = analyze(module, inputs, loss, probes=probes, **options)
         found = found.drop_vars({"lag", *_of_steps(found.data_vars)} & {*found.variables})
         self._check_look(found)
         row = self._row_of(step)
-        if row is not None:
-            row.looks.append(found)
-            self._settle(row)
+        assert row is not None
+        row.looks.append(found)
+        self._settle(row)
         self._clock.looked(time.monotonic() - began)
 
     def close(self) -> None:
@@ -262,6 +265,7 @@ class Recorder:
         module: nnx.Module,
         config: Mapping[str, Any],
         name: str | None,
+        readout: str | None,
         earlier: Run | None,
     ) -> Description:
         kind, cells = type(module).__name__, self._watched.facts().values()
@@ -271,7 +275,7 @@ class Recorder:
             "model": _word(config, "model") or kind,
             "cell": ", ".join(dict.fromkeys(one["cell"] for one in cells)),
             "parameters": self._watched.parameters,
-            "readout": self._readout,
+            "readout": readout,
             "devices": [str(device) for device in jax.devices()],
         }
         facts = {key: value for key, value in facts.items() if value is not None}
@@ -350,21 +354,21 @@ class Recorder:
 
     def _settle(self, row: _OpenRow) -> None:
         """Hand what is known of the open row to the run directory; waits for the device."""
-        waiting, row.scalars = jax.device_get(row.scalars), {}
+        waiting = jax.device_get(row.scalars)
         scalars = {name: float(value) for name, value in waiting.items()}
         arrays: dict[str, np.ndarray] = {}
         if (measured := row.measured) is not None:
-            row.measured, row.broken = None, first_broken(measured)
+            row.broken = first_broken(measured)
             self._extend(self._watched.variables(), self._watched.coords(row.norms))
             arrays = {**jax.device_get(measured.arrays)}
             if NORM in arrays and GRAD_NORM not in row.names:
                 scalars[GRAD_NORM] = math.hypot(*map(float, arrays[NORM]))
-        while row.looks:
-            arrays |= self._of_look(row.looks.pop(0))
+        for look in row.looks:
+            arrays |= self._of_look(look)
         self._extend({name: _scalar(name) for name in scalars}, {})
         new = Row(row.step, scalars, arrays)
-        (self._directory.log if row.written is None else self._directory.add)(new)
-        row.write(new)
+        self._directory.log(new)
+        row.write(new)  # last of all: what Ctrl-C interrupts before is done again
 
     def _of_look(self, found: xarray.Dataset) -> dict[str, np.ndarray]:
         coords = {str(dim): found[dim].values.tolist() for dim in found.dims}
@@ -456,8 +460,8 @@ class Recorder:
         try:
             self._complete()
             self._open_sinks()
-        except Exception as error:  # noqa: BLE001  (raised below, when all the rest is safe)
-            outcome, failure = crashed(error), error
+        except BaseException as error:  # noqa: BLE001  (raised below, when all the rest is safe)
+            outcome, failure = self._outcome_of(error), error
         self._tell(outcome)
         parts = [sink.part for sink in self._sinks if sink.part]
         if self._draws and outcome.status != "crashed":
@@ -500,7 +504,7 @@ class Recorder:
                 length=setting.length,
                 gate=setting.retention,
                 memory="c" if "c" in setting.states else "h",
-                earlier_steps_have_loss=_LOSS_EARLIER[self._readout],
+                earlier_steps_have_loss=_LOSS_EARLIER.get(self._description.facts.get("readout")),
                 others_read_it=len(self._watched.layers) > 1,
                 measured_by='Recorder.look(…, probes=["forget_path"])',
             )
@@ -563,6 +567,7 @@ class _OpenRow:
         before = self.written or Row(self.step, {}, {})
         scalars, arrays = {**before.scalars, **new.scalars}, {**before.arrays, **new.arrays}
         self.written = Row(self.step, scalars, arrays)
+        self.scalars, self.measured, self.looks = {}, None, []
 
 
 class _Latest:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gradlab.bptt.passes import hidden_index, state_names
+from gradlab.bptt.form import form_of
 from gradlab.bptt.unroll import initial_carries, unroll
 from gradlab.cells import stock
 from tests.models import every_model
@@ -24,8 +24,10 @@ def test_a_step_gives_a_carry_like_the_old_one_and_an_output(make):
     new, y = cell(carry, jnp.ones((BATCH, WIDTH)))
     assert jax.tree.structure(new) == jax.tree.structure(carry)
     assert all(leaf.shape == (BATCH, HIDDEN) for leaf in jax.tree.leaves(new))
-    np.testing.assert_array_equal(jax.tree.leaves(new)[hidden_index(new)], y)
-    assert state_names(new)[hidden_index(new)] == "h"
+    form = form_of(cell, carry, jnp.ones((BATCH, WIDTH)))
+    np.testing.assert_array_equal(form.hidden(new), y)
+    assert form.is_leaf
+    assert form.h == "h"
 
 
 @every_model()

@@ -376,6 +376,47 @@ def test_a_run_goes_on_where_it_stood(tmp_path, monkeypatch, chunk_rows):
     assert [one["from"] for one in run.info["resumed"]] == ["finished", *["killed"] * 4]
 
 
+@pytest.mark.parametrize("chunk_rows", [1, 4, 8192])
+def test_variables_and_the_last_row_grow_while_a_run_goes_on(tmp_path, monkeypatch, chunk_rows):
+    """Whatever chunk they begin in; a kill while they are being added loses nothing."""
+    from gradlab.record import arrays
+
+    monkeypatch.setattr(arrays, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(arrays, "SHARD_ROWS", 2 * chunk_rows)
+    description = describe(T=12, steps=60)
+    first = {"train/loss": description.variables["train/loss"]}
+    narrow = dataclasses.replace(description, variables=first, coords={}, facts={})
+    rows = [make_row(description, step)._replace(step=step) for step in range(12)]
+    directory = RunDirectory(tmp_path)
+    directory.open(narrow)
+    for row in rows[:6]:
+        directory.log(Row(row.step, {"train/loss": 1.0}, {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays.Arrays, "commit", lambda self: 1 / 0)  # coordinates lie there unseen
+        with pytest.raises(ZeroDivisionError):
+            directory.extend(description)
+    directory._lock.release()
+    assert open_run(tmp_path).scalars["train/loss"].values.tolist() == [1.0] * 6
+    directory = RunDirectory(tmp_path, flush_seconds=0)
+    directory.open(dataclasses.replace(narrow, resumed=True))
+    directory.extend(description)
+    for row in rows[6:]:
+        directory.log(Row(row.step, row.scalars, {}))
+        directory.log(Row(row.step, {}, row.arrays))
+        last = open_run(tmp_path).curves["adj_h_log10"].isel(step=-1)
+        np.testing.assert_array_equal(last, np.float32(row.arrays["adj_h_log10"]))
+    directory.close(finished())
+    run = open_run(tmp_path)
+    assert (run.status, run.damage) == ("finished", ())
+    assert run.info["facts"]["T"] == 12
+    assert run.curves["lag"].values.tolist() == list(range(12))[::-1]
+    np.testing.assert_array_equal(run.scalars["step"], range(12))
+    for name, array in (*run.curves.items(), *run.scalars.items()):
+        expected = [{**r.scalars, **r.arrays}.get(name, np.nan) for r in rows[6:]]
+        assert np.isnan(array.values[:6]).all() or name == "train/loss"
+        np.testing.assert_array_equal(array.values[6:], np.asarray(expected, array.dtype))
+
+
 def test_the_rows_come_back_as_they_were_logged(recorded):
     path, _, rows = recorded
     for got, row in zip(recorded_rows(open_run(path)), rows, strict=True):

@@ -227,6 +227,26 @@ def test_a_layer_below_another_one_is_fed_by_it():
     assert not [told for told in each if "The layer above" in told]
 
 
+@pytest.mark.parametrize(
+    ("loss", "others", "who"),
+    [
+        (None, True, "Where the loss or another layer reads it"),
+        (None, False, "Where the loss reads it"),
+        (False, True, "Where another layer reads it"),
+    ],
+)
+def test_what_a_loop_does_not_say_is_not_taken_for_granted(loss, others, who):
+    network = LSTM._replace(
+        layers=["below"], earlier_steps_have_loss=loss, others_read_it=others, measured_by="A look"
+    )
+    (told,) = verdict(lstm_row(), network)
+    assert f"{who} at earlier timesteps too, which is not known" in told
+    assert "A look measures it" in told
+    assert "vanishing" in told
+    (told,) = verdict(lstm_row(), network._replace(earlier_steps_have_loss=True))
+    assert "which is not known" not in told
+
+
 def test_nothing_measured_nothing_said():
     assert verdict(Row(0, {}, {}), RNN) == []
 

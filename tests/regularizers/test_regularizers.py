@@ -353,3 +353,37 @@ def test_defaults():
     floss = Flossing()
     assert floss.until == floss.alone > 0
     assert Flossing(alone=0, until=None).until is None
+
+
+def test_padding_that_is_not_finite_changes_nothing():
+    """Neither what the close look gives nor the penalties and their gradients."""
+    cell = cells.SimpleRNN(WIDTH, HIDDEN, rngs=nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(0), (STEPS, EXAMPLES, WIDTH))
+    graph, params = nnx.split(cell)
+
+    @jax.jit
+    def measure(params, inputs):
+        def closeup(params):
+            own = nnx.merge(graph, params, copy=True)
+            return Closeup([[own]], inputs, last_sum, mask=jnp.asarray(MASK))
+
+        def penalties(params):
+            kinds = Omega(), Flossing(exponents=2)
+            return sum(kind.penalty(closeup(params)) for kind in kinds)
+
+        looked = closeup(params)
+        (view,) = looked.layers
+        return {
+            "penalties": jax.value_and_grad(penalties)(params),
+            "gradient": looked.gradient,
+            "autodiff": jax.grad(looked.loss)(dict(looked.params)),
+            "truncated": looked.truncated([jnp.zeros(MASK.shape, bool)]),
+            "jacobian": view.jacobian,
+            "parts": view.contribution(jnp.int32(STEPS - 1)),
+        }
+
+    bad = jnp.where(MASK[..., None], inputs, jnp.array([math.nan, math.inf]))
+    want, got = measure(params, inputs), measure(params, bad)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.all(np.isfinite(theirs))
+        np.testing.assert_array_equal(ours, theirs)

@@ -111,9 +111,7 @@ def test_what_a_pass_changes_moves_as_in_flaxs_own_loop_and_rests_in_validation(
         step(plain, optimizer, steps.draw(start._replace(step=jnp.int32(index)), ()))
     mine = steps.model(state.values)
     ours, theirs = nnx.state(mine.layers[0][0]), nnx.state(plain.layer.cell)
-    for (path, one), (_, other) in zip(
-        *map(nnx.to_flat_state, (ours, theirs)), strict=True
-    ):
+    for (path, one), (_, other) in zip(*map(nnx.to_flat_state, (ours, theirs)), strict=True):
         one, other = bits(one.get_value()), bits(other.get_value())
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6, err_msg=str(path))
     assert int(mine.layers[0][0].count[...]) == STEPS * steps.task.length
@@ -144,6 +142,7 @@ def same(given, wanted):
         np.testing.assert_array_equal(bits(one), bits(other))
 
 
+@pytest.mark.slow
 def test_members_of_a_population_move_as_alone():
     steps, program, half_way, _ = trained()
     other = build_steps(changing(learning_rate=3e-3))
@@ -161,6 +160,49 @@ def test_members_of_a_population_move_as_alone():
     assert scores[1]["loss"] != scores[0]["loss"]
     counts = [population.state(i).variables["layers"][0][0]["count"].get_value() for i in (0, 1)]
     assert counts == [24, 24]
+
+
+class Deep(nnx.Module):
+    """Two layers of two directions in plain Flax, around gradlab's cells and readout."""
+
+    def __init__(self, model):
+        def layer(cells):
+            ahead, behind = cells
+            back = nnx.RNN(behind, time_major=True, reverse=True, keep_order=True)
+            return nnx.List([nnx.RNN(ahead, time_major=True), back])
+
+        self.layers, self.readout = nnx.List(map(layer, model.layers)), model.readout
+
+    def __call__(self, read):
+        for ahead, behind in self.layers:
+            outputs = ahead(read), behind(read)
+            read = jnp.concatenate(outputs, -1)
+        return self.readout(jnp.concatenate([outputs[0][-1], outputs[1][0]], -1))
+
+
+def test_a_learned_first_state_has_its_gradient_in_every_layer_and_direction():
+    """In training, and in a close look."""
+    deep = {"make_cell": zoo.LearnedStart, "layers": 2, "bidirectional": True, "hidden": 3}
+    steps = build_steps(experiment(**deep, probes={}))
+    start = steps.start(KEY)
+    batch = steps.draw(start, ())
+
+    def gradients(values, batch):
+        closely = steps.closeup(values, batch, None)
+        return by_name(steps._gradient(values, batch).grads), dict(closely.gradient)
+
+    def loss(plain):
+        return jnp.mean(jnp.square(plain(batch.inputs) - batch.targets))
+
+    true = nnx.grad(loss)(Deep(steps.model(steps.first)))
+    found = jax.jit(gradients)(start.values, batch)
+    places = [(depth, direction) for depth in range(2) for direction in range(2)]
+    for depth, direction in places:
+        wanted = true["layers"][depth][direction]["cell"]["h0"].get_value()
+        assert np.linalg.norm(wanted) > 1e-3
+        for one in found:
+            given = one[f"layers/{depth}/{direction}/h0"]
+            np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-6)
 
 
 def _on_devices():
@@ -261,11 +303,11 @@ def test_complex_parameters_go_down_the_slope_and_their_norms_are_real():
     pulled = jax.jit(steps._gradient)(start.values, batch)
     loss = jax.jit(lambda params: steps.loss(steps.first._replace(params=params), batch, None)[0])
     rise = sum(float(jnp.sum(jnp.abs(leaf) ** 2)) for leaf in jax.tree.leaves(pulled.grads))
-    along = [
-        float(loss(jax.tree.map(lambda p, g: p + size * g, start.params, pulled.grads)))
-        for size in (1e-3, -1e-3)
-    ]
-    assert (along[0] - along[1]) / 2e-3 == pytest.approx(rise, rel=1e-2)
+
+    def along(size):
+        return float(loss(jax.tree.map(lambda p, g: p + size * g, start.params, pulled.grads)))
+
+    assert (along(1e-3) - along(-1e-3)) / 2e-3 == pytest.approx(rise, rel=1e-2)
     state, report, _ = jax.jit(steps.probe)(start, ())
     assert not jnp.iscomplexobj(report.grad_norm)
     assert float(report.grad_norm) == pytest.approx(rise**0.5, rel=1e-5)
@@ -329,7 +371,9 @@ def test_a_target_without_weight_is_not_read():
     np.testing.assert_allclose(per_example_accuracy(*answer), [0.0, 1.0])
     first = np.log1p(np.exp(1.0)), np.log1p(np.exp(1.5))
     np.testing.assert_allclose(
-        per_example_loss("cross_entropy", *answer), [np.mean(first), np.log1p(np.exp(-2))], rtol=1e-6
+        per_example_loss("cross_entropy", *answer),
+        [np.mean(first), np.log1p(np.exp(-2))],
+        rtol=1e-6,
     )
 
 

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from gradlab.analysis.losses import loss_of
 from gradlab.analysis.programs import run
 from gradlab.analysis.subject import Kind, Subject, subject_of
 from gradlab.bptt import scaling
-from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.closeup import LayerView
 from gradlab.bptt.passes import Route
 from gradlab.bptt.precision import in_all_digits
 from gradlab.errors import BadInput, nearest, whole_number
@@ -61,10 +61,10 @@ def analyze(
         tuple of its positional arguments.
       targets_or_loss: what the loss is. A callable from the outputs ``(B, T, H)`` (of a model what
         it reads out: ``(B, T, O)`` or ``(B, O)``; of a module whatever it gives) to the loss of
-        each example ``(B,)``, or from ``(outputs, network)``; or targets, compared with the last
-        output of a cell or layer by ``(B, H)``, else with all outputs by an array like them: the
-        mean squared error. Integer targets ``(B,)`` or ``(B, T)`` of a model or module: the
-        cross-entropy.
+        each example ``(B,)``, or, of a module, from ``(outputs, network)``; or targets, compared
+        with the last output of a cell or layer by ``(B, H)``, else with all outputs by an array
+        like them: the mean squared error. Integer targets ``(B,)`` or ``(B, T)`` of a model or
+        module: the cross-entropy.
       probes: ``"full"``, ``"standard"``, ``"research"``, or a list of names such as
         ``["adjoint", "lyapunov"]`` (or of :class:`gradlab.probes.base.Probe` objects). Those of a
         preset that cannot measure this cell are left out, with the reason in the attribute
@@ -122,7 +122,8 @@ def analyze(
             backward=backward,
         )
         measured = [_measured(closeup, part) for part in parts]
-        told.update(getattr(closeup, "untimed", {}))
+        if isinstance(closeup, ModuleCloseup):
+            told.update(closeup.untimed)
         return measured, _summary(closeup)
 
     told: dict[str, str] = {}
@@ -142,6 +143,9 @@ def analyze(
         "backward": backward,
         "probes_left_out": json.dumps(left_out),
     }
+    if told:
+        names = dict(zip(subject.own_params, subject.params, strict=True))
+        attrs["steps_not_known"] = json.dumps({names[name]: why for name, why in told.items()})
     return dataset_of(subject.layers, subject.params, parts, measured, attrs)
 
 

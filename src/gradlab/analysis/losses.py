@@ -25,6 +25,7 @@ class Answer(NamedTuple):
     Attributes:
       outputs: shapes and dtypes.
       network: what a loss is handed that takes the network, too; taken apart by ``nnx.split``.
+        None: no loss may.
       examples: ``B``.
       caller_first: whether an array of the outputs is handed to the caller with its first two axes
         swapped.
@@ -34,7 +35,7 @@ class Answer(NamedTuple):
     """
 
     outputs: Any
-    network: tuple[Any, Any]
+    network: tuple[Any, Any] | None
     examples: int
     caller_first: bool
     time_first: bool
@@ -128,8 +129,12 @@ def takes_network(loss: Callable[..., Any]) -> bool:
 
 def _callers_loss(given: Callable[..., Any], answer: Answer) -> tuple[Loss, list[jax.Array]]:
     """The loss as it is now, and the arrays that it closes over as they are now."""
-    graph, state = answer.network
     whole = takes_network(given)
+    if whole and answer.network is None:
+        allowed = "a loss of the outputs alone, for a cell or a gradlab.SequenceModel"
+        hint = "nnx.RNN(cell), or a module of your own, in the place of the network"
+        raise BadInput("targets_or_loss", "a loss of two arguments", allowed, hint)
+    graph, state = answer.network or (None, None)
 
     def loss(outputs: Any, *state: Any) -> Any:
         own = jnp.swapaxes(outputs, 0, 1) if answer.caller_first else outputs

@@ -47,6 +47,7 @@ class Subject(abc.ABC):
       start: the first carries, or None.
       layers: names of the layers, as they are recorded.
       params: those of the parameters.
+      own_params: what these are called in :attr:`module`.
       kinds: what kinds of layers there are.
       answer: what it gives.
       about: attributes of the dataset.
@@ -58,6 +59,7 @@ class Subject(abc.ABC):
     start: Any
     layers: list[str]
     params: list[str]
+    own_params: list[str]
     kinds: list[Kind]
     answer: Answer
     about: Mapping[str, Any]
@@ -125,7 +127,7 @@ class Stack(Subject):
         every = len(outputs.shape) == 3
         self.answer = Answer(
             outputs,
-            nnx.split(network),
+            None,
             examples,
             caller_first=every and not time_major,
             time_first=every,
@@ -135,6 +137,7 @@ class Stack(Subject):
         own = names_of(nnx.state(network, nnx.Param))
         gone = initial_carry is not None
         self.params = [name for name in own if not (gone and name.startswith("initial_state/"))]
+        self.own_params = self.params
         self.about = {"cell": setting.cell}
 
     def _stack(self, network: Any) -> Any:
@@ -170,8 +173,7 @@ class Stack(Subject):
     ) -> Closeup:
         """See the base."""
         mask = None if lengths is None else real(lengths, len(inputs))
-        state = nnx.state(module)
-        keys |= {"mask": mask, "losses": lambda outputs: losses(outputs, state)}
+        keys |= {"mask": mask, "losses": lambda outputs: losses(outputs, None)}
         if self.model is None:
             return Closeup([[module]], inputs, every=True, prefix="".format, start=start, **keys)
         own = start is None
@@ -252,6 +254,7 @@ class Whole(Subject):
         bare = isinstance(network, nnx.RNN)
         self.layers = ["0"] if bare else [one.name for one in found]
         own = names_of(nnx.state(self.module, nnx.Param))
+        self.own_params = own
         self.params = [name.removeprefix("cell/") if bare else name for name in own]
         self.kinds = _kinds(found)
         graph, state = nnx.split(self.module)

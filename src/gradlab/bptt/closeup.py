@@ -48,6 +48,13 @@ from gradlab.bptt.unroll import (
 )
 from gradlab.cells import stock
 
+MIXES = (
+    "a step of {} mixes the examples of a batch, or changes real numbers that they share, so that"
+    " no example has Jacobians and adjoints of its own (batch normalisation does so in training"
+    " alone: module.eval())"
+)
+"""Why there is no close look at a cell of such a name."""
+
 
 class LayerView:
     """One direction of one layer, and what it went through; time runs in its own reading order.
@@ -90,7 +97,8 @@ class LayerView:
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.backwards, self._back, self._learned = backwards, back, learned
-        self._start, self._route = start, route
+        self._start = start
+        self._route: Route = route
         self._whole = trace if whole is None else whole._whole
         self._step = PackedStep(cell, trace) if whole is None else whole._step
         self.form, self._packing = self._step.form, self._step.packing
@@ -206,9 +214,9 @@ class LayerView:
         return self._packing.split(jnp.concatenate([state, others]) if len(others) else state)
 
     @cached_property
-    def _has_rows(self) -> Read:
+    def _has_rows(self) -> Any:
         """Of each leaf of :attr:`reads` whether an example needs its own row of it alone."""
-        alone = not self._step.draws
+        alone: Any = not self._step.draws
         carry = jax.tree.structure(self.reads.carry)
         rows = carry.unflatten([alone and own for own in self.form.batched])
         return Read(alone, rows, alone, [False for _ in self.reads.variables])
@@ -455,6 +463,8 @@ class LayerView:
         gives, by name within the cell, mantissas ``(E, *θ.shape)`` and exponents ``(E,)``: of each
         parameter its own, since an input of 0 silences one and not another.
         """
+        # Read here, not within a scan that calls the function.
+        reads, has_rows = self.reads, self._has_rows
         cotangents, first = self.cotangents, self._start_of_each(self._back())
 
         def transposed(step: Callable[..., Any], numbers: Numbers, cotangent: Any) -> Params:
@@ -464,9 +474,7 @@ class LayerView:
         def at(t: Any) -> dict[str, Scaled]:
             apart = jnp.ndim(t) > 0
             own = (t, jnp.arange(len(t))) if apart else t
-            read = jax.tree.map(
-                lambda leaf, row: leaf[own if row else t], self.reads, self._has_rows
-            )
+            read = jax.tree.map(lambda leaf, row: leaf[own if row else t], reads, has_rows)
             cotangent, exponent = jax.tree.map(lambda array: array[own], cotangents)
             entering = self._of_each(transposed, read, cotangent, apart=apart)
             found = {n: Scaled(leaf, exponent).normalise() for n, leaf in entering.items()}
@@ -551,6 +559,12 @@ def _reaching(function: Callable[[Params], jax.Array], params: Params) -> list[s
 
 class Closeup:
     """A stack of cells read over ``E`` examples, with the loss of each.
+
+    What probes and penalties may use of it, and what stands in its place has to have: ``layers``,
+    ``first``, ``inputs``, ``length``, ``examples``, ``batch``, ``every``, ``mask``, ``directions``,
+    ``lag_in``, ``losses``, ``loss``, ``params``, ``gradient``, ``readout_contributions``,
+    ``readout_by_lag``, ``truncated``, ``clips`` and ``removed``. A cell whose step mixes examples
+    (``Form.shared``) cannot be looked at.
 
     Args:
       layers: for each layer a sequence of one cell, or of a forward and a backward cell.

@@ -41,9 +41,9 @@ class Form(NamedTuple):
       states: those of the states.
       h: the state that is h.
       is_leaf: whether the output is h itself.
-      shared: whether a step mixes the examples of a batch, or has inexact numbers that are common to
-        them: then their adjoints have one exponent.
-      mixes: whether it mixes them.
+      shared: whether the adjoints of the examples have one exponent: where a step mixes them, or
+        changes inexact numbers that are common to them.
+      mixes: whether a step mixes the examples of a batch.
       half: whether anything in the step is in half precision.
       live: of each leaf whether it is inexact.
       batched: of each leaf whether its first axis is the batch.
@@ -355,7 +355,8 @@ def _kinds(parts: Parts, state_axes: Mapping[Any, Any] | None, broadcast_rngs: A
                 name = "/".join(map(str, path))
                 allowed = f"filters that cover every Variable, {name} too"
                 raise BadInput("state_axes", state_axes, allowed, "add ...: nnx.Carry")
-            kind = {None: FIXED, nnx.Carry: MOVING}.get(found[0], found[0])
+            known: dict[Any, Kind] = {None: FIXED, nnx.Carry: MOVING}
+            kind: Kind = known.get(found[0], found[0])
             kinds += [kind] * len(jax.tree.leaves(variable))
     return kinds
 

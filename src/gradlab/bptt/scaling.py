@@ -58,9 +58,7 @@ class Scaled(NamedTuple):
         axes = self.exponent.ndim
         leaves = jax.tree.leaves(self.mantissa)
         sizes = [magnitude(leaf, axes) for leaf in leaves]
-        widest = (
-            jnp.result_type(*sizes) if len({size.dtype for size in sizes}) > 1 else sizes[0].dtype
-        )
+        widest = max((size.dtype for size in sizes), key=lambda dtype: dtype.itemsize)
         largest = jnp.stack([size.astype(widest) for size in sizes]).max(0)
         by = exponent_of(largest)
         mantissa = jax.tree.map(lambda leaf: times(leaf, pow2(-by, real_type(leaf))), self.mantissa)

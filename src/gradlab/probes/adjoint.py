@@ -86,7 +86,7 @@ class Adjoint(StepProbe):
         """See the class."""
         found = {}
         also_h = {} if seen.hidden is None else {"h": seen.hidden}
-        for name, log10 in (seen.adjoints | also_h).items():
+        for name, log10 in {**seen.adjoints, **also_h}.items():
             zero = jnp.sum(seen.mask & (log10 == -jnp.inf), axis=-1)
             quantiles, by_lag = both_ways(self._quantiles, log10, seen.mask)
             found |= both_means(f"adj_{name}_log10", log10, seen.mask) | {

@@ -76,8 +76,12 @@ class Setting(NamedTuple):
 
     @property
     def renames_h(self) -> bool:
-        """Whether h has a name of its own, and its adjoint is recorded as that of h as well."""
+        """Whether h has a name of its own, so that its adjoint is recorded as that of h as well."""
         return "h" not in self.states
+
+    def hidden_of(self, adjoints: Mapping[str, jax.Array]) -> jax.Array | None:
+        """What :attr:`Seen.hidden` is, from the adjoints by the names of the states."""
+        return adjoints[self.h] if self.renames_h else None
 
 
 class Seen(NamedTuple):
@@ -102,14 +106,6 @@ class Seen(NamedTuple):
     clipped: Mapping[str, jax.Array]
     updates: Mapping[str, jax.Array]
     hidden: jax.Array | None = None
-
-
-MIXES = (
-    "a step of {} mixes the examples of a batch, or changes real numbers that they share, so that"
-    " no example has Jacobians and adjoints of its own (batch normalisation has none in evaluation:"
-    " module.eval())"
-)
-"""Why a close probe cannot measure such a cell."""
 
 
 class Unsupported(Exception):

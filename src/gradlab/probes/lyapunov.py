@@ -30,6 +30,8 @@ class Lyapunov(CloseProbe):
     estimates are not sorted first: sorting noise would drive the ends of the spectrum apart.
     ``lyapunov_exponent_spread`` is the standard deviation over the same examples of their own (of n
     with n - 1), nan for fewer than two; where lengths differ it holds their difference as well.
+    The real and the imaginary part of a complex state count as two directions, so that a diagonal
+    linear cell has each ``ln|λ|`` twice.
 
     ``lyapunov_dimension`` is Kaplan and Yorke's ``k + (λ_1 + … + λ_k)/|λ_{k+1}|`` with the largest
     k whose sum is not negative, S if all of them sum to 0 or more, and nan where the recorded

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradlab.bptt.closeup import MIXES
 from gradlab.bptt.packing import Packing
 from gradlab.bptt.unroll import Layer, forms_of, initial_carries
 from gradlab.cells import stock
 from gradlab.errors import BadInput
-from gradlab.probes.base import MIXES, CloseProbe, Probe, Setting, Unsupported
+from gradlab.probes.base import CloseProbe, Probe, Setting, Unsupported
 
 BATCH = 7
 """Examples of the batch that a cell's state is looked at with: as no other axis is likely to be."""

@@ -23,7 +23,9 @@ class StepJacobian(CloseProbe):
     Definition: ``J_t = ∂s_t/∂s_{t-1}``, rows = output, with s = [c; h] in an LSTM and h elsewhere.
     ``step_jacobian_log10`` is log10 of its largest singular value; ``step_jacobian_block_log10`` is
     log10 of the Frobenius norm of each block ``∂to_t/∂from_{t-1}``. Mean over examples of the
-    logs, over those with a nonzero value.
+    logs, over those with a nonzero value. Of a complex part of the state both its real and its
+    imaginary part are in s. What a cell carries besides, a counter or dropout's random stream, is
+    held as it was at that step.
 
     Source: Pascanu, Mikolov & Bengio (2013), equation 6 and section 2.2: the factors of the
     product that transports the gradient.

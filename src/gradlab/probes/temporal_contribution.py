@@ -91,11 +91,21 @@ class TemporalContribution(CloseProbe):
         by_lag = closeup.readout_by_lag(split)
         for name, parts in closeup.readout_contributions.items():
             found[name] = (scaling.log10_norm(*Scaled.of(parts, 1)), _cosine(*by_lag[name]))
-        curves, cosines = zip(*(found[name] for name in closeup.params), strict=True)
+        curves, cosines = zip(
+            *(_whole(found.get(name), closeup.length) for name in closeup.params), strict=True
+        )
         return {
             "temporal_contribution_log10": jnp.stack(curves),
             "long_short_cosine": jnp.stack(cosines),
         }
+
+
+def _whole(found: tuple[jax.Array, jax.Array] | None, steps: int) -> tuple[jax.Array, jax.Array]:
+    """A curve over all steps: nan beyond those of its layer, or where no step is known."""
+    if found is None:
+        return jnp.full(steps, jnp.nan), jnp.asarray(jnp.nan)
+    curve, cosine = found
+    return jnp.full(steps, jnp.nan, curve.dtype).at[: len(curve)].set(curve), cosine
 
 
 def _of_layer(view: LayerView, split: int, examples: int) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -61,6 +61,7 @@ class Arrays:
 
     def __init__(self, folder: Path, description: Description, *, resumed: bool = False):
         self.folder, self.rows = folder, 0
+        self.last: tuple[int, int] | None = None  # step and number of the last row
         self.columns: dict[str, _Growing] = {}
         self.coordinates: dict[str, Any] = {}
         recorded: Mapping[str, Any] = {}
@@ -102,29 +103,24 @@ class Arrays:
     def append(self, row: Row) -> None:
         """Put ``row`` into memory; chunks that it fills are written.
 
+        One of the same step as the row before adds to that one. So what was interrupted may be
+        done again.
+
         Raises:
           ValueError: if ``row`` holds a variable that was not described, or one of another shape.
         """
-        values = self._values(row)
-        self.step.put(self.rows, row.step)
-        for name, column in self.columns.items():
-            column.put(self.rows, values.get(name))
-        self.rows += 1
-
-    def add(self, row: Row) -> None:
-        """Put more into the last row, which is of the same step.
-
-        Raises:
-          ValueError: as for :meth:`append`.
-        """
-        for name, value in self._values(row).items():
-            self.columns[name].put(self.rows - 1, value)
-
-    def _values(self, row: Row) -> dict[str, Any]:
         values = {**row.scalars, **row.arrays}
         if unknown := values.keys() - self.columns.keys():
             raise ValueError(f"step {row.step} holds variables not described: {sorted(unknown)}")
-        return values
+        if self.last == (row.step, self.rows):
+            for name, value in values.items():
+                self.columns[name].put(self.rows - 1, value)
+            return
+        self.step.put(self.rows, row.step)
+        for name, column in self.columns.items():
+            column.put(self.rows, values.get(name))
+        self.last = row.step, self.rows + 1
+        self.rows += 1
 
     def commit(self) -> None:
         """Make every appended row visible: chunks first, lengths last."""

@@ -111,26 +111,14 @@ class RunDirectory:
     def log(self, row: Row) -> None:
         """Keep ``row``; write it and those before it if the last flush is old enough.
 
+        A second one of the same step adds to it.
+
         Raises:
           ValueError: if ``row`` holds a variable that was not described, or one of another shape.
           CannotRecord: if it cannot be written; what was flushed before can be read.
         """
         try:
             self._arrays.append(row)
-        except OSError as error:
-            raise self._cannot(error) from error
-        if self.is_due:
-            self.flush()
-
-    def add(self, row: Row) -> None:
-        """Keep more of the row that was logged last; otherwise as :meth:`log`.
-
-        Raises:
-          ValueError: as for :meth:`log`.
-          CannotRecord: as for :meth:`log`.
-        """
-        try:
-            self._arrays.add(row)
         except OSError as error:
             raise self._cannot(error) from error
         if self.is_due:

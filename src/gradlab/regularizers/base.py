@@ -20,7 +20,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.closeup import MIXES, Closeup
 from gradlab.errors import BadInput, number, whole_number
 
 
@@ -77,8 +77,13 @@ class Regularizer(abc.ABC):
           closeup: a few examples and steps are enough.
 
         Raises:
-          BadInput: if no layer passes anything from one state to the next.
+          BadInput: if no layer passes anything from one state to the next, or a step of one mixes
+            the examples of the batch.
         """
+        mixing = [type(layer.cell).__name__ for layer in closeup.layers if layer.form.shared]
+        if mixing:
+            allowed = f"null: {MIXES.format(mixing[0])}"
+            raise BadInput("trainer.regularizer", self.name, allowed, "trainer.regularizer=null")
         if not any(_passes(layer.jacobian, layer.mask) for layer in closeup.layers):
             cells = sorted({type(layer.cell).__name__ for layer in closeup.layers})
             raise BadInput(

@@ -60,8 +60,8 @@ class Position:
     """Where a run stands.
 
     Attributes:
-      state: the model's arrays, optimizer, step and random key. The key and the step give the position in
-        the data: a step's batch is drawn from them alone.
+      state: the model's arrays, optimizer, step and random key. The key and the step give the
+        position in the data: a step's batch is drawn from them alone.
       since: number of steps and mean report of each stretch since the last recorded row.
       best: best so far in validation, or None.
       next_validation: first step at which validation is due.

@@ -5,6 +5,10 @@ key. Each device takes the gradient of its own rows, and the mean over devices i
 step, so that both the update and what is recorded are those of the whole batch. (Left to the
 compiler, the gradient would be summed over devices once a timestep, inside the backward scan.)
 
+A cell that looks at its batch sees the rows of its device alone: a batch normalisation takes their
+statistics, of which the mean over devices is kept, and each device draws random numbers of its own.
+Both are the same at every repetition, and other than on one device.
+
 A process can read an array that is whole on its devices; so whatever a compiled function hands
 out is.
 """

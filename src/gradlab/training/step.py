@@ -39,8 +39,8 @@ class Values(NamedTuple):
 
     Attributes:
       params: the parameters, an ``nnx.State``.
-      variables: likewise what a forward pass itself changes: counts of random numbers, statistics of
-        a batch normalisation, counters. Random keys as plain numbers. None if it changes nothing.
+      variables: likewise what a forward pass itself changes: counts of random numbers, statistics
+        of a batch normalisation, counters. Random keys as plain numbers. None: it changes nothing.
     """
 
     params: Any
@@ -156,7 +156,11 @@ class Steps:
         self.examples, self.regularizer = min(examples, batch), regularizer
         self.shape = (task.length, batch, model.width)
         self.setting = setting_of(
-            model.layers, model.width, length=task.length, clips=optimizer.clips
+            model.layers,
+            model.width,
+            length=task.length,
+            clips=optimizer.clips,
+            dtype=self.reads,
         )
         self.probes, self.left_out = supported(probes, self.setting, by_preset=probes_by_preset)
         self.variables: dict[str, Variable] = {}
@@ -260,6 +264,7 @@ class Steps:
             grads=by_name(grads),
             clipped=by_name(clipped),
             updates=by_name(updates),
+            hidden=self.setting.hidden_of(self._adjoints(norms)),
         )
         measured: dict[str, jax.Array] = {}
         for one in probes:
@@ -374,11 +379,11 @@ class Steps:
         return tuple(tuple(map(trace, *layer)) for layer in zip(*begun, strict=True))
 
     def _removed(self, state: State, batch: Batch) -> Mapping[str, jax.Array]:
-        """What clipping takes away from the gradient of a whole batch, by name."""
+        """What clipping takes away from the gradient of a whole batch, by name, as JAX has it."""
         grads, _ = self._regularized(state, batch, self._gradient(state.values, batch).grads)
         clip = self.optimizer.clip.update
         clipped, _ = clip(grads, state.opt_state[0], wide(state.params))
-        return by_name(jax.tree.map(jnp.subtract, grads, clipped))
+        return by_name(_descent(jax.tree.map(jnp.subtract, grads, clipped)))
 
     def _regularized(self, state: State, batch: Batch, grads: Any) -> tuple[Any, jax.Array]:
         """The gradient of task and penalty together, and the penalty."""
@@ -461,7 +466,8 @@ class Steps:
         ]
         found: list[Any] = [_gates_over_time(*place) for place in places]
         gates = {
-            name: jnp.stack([getattr(one, name) for one in found]) for name in self.setting.gates
+            name: jnp.stack([wide(getattr(one, name)) for one in found])
+            for name in self.setting.gates
         }
         return gates, gates.get(self.setting.retention or "")
 
@@ -479,7 +485,7 @@ def _gates_over_time(cell: nnx.RNNCellBase, form: Form, trace: Trace) -> Any:
 
 
 def _descent(grads: Any) -> Any:
-    """The direction of steepest ascent, in at least float32, of JAX's gradients."""
+    """The direction of steepest ascent, in at least float32, of JAX's gradients; or back again."""
     return jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, wide(grads))
 
 

@@ -54,7 +54,6 @@ class ModuleCloseup:
       call: runs it: from the module to its outputs, a pytree.
       losses: see :data:`Losses`.
       handed: what its layers are handed.
-      names: of a layer in :attr:`layers`, from the name of its call.
       batch: as for :class:`gradlab.bptt.closeup.Closeup`.
       lengths: ``(E,)``, how many steps of each example are real; None: all.
       time_major: whether the outputs begin with time.
@@ -69,7 +68,7 @@ class ModuleCloseup:
         call: Callable[[Any], Any],
         losses: Losses,
         *,
-        handed: Handed = Handed(),
+        handed: Handed,
         batch: int = 1,
         lengths: jax.Array | None = None,
         time_major: bool = False,
@@ -235,7 +234,7 @@ class ModuleCloseup:
     def _from_loss(self) -> tuple[dict[str, jax.Array], list[jax.Array]]:
         """The gradient of the sum of losses by parameters that the loss reads, and by outputs."""
         reads, pull = self._judged.transpose(self._judged.results)
-        found = dict(zip(reads, pull([jnp.ones_like(self.losses[0])]), strict=True))
+        found = dict(zip(reads, pull([jnp.ones((), self.losses.dtype)]), strict=True))
         params = {self._names[at]: found[at] for at in reads if at < len(self._names)}
         count = len(self._names)
         leaves = jax.tree.leaves(self.ran.outputs)
@@ -326,7 +325,7 @@ class ModuleCloseup:
 
     @cached_property
     def readout_contributions(self) -> Params:
-        """By name, the part of the mean loss's gradient that enters at each step, ``(T, *θ.shape)``.
+        """By name, what enters the mean loss's gradient at each step, ``(T, *θ.shape)``.
 
         Of the parameters that nothing but the outputs is computed from. With an axis of time in
         the outputs, at the step that they belong to; else at each example's last step, and nan
@@ -477,7 +476,7 @@ def _parameters(cell: nnx.Module, names: Mapping[int, str]) -> dict[str, str]:
 
 
 def _given(call: Call) -> Given:
-    return Given(call.run, nnx.state(call.cell, nnx.Not(nnx.Param)))
+    return Given(call.run, call.ended)
 
 
 def _gives(run: Unrolled) -> tuple[jax.Array, Any]:

@@ -31,18 +31,23 @@ def _of_gates() -> Mapping[str, StepProbe]:
 _PROBES = _of_gates()
 
 
-def measured_gates(cell: nnx.RNNCellBase, trace: Trace, mask: jax.Array) -> dict[str, jax.Array]:
+def measured_gates(
+    cell: nnx.RNNCellBase, trace: Trace, mask: jax.Array, examples: int | None = None
+) -> dict[str, jax.Array]:
     """Their variables, each without its axis of layers; none where no gate can be seen.
 
     Args:
       cell: of the layer.
       trace: what it went through.
       mask: ``(T, B)`` bool.
+      examples: of how many examples, the first; None: of all. The gates are computed again from
+        the states, which costs more than the rest of what is seen.
     """
     view = stock.gate_view(cell)
     if not view.names:
         return {}
-    before, inputs = lax.stop_gradient((trace.before, trace.inputs))
+    went = lax.stop_gradient((trace.before, trace.inputs, mask))
+    before, inputs, mask = jax.tree.map(lambda leaf: leaf[:, :examples], went)
     graph, state = nnx.split(cell)
     own = nnx.merge(graph, lax.stop_gradient(state), copy=True)
     found: Any = stock.gates(own, before, inputs)

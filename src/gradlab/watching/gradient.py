@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from flax import linen, nnx
 
 from gradlab.bptt.scaling import LOG10_2
-from gradlab.bptt.unroll import make_taps
 from gradlab.errors import BadInput, whole_number
 from gradlab.probes.base import norm
 from gradlab.watching.gates import measured_gates
@@ -73,6 +72,7 @@ def value_and_grad(
     *,
     reduction: Literal["mean", "sum"] | int = "mean",
     allow_int: bool = False,
+    examples: int | None = 8,
     graph: bool | None = None,
     graph_updates: bool | None = None,
 ) -> Callable[..., Any]:
@@ -96,6 +96,8 @@ def value_and_grad(
         number: a sum divided by it, where it is no layer's batch (a layer that reads ``(B, N, T,
         I)`` has B·N sequences, and the mean may be over B).
       allow_int: as for ``nnx.value_and_grad``.
+      examples: of how many examples, the first of the batch, the statistics of the gates are;
+        None: of all, at a third more time.
       graph: as for ``nnx.value_and_grad``.
       graph_updates: as for ``nnx.value_and_grad``.
 
@@ -115,10 +117,13 @@ def value_and_grad(
             has_aux=has_aux,
             reduction=reduction,
             allow_int=allow_int,
+            examples=examples,
             **options,
         )
     _check_loss(loss)
     _check_reduction(reduction)
+    if examples is not None:
+        whole_number("examples", examples, 1, otherwise=", or null for all")
     alone = isinstance(argnums, int | nnx.DiffState)
     chosen = (argnums,) if alone else tuple(argnums)
 
@@ -135,7 +140,14 @@ def value_and_grad(
             with tape.running():
                 out = loss(*args, **kwargs)
             value, aux = out if has_aux else (out, None)
-            return value, (aux, {name: _of_call(call) for name, call in tape.calls.items()})
+            return value, (
+                aux,
+                {
+                    name: _of_call(call, examples)
+                    for name, call in tape.calls.items()
+                    if name in taps
+                },
+            )
 
         grad = nnx.value_and_grad(
             tapped, argnums=(*chosen, len(args)), has_aux=True, allow_int=allow_int, **options
@@ -155,7 +167,7 @@ class _Tap(NamedTuple):
     """What a layer's call is handed, as an argument to differentiate by.
 
     Attributes:
-      taps: of :func:`gradlab.bptt.unroll.make_taps`; their cotangents are log2 norms.
+      taps: as of :func:`gradlab.bptt.unroll.make_taps`; their cotangents are log2 norms.
       reached: (); its cotangent is 1 if any gradient comes to the layer. Else JAX skips its
         backward pass, and the cotangents of the taps are 0, as of a norm of 1.
     """
@@ -165,14 +177,14 @@ class _Tap(NamedTuple):
 
 
 def _taps(
-    loss: Callable[..., Any], has_aux: bool, layers: Sequence[RNN], args: Any, kwargs: Any
+    loss: Callable[..., Any], has_aux: bool, layers: Sequence[str], args: Any, kwargs: Any
 ) -> dict[str, _Tap]:
     """Taps for each call of a layer in the loss, by its name.
 
     Args:
       loss: see :func:`value_and_grad`.
       has_aux: see :func:`value_and_grad`.
-      layers: that could be called.
+      layers: paths of those that it could call.
       args, kwargs: its arguments, of which nothing is changed.
     """
 
@@ -181,10 +193,12 @@ def _taps(
         with Tape().running() as tape:
             out = loss(*own, **named)
         _check_result(out, has_aux)
+        missed.update(tape.missed)
         return {name: _Tap(_zeros(call), jnp.zeros(())) for name, call in tape.calls.items()}
 
+    missed: set[str] = set()
     taps = _abstractly(look)
-    _check_seen(taps, layers)
+    _check_seen(taps, missed, layers)
     return jax.tree.map(lambda tap: jnp.zeros(tap.shape, tap.dtype), taps)
 
 
@@ -201,7 +215,8 @@ def _abstractly(look: Callable[[], Any]) -> Any:
 
 
 def _zeros(call: Call) -> Any:
-    return make_taps([[call.cell]], call.run.traces[0][0].inputs.shape)[0][0]
+    states = call.run.forms[0][0].states
+    return {name: jnp.zeros(call.run.traces[0][0].inputs.shape[:2]) for name in states}
 
 
 @jax.custom_vjp
@@ -215,11 +230,11 @@ _through.defvjp(
 )
 
 
-def _of_call(call: Call) -> dict[str, Any]:
-    """What is seen of a call in the forward pass."""
+def _of_call(call: Call, examples: int | None) -> dict[str, Any]:
+    """What is seen of a call in the forward pass; of the gates, that of so many examples."""
     trace = call.run.traces[0][0]
     mask = jnp.ones(trace.inputs.shape[:2], bool) if call.mask is None else call.mask
-    return {"mask": mask.T, "measured": measured_gates(call.cell, trace, mask)}
+    return {"mask": mask.T, "measured": measured_gates(call.cell, trace, mask, examples)}
 
 
 def _log10(found: _Tap, seen: Mapping[str, Any], reduction: str | int) -> dict[str, jax.Array]:
@@ -285,26 +300,9 @@ def _differentiated(loss: Callable[..., Any], argnums: Sequence[Any], args: Any)
     return names
 
 
-def _layers(args: Any, kwargs: Any) -> list[RNN]:
-    """The watched layers among the arguments.
-
-    Raises:
-      BadInput: for two of one name.
-    """
-    layers: dict[str, RNN] = {}
-    for _, node in nnx.iter_graph((args, kwargs)):
-        if isinstance(node, RNN):
-            if node.path in layers:
-                allowed = "layers with names of their own"
-                hint = (
-                    "gradlab.watch(module), which names each by its place; of two modules, "
-                    "gradlab.watch(nnx.Dict(encoder=…, decoder=…)), which changes neither"
-                )
-                raise BadInput(
-                    "watched layers", f"two that are called {node.path!r}", allowed, hint
-                )
-            layers[node.path] = node
-    return list(layers.values())
+def _layers(args: Any, kwargs: Any) -> list[str]:
+    """The paths of the watched layers among the arguments."""
+    return [node.path for _, node in nnx.iter_graph((args, kwargs)) if isinstance(node, RNN)]
 
 
 # Refusals.
@@ -352,25 +350,31 @@ def _shape(out: Any) -> str:
     return f"a {type(out).__name__} of {len(out)}" if isinstance(out, tuple) else type(out).__name__
 
 
-def _check_seen(taps: Mapping[str, Any], layers: Sequence[RNN]) -> None:
-    """Refuse a loss without a layer that can be seen; warn of those that are not."""
-    unseen = [layer.path for layer in layers if layer.path not in taps]
-    why = (
-        "the loss does not call it, or calls it within a lax.scan, vmap, jit, remat or cond of its "
-        "own"
-    )
+def _check_seen(taps: Mapping[str, Any], missed: set[str], layers: Sequence[str]) -> None:
+    """Refuse a loss without a layer that can be seen; tell of those that it does not call.
+
+    Args:
+      taps: by name of the calls that were seen.
+      missed: paths of those called where they cannot be seen, of which the tape has told.
+      layers: paths of those that the loss could call.
+    """
+    unseen = [path for path in layers if path not in taps and path not in missed]
     if taps:
         for path in unseen:
-            _warn(f"gradlab does not see the layer {path}: {why}")
-    elif unseen:
-        allowed = f"a recurrent layer that gradlab can see; {unseen[0]} is there, but {why}"
-        raise BadInput("loss", "a loss that calls none", allowed, "call it outside of that")
-    else:
-        allowed = "a loss that calls a recurrent layer that gradlab watches"
-        raise BadInput("loss", "a loss that calls none", allowed, _HINT)
+            _tell(path)
+        return
+    allowed = "a loss that calls a recurrent layer which gradlab watches"
+    hint = _HINT
+    if missed:
+        allowed += f"; {', '.join(sorted(missed))} is called within a transformation of JAX"
+        hint = "call it outside of that; or transform the step that calls gradlab.value_and_grad"
+    elif layers:
+        allowed += f"; it is handed {', '.join(layers)}"
+        hint = "call it in the loss itself, not in a function that was compiled before"
+    raise BadInput("loss", "a loss that calls none", allowed, hint)
 
 
 @functools.cache
-def _warn(message: str) -> None:
-    """Warn once."""
-    _log.warning(message)
+def _tell(path: str) -> None:
+    reason = "the loss does not call it, or in a function that was compiled before"
+    _log.warning("gradlab cannot see %s: %s", path, reason)

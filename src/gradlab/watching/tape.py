@@ -36,7 +36,8 @@ class Call(NamedTuple):
       inputs: what it read, time-major, in its own reading order.
       start: the carry before the first step.
       own_start: whether the cell itself made that.
-      begun: of a plain run, the cell's Variables but for its parameters before the first step.
+      begun, ended: of a plain run, the cell's Variables but for its parameters, before the first
+        step and after the last.
       axes: what becomes of them over time, as ``state_axes`` of :func:`gradlab.bptt.unroll.unroll`.
     """
 
@@ -47,6 +48,7 @@ class Call(NamedTuple):
     start: Any
     own_start: bool = True
     begun: Any = None
+    ended: Any = None
     axes: Any = None
 
 
@@ -77,6 +79,7 @@ class Tape:
       calls: what was called, by name, in order: the layer's path, with ``#2``, ``#3`` at further
         calls of the same layer.
       ports: of the outputs that were handed over, with these, by their identity, in order.
+      missed: paths of the layers that were called where they cannot be seen.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Tape:
         self.seq_lengths, self.starts = seq_lengths, starts or {}
         self.calls: dict[str, Call] = {}
         self.ports: dict[int, tuple[jax.Array, Port]] = {}
+        self.missed: set[str] = set()
         self._count: dict[str, int] = {}
         self._cells: dict[str, nnx.RNNCellBase] = {}
         self._place: Any = None
@@ -100,6 +104,7 @@ class Tape:
         """Whether what a layer goes through now can be handed out; else it is told."""
         if self._place == _place():
             return True
+        self.missed.add(path)
         _tell(path)
         return False
 
@@ -113,7 +118,10 @@ class Tape:
             given = (
                 f"two layers of this name, with a {_kind(self._cells[path])} and a {_kind(cell)}"
             )
-            hint = "gradlab.watch(the whole module) names each by its place"
+            hint = (
+                "gradlab.watch(the whole module) names each by its place; for two modules, "
+                "gradlab.watch(nnx.Dict(encoder=encoder, decoder=decoder)), once"
+            )
             raise BadInput(f"layer {path}", given, "one layer of each name", hint)
         self._count[path] = self._count.get(path, 0) + 1
         return path if self._count[path] == 1 else f"{path}#{self._count[path]}"
@@ -179,8 +187,8 @@ def current() -> Tape | None:
 
 def run_plainly(
     cell: nnx.RNNCellBase, read: jax.Array, *, state_axes: Any, broadcast_rngs: Any, **options: Any
-) -> tuple[Unrolled, Any, Any]:
-    """A plain run that moves the cell's Variables on: with ``begun`` and ``axes`` of its call.
+) -> tuple[Unrolled, Any, Any, Any]:
+    """A plain run that moves the cell's Variables on, and the last three fields of its call.
 
     Arguments as for :func:`gradlab.bptt.unroll.unroll_plainly`.
     """
@@ -189,6 +197,11 @@ def run_plainly(
     if broadcast_rngs is not None:
         streams = nnx.split_rngs([cell], splits=1, only=broadcast_rngs, squeeze=True)
     with streams:
-        begun = jax.tree.map(lambda leaf: leaf, nnx.state(cell, nnx.Not(nnx.Param)))
+        begun = _variables(cell)
         run = unroll_plainly([[cell]], read, state_axes=axes, moves=True, **options)
-    return run, begun, axes
+    return run, begun, _variables(cell), axes
+
+
+def _variables(cell: nnx.RNNCellBase) -> nnx.State:
+    """Those of a cell but for its parameters, as they are now."""
+    return jax.tree.map(lambda leaf: leaf, nnx.state(cell, nnx.Not(nnx.Param)))

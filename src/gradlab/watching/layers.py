@@ -78,6 +78,7 @@ class RNN(nnx.RNN):
             )
         run = self._run(tape, order, inputs, initial_carry, own_start)
         order = order._replace(reverse=reverse and keep_order)
+        assert run.outputs is not None
         outputs = order.give(run.outputs)
         if tape is not None and run.port is not None:
             tape.hand_over(outputs, Port(*map(order.give, run.port)))
@@ -214,7 +215,7 @@ class Bidirectional(nnx.Bidirectional):
         """Read a batch of sequences; arguments and results are those of ``nnx.Bidirectional``."""
         tape = tapes.current()
         before = 0 if tape is None else len(tape.ports)
-        result = super().__call__(inputs, **options)
+        result: Any = super().__call__(inputs, **options)
         if tape is None or self.merge_fn is not nnx.Bidirectional.merge_fn:
             return result
         handed = [port for _, port in tape.ports.values()][before:]

@@ -118,9 +118,9 @@ def _derived(ours: type, kind: type) -> type:
         _, _, *state = object.__reduce_ex__(self, protocol)
         return (_empty, (ours, kind), *state)
 
-    return type(ours)(kind.__name__, (ours, kind), {"__reduce_ex__": reduced})
+    names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": reduced}
+    return type(ours)(kind.__name__, (ours, kind), names)
 
 
 def _empty(ours: type, kind: type) -> Any:
-    derived = _derived(ours, kind)
-    return derived.__new__(derived)
+    return object.__new__(_derived(ours, kind))

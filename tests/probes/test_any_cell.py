@@ -221,7 +221,10 @@ def test_the_typical_input():
     assert bool(typical(flags, mask)[0])
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "float16", "dtype=bfloat16"])
+@pytest.mark.parametrize(
+    "name",
+    ["float16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bfloat16", "dtype=bfloat16"))],
+)
 def test_half_precision_is_looked_at_in_float32(name):
     """The Jacobians are those of the same cell in float32, at the states that were visited."""
     with zoo.as_users_do():

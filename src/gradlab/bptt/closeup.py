@@ -509,7 +509,7 @@ class LayerView:
         if self._learned is None:
             return {}
         leaves, parts = jax.tree.leaves(start), self._packing.parts
-        return {self._learned + n: real_form(leaves[parts[n].index]) for n in sorted(parts)}
+        return {self._learned + name: leaves[parts[name].index] for name in sorted(parts)}
 
     def with_learned_start(self, start: Any, params: Params) -> Any:
         """The carry with the parts of :meth:`learned_start` replaced by those of these names."""
@@ -706,23 +706,24 @@ class Closeup:
         In real numbers, in at least float32: see :func:`gradlab.bptt.packing.real_form`.
         """
         named = dict(self._learned_starts)
-        for view in self.layers:
-            named |= {view.prefix + name: value for name, value in view.params.items()}
-        return named | {name: real_form(value) for name, value in self._readout_params.items()}
+        for prefix, cell in zip(self._prefixes, self._cells, strict=True):
+            named |= by_name(cell.params, prefix)
+        return {name: real_form(value) for name, value in (named | self._readout_params).items()}
 
     @property
-    def _readout_params(self) -> Params:
+    def _readout_params(self) -> dict[str, jax.Array]:
         readout = self._readout_parts
         return {} if readout is None else by_name(readout.params, "readout/")
 
     @property
     def _learned_starts(self) -> Params:
         """The parts of learned initial states, by name."""
+        if not self._learns_start:
+            return {}
+        assert self._start is not None
         named: dict[str, jax.Array] = {}
         for view, (depth, direction) in zip(self.layers, self._places, strict=True):
-            if self._learns_start:
-                assert self._start is not None
-                named |= view.learned_start(self._start[depth][direction])
+            named |= view.learned_start(self._start[depth][direction])
         return named
 
     def loss(self, params: Params) -> jax.Array:

@@ -26,12 +26,12 @@ def flat(array: jax.Array, axes: int) -> jax.Array:
     array = array.reshape(*array.shape[: array.ndim - axes], -1)
     if jnp.iscomplexobj(array):
         array = jnp.concatenate([array.real, array.imag], axis=-1)
-    return array.astype(_wide(array.dtype))
+    return _wide(array)
 
 
-def _wide(dtype: Any) -> Any:
-    """The type itself, or float32 for one in half precision."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+def _wide(array: jax.Array) -> jax.Array:
+    """The same in float32 where it is in half precision."""
+    return array if jnp.finfo(array.dtype).bits >= 32 else array.astype(jnp.float32)
 
 
 def flat_cotangent(array: jax.Array, axes: int) -> jax.Array:
@@ -49,7 +49,7 @@ def real_form(array: jax.Array) -> jax.Array:
     """
     if jnp.iscomplexobj(array):
         return jnp.stack([array.real, array.imag], axis=-1)
-    return array.astype(_wide(array.dtype))
+    return _wide(array)
 
 
 def real_gradient(array: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ CELLS = {
     "complex": "tests.zoo.Bare",
 }
 FAULTY = ("WrongName", "MakesVariables", "Ambiguous")
-HALF = ["model=flax_gru", "model.cell.dtype=bfloat16", "model.cell.param_dtype=float32"]
+HALF = ["+model.cell.param_dtype=float16"]
 
 
 @pytest.fixture(autouse=True)

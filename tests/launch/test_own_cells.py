@@ -49,7 +49,8 @@ def test_one_that_changes_variables_is_kept_and_resumed(command, conf, tmp_path)
     run = the_run(tmp_path, command(*conf, "model=changing"))
     assert run.status == "finished"
     assert np.isfinite(run.curves["adj_h_log10"]).all()
-    done = command(f"trainer.resume={run.path}", "trainer.steps=5")
+    mine = ["--config-dir", "mine", "model=changing"]
+    done = command(*mine, f"trainer.resume={run.path}", "trainer.steps=5")
     assert (done.code, done.err) == (0, "")
     again = open_run(run.path)
     assert again.summary["steps"] == 5

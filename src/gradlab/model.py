@@ -16,9 +16,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gradlab.bptt.form import Form
-from gradlab.bptt.passes import Route, Trace, is_inexact, wide, wide_type
-from gradlab.bptt.unroll import Forms, forms_of, initial_carries, unroll
+from gradlab.bptt.unroll import (
+    Form,
+    Forms,
+    Route,
+    Trace,
+    forms_of,
+    initial_carries,
+    is_inexact,
+    unroll,
+    wide,
+    wide_type,
+)
 from gradlab.errors import BadInput
 
 InitialState = Literal["zero", "random", "learned"]

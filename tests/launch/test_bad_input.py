@@ -165,7 +165,6 @@ TYPED = {
     "+optimizer.rule._args_=[1]": ["optimizer.rule._args_: got [1]", "by their names"],
     "optimizer=sgd optimizer.rule._target_=optax.lbfgs": ["got 'lbfgs'", "making it ends with"],
     "+model.cell.dtype=float99": ["model.cell.dtype: got 'float99'", "float16, or null"],
-    "+model.cell.param_dtype=float16": ["model.cell: got 'lstm'", "NotImplementedError"],
     "model.cell.forget_bias=1e30": ["model.cell.forget_bias: got 1e+30", "to 1e+06"],
     "+model.cell._args_=[1]": ["model.cell._args_: got [1]", "by their names"],
     "+task._partial_=true": ["task._partial_: got True", "none of Hydra's own words"],

@@ -16,8 +16,12 @@ CELLS = {
     "lru": "tests.zoo.LRU",
     "complex": "tests.zoo.Bare",
 }
-FAULTY = ("WrongName", "MakesVariables", "Ambiguous")
-HALF = ["model=flax_gru", "model.cell.dtype=bfloat16", "model.cell.param_dtype=float32"]
+FAULTY = {
+    "WrongName": ["cell WrongName.h_leaf: got 'middle'", "fast | slow"],
+    "MakesVariables": ["cell MakesVariables", "try: create them in __init__"],
+    "Ambiguous": ["a carry whose h cannot be found", "try: h_leaf"],
+}
+HALF = ["+model.cell.param_dtype=float16"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +49,8 @@ def test_one_that_changes_variables_is_kept_and_resumed(command, conf, tmp_path)
     run = the_run(tmp_path, command(*conf, "model=changing"))
     assert run.status == "finished"
     assert np.isfinite(run.curves["adj_h_log10"]).all()
-    done = command(f"trainer.resume={run.path}", "trainer.steps=5")
+    mine = ["--config-dir", "mine", "model=changing"]
+    done = command(*mine, f"trainer.resume={run.path}", "trainer.steps=5")
     assert (done.code, done.err) == (0, "")
     again = open_run(run.path)
     assert again.summary["steps"] == 5
@@ -61,25 +66,12 @@ def test_every_kind_is_trained_and_measured(command, conf, tmp_path, model):
     assert json.loads((run.path / "run.json").read_text())["facts"]["parameters"] > 0
 
 
-@pytest.mark.parametrize(
-    ("cell", "said"),
-    zip(
-        FAULTY,
-        [
-            ["cell WrongName.h_leaf: got 'middle'", "fast | slow"],
-            ["cell MakesVariables", "try: create them in __init__"],
-            ["a carry whose h cannot be found", "try: h_leaf"],
-        ],
-        strict=True,
-    ),
-)
-def test_what_is_no_cell_is_refused_before_anything_is_recorded(
-    command, conf, tmp_path, cell, said
-):
+@pytest.mark.parametrize("cell", FAULTY)
+def test_what_is_no_cell_is_refused_before_anything_is_recorded(command, conf, tmp_path, cell):
     done = command(*conf, f"model={cell}")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("gradlab: ")
     assert "Traceback" not in done.err
-    for words in said:
+    for words in FAULTY[cell]:
         assert words in done.err
     assert not (tmp_path / "outputs").exists()

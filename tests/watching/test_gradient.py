@@ -358,7 +358,11 @@ def test_it_works_as_a_decorator_and_within_scan_and_vmap():
     np.testing.assert_allclose(seen["rnn"]["adj_h_log10"][0, 0], LAG * np.log10(0.5), atol=1e-6)
     graph, params, rest = nnx.split(linear(), nnx.Param, ...)
     two = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), params)
-    seen = jax.jit(jax.vmap(lambda one: differentiate(nnx.merge(graph, one, rest), LONES)[2]))(two)
+
+    def seen_of(params):
+        return differentiate(nnx.merge(graph, params, rest, copy=True), LONES)[2]
+
+    seen = jax.jit(jax.vmap(seen_of))(two)
     np.testing.assert_allclose(seen["rnn"]["adj_h_log10"][1, 0], np.zeros(5), atol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py [--repeats 15] [--sizes 200,64,128 100,32,256 500,16,64]
     python scripts/benchmark.py --probes [--sizes 200,32,64] [--every 50] [--examples 4]
+    python scripts/benchmark.py --watch [--sizes 50,32,64 100,64,128]
     python scripts/benchmark.py --population 16
     python scripts/benchmark.py --accelerator [--sizes 200,64,2,128]
     python scripts/benchmark.py --compare SWEEP…
@@ -15,6 +16,10 @@ With ``--probes`` it times whole training steps of the adding problem instead: p
 the step probes, and a look of each close probe alone, of those of ``probe=full`` together, and of
 those of ``probe=research``. The cost of a run with either over one with ``probe=none`` follows from
 how often each kind is made.
+
+With ``--watch`` it times a whole training step of anyone's module under ``nnx.jit`` (embedding, two
+stacked ``nnx.RNN(OptimizedLSTMCell)``, readout, cross-entropy, Adam): by ``nnx.value_and_grad``, and
+watched by ``gradlab.value_and_grad``, with the gates of 8 examples and of all.
 
 With ``--population`` it times whole sweeps over that many seeds (adding, T = 100, H = 32, 500
 steps, with all that is recorded by default): by the population launcher, by Hydra's own launcher,
@@ -62,6 +67,8 @@ from gradlab.probes.setting import setting_of, supported
 from gradlab.tasks import Adding
 from gradlab.training.optimizer import Optimizer
 from gradlab.training.step import Steps
+from gradlab.watching.gradient import value_and_grad
+from gradlab.watching.watch import watch
 
 CELLS = {
     "rnn": (SimpleRNN, nnx.SimpleCell),
@@ -116,6 +123,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--sizes", nargs="+", help="T,B,H, or T,B,I,H with --accelerator")
     parser.add_argument("--probes", action="store_true", help="time the probes")
+    parser.add_argument("--watch", action="store_true", help="time anyone's module, watched")
     parser.add_argument("--population", type=int, metavar="N", help="time sweeps of N members")
     parser.add_argument("--accelerator", action="store_true", help="errors, and times beside cuDNN")
     parser.add_argument("--compare", nargs="+", metavar="SWEEP", help="time compare pages")
@@ -130,6 +138,8 @@ def main():
     )
     if options.population:
         population_table(options)
+    elif options.watch:
+        watch_table(options)
     elif options.compare:
         compare_table(options)
     elif options.accelerator:
@@ -209,6 +219,59 @@ def probe_variants(ours, size, options):
         if isinstance(one, CloseProbe):
             found[name] = look({name: one})
     return found
+
+
+def watch_table(options):
+    """Time training steps of anyone's module."""
+    print("| T, B, H | unwatched, ms | watched / unwatched | with all gates / unwatched |")
+    print("|---|---|---|---|")
+    for text in options.sizes or ["50,32,64", "100,32,64", "100,64,128", "200,64,128"]:
+        size = tuple(map(int, text.split(",")))
+        took = medians(watch_variants(size), options.repeats)
+        ratios = [f"{took[way] / took['unwatched']:.2f}" for way in ("watched", "all gates")]
+        shown = f"{', '.join(map(str, size))} | {took['unwatched']:.1f} | {' | '.join(ratios)}"
+        print(f"| {shown} |", flush=True)
+
+
+class Reader(nnx.Module):
+    """Symbols in, a class out."""
+
+    def __init__(self, hidden, rngs, symbols=16):
+        self.embed = nnx.Embed(symbols, hidden, rngs=rngs)
+        self.lower, self.upper = (
+            nnx.RNN(nnx.OptimizedLSTMCell(hidden, hidden, rngs=rngs)) for _ in range(2)
+        )
+        self.readout = nnx.Linear(hidden, symbols, rngs=rngs)
+
+    def __call__(self, x):
+        return self.readout(self.upper(self.lower(self.embed(x)))[:, -1])
+
+
+def watch_variants(size):
+    """Functions of no arguments, by name, that make one training step each."""
+    steps, batch, hidden = size
+    x = jax.random.randint(jax.random.key(0), (batch, steps), 0, 16)
+
+    def loss(model, x):
+        return optax.softmax_cross_entropy_with_integer_labels(model(x), x[:, 0]).mean()
+
+    def stepping(differentiate, prepare=lambda model: model):
+        model = prepare(Reader(hidden, nnx.Rngs(0)))
+        optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model, optimizer, x):
+            value, grads, *seen = differentiate(model, x)
+            optimizer.update(model, grads)
+            return value, seen
+
+        return lambda: step(model, optimizer, x)
+
+    return {
+        "unwatched": stepping(nnx.value_and_grad(loss)),
+        "watched": stepping(value_and_grad(loss), watch),
+        "all gates": stepping(value_and_grad(loss, examples=None), watch),
+    }
 
 
 PRECISIONS = ("float32", "tensorfloat32")

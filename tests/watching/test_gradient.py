@@ -10,7 +10,6 @@ from flax import linen, nnx
 import gradlab
 from gradlab.bptt.parts import names_of
 from gradlab.cells import GRU, LSTM, SimpleRNN
-from gradlab.cells.stock import gates
 from gradlab.probes import ForgetProduct, GateSaturation
 from gradlab.probes.base import Seen as StepSeen
 
@@ -78,7 +77,7 @@ def lstm_by_hand(cell, x):
 
 
 def lstm_back_by_hand(went, weights, by_outputs):
-    """Adjoints of h and c ``(T, B, H)`` and the cotangent of the inputs, from that of the outputs."""
+    """Adjoints of h and c, ``(T, B, H)``, and the cotangent of the inputs."""
     w, u = weights
     by_h, by_c = np.zeros_like(by_outputs[0]), np.zeros_like(by_outputs[0])
     adjoints, inputs = [], []
@@ -154,7 +153,8 @@ def test_what_was_seen_is_a_tree_of_plain_arrays_by_layer(runs):
     one = seen["lower"]
     assert set(one) == {"adj_h_log10", "adj_c_log10", "mask", "measured"}
     assert one["adj_h_log10"].shape == one["mask"].shape == (B, T)
-    assert one["mask"].dtype == bool and np.all(one["mask"])
+    assert one["mask"].dtype == bool
+    assert np.all(one["mask"])
     assert one["measured"]["gate_saturation"].shape == (3,)
     assert one["measured"]["forget_product_log10_q"].shape == (5, T)
     twice = jax.tree.map(lambda *leaves: jnp.stack(leaves), seen, seen)
@@ -183,16 +183,13 @@ def test_curves_are_those_of_float64_for_each_example(padded):
 
 def test_gates_and_gradient_norms_are_measured_as_in_gradlab_s_own_loop(padded):
     model, grads, seen = padded
-    cell, x = model.lower.cell, jnp.swapaxes(model.embed(X), 0, 1)[:, :3]
-    before, carry = [], cell.initialize_carry((3, H), nnx.Rngs(0))
-    for now in x:
-        before.append(carry)
-        carry, _ = cell(carry, now)
-    found = gates(cell, jax.tree.map(lambda *each: jnp.stack(each), *before), x)
-    own = {name: getattr(found, name)[None] for name in "ifo"}
+    x = np.asarray(model.embed.embedding[...])[np.asarray(X)].swapaxes(0, 1)
+    went, _ = lstm_by_hand(model.lower.cell, x[:, :3])
+    each = [np.float32([step[at] for step in went])[None] for at in (0, 1, 3)]
+    own = dict(zip("ifo", map(jnp.asarray, each), strict=True))
     mask = jnp.arange(T)[None, :, None] < LENGTHS[None, None, :3]
     step = StepSeen({}, mask, own, own["f"], {}, {}, {}, {})
-    due = ForgetProduct()(step) | GateSaturation()(step)
+    due = jax.jit(lambda step: ForgetProduct()(step) | GateSaturation()(step))(step)
     assert set(due) == set(seen["lower"]["measured"])
     for name, value in seen["lower"]["measured"].items():
         np.testing.assert_allclose(value, due[name][0], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -229,6 +226,7 @@ def with_aux(scale, model, x, power=2):
     return scale * jnp.mean(y**power) + jnp.mean(aside), {"y": y}
 
 
+@pytest.mark.slow
 def test_value_gradient_aux_and_changes_are_those_of_nnx():
     """Every kind of argument; dropout and batch statistics; layers of every kind."""
     by = (0, nnx.DiffState(1, nnx.PathContains("kernel")))
@@ -244,7 +242,7 @@ def test_value_gradient_aux_and_changes_are_those_of_nnx():
     for one, other in zip(*map(jax.tree.leaves, kept), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
     assert int(watched.dropout.rngs.count[...]) == 1
-    assert list(seen) == ["first", "first#2", "both/forward_rnn", "both/backward_rnn", "aside"]
+    assert set(seen) == {"first", "first#2", "both/forward_rnn", "both/backward_rnn", "aside"}
     assert {"scale", "model/first/cell/dense_h/kernel"} < set(seen.gradient_norms)
     assert np.all(seen["aside"]["adj_h_log10"] == -np.inf)  # its backward pass never runs
     assert np.all(np.isfinite(seen["first#2"]["adj_h_log10"]))
@@ -284,11 +282,11 @@ def linear(w=0.5):
     ("reduction", "divisor", "given"), [("sum", 1, "sum"), ("mean", 3, "mean"), ("whole", 7, 7)]
 )
 def test_each_example_has_the_adjoint_of_its_own_loss(reduction, divisor, given):
-    """Without jit; an adjoint of exactly 1 is told from one that never came."""
+    differentiate = nnx.jit(
+        gradlab.value_and_grad(lambda layer, x: last(layer, x) / divisor, reduction=given)
+    )
     for w in (0.5, 1.0):
-        value, grad, seen = gradlab.value_and_grad(
-            lambda layer, x: last(layer, x) / divisor, reduction=given
-        )(linear(w), LONES)
+        value, grad, seen = differentiate(linear(w), LONES)
         np.testing.assert_allclose(
             seen["rnn"]["adj_h_log10"], np.tile(LAG * np.log10(w), (3, 1)), atol=1e-6
         )
@@ -308,6 +306,37 @@ def test_a_loss_that_reads_numbers_runs_without_jit():
     np.testing.assert_allclose(seen["rnn"]["adj_h_log10"][0], LAG[1:] * np.log10(0.5), atol=1e-6)
 
 
+def test_calls_arguments_and_aux_as_nnx_has_them():
+    """A layer that is called twice; an adjoint of exactly 1 is told from one that never came."""
+
+    def twice(scale, layers, x):
+        y = layers.one(layers.one(x))
+        aside = jax.lax.stop_gradient(layers.aside(x))
+        return scale * jnp.sum(y[:, -1]) + jnp.sum(aside), {"y": y}
+
+    layers = {"one": nnx.RNN(Linear(1.0)), "aside": nnx.RNN(Linear(1.0))}
+    layers = gradlab.watch(nnx.Dict(layers))
+    options = {"argnums": (0, nnx.DiffState(1, nnx.Param)), "has_aux": True}
+
+    @nnx.jit
+    def both(layers):
+        scale = jnp.float32(1.0)
+        due = nnx.value_and_grad(twice, **options)(scale, layers, LONES)
+        found = gradlab.value_and_grad(twice, reduction="sum", **options)
+        return due, found(scale, layers, LONES)
+
+    due, (*found, seen) = both(layers)
+    assert jax.tree.structure(tuple(found)) == jax.tree.structure(due)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(due), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    assert set(seen) == {"one", "one#2", "aside"}
+    assert set(seen.gradient_norms) == {"scale", "layers/one/cell/w", "layers/aside/cell/w"}
+    np.testing.assert_allclose(seen["one#2"]["adj_h_log10"][0], np.zeros(5), atol=1e-6)
+    np.testing.assert_allclose(seen["one"]["adj_h_log10"][0], np.log10(LAG + 1), atol=1e-6)
+    assert np.all(seen["aside"]["adj_h_log10"] == -np.inf)
+    assert not seen["aside"]["measured"]
+
+
 def test_it_works_as_a_decorator_and_within_scan_and_vmap():
     @gradlab.value_and_grad(reduction="sum")
     def differentiate(layer, x):
@@ -315,21 +344,25 @@ def test_it_works_as_a_decorator_and_within_scan_and_vmap():
 
     @nnx.jit
     def steps(layer, xs):
-        def step(w, x):
-            layer.cell.w[...] = w
-            own = nnx.merge(*nnx.split(layer), copy=True)
-            _, grads, seen = differentiate(own, x)
-            return w - 0.01 * grads["cell"]["w"][...], seen
+        graph, params, rest = nnx.split(layer, nnx.Param, ...)
 
-        return jax.lax.scan(step, jnp.float32(0.5), xs)
+        def step(params, x):
+            _, grads, seen = differentiate(nnx.merge(graph, params, rest, copy=True), x)
+            return jax.tree.map(lambda w, grad: w - 0.01 * grad, params, grads), seen
+
+        return jax.lax.scan(step, params, xs)
 
     _, seen = steps(linear(), jnp.stack([LONES] * 2))
     assert isinstance(seen, gradlab.Seen)
     assert seen["rnn"]["adj_h_log10"].shape == (2, 3, 5)
     np.testing.assert_allclose(seen["rnn"]["adj_h_log10"][0, 0], LAG * np.log10(0.5), atol=1e-6)
-    graph, state = nnx.split(linear())
-    ws = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), state)
-    seen = jax.jit(jax.vmap(lambda one: differentiate(nnx.merge(graph, one), LONES)[2]))(ws)
+    graph, params, rest = nnx.split(linear(), nnx.Param, ...)
+    two = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), params)
+
+    def seen_of(params):
+        return differentiate(nnx.merge(graph, params, rest, copy=True), LONES)[2]
+
+    seen = jax.jit(jax.vmap(seen_of))(two)
     np.testing.assert_allclose(seen["rnn"]["adj_h_log10"][1, 0], np.zeros(5), atol=1e-6)
 
 
@@ -355,7 +388,7 @@ def two(one, other, x):
 
 
 def untaped(layer, x):
-    return jax.jit(lambda: last(layer, x))()
+    return nnx.jit(last)(layer, x)
 
 
 UNWATCHED = nnx.RNN(SimpleRNN(1, 1, rngs=nnx.Rngs(0)))
@@ -390,8 +423,9 @@ def test_one_message_says_what_to_do(loss, args, options, said):
 
 def test_a_layer_that_is_not_called_is_told_once(caplog):
     layers = gradlab.watch(nnx.Dict(used=nnx.RNN(Linear(1.0)), idle=nnx.RNN(Linear(1.0))))
+    differentiate = gradlab.value_and_grad(lambda m, x: last(m.used, x))
     for _ in range(2):
-        _, _, seen = gradlab.value_and_grad(lambda m, x: last(m.used, x))(layers, LONES)
+        _, _, seen = nnx.eval_shape(differentiate, layers, LONES)
     assert list(seen) == ["used"]
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "gradlab cannot see idle"

@@ -294,6 +294,8 @@ def first(y):
         (Tied(nnx.Rngs(0)), first, {"initial_carry": {"rn": 0}}, "rnn"),
         (Tied(nnx.Rngs(0)), first, {"initial_carry": 0}, "a dict from names of layers"),
         (Tied(nnx.Rngs(0)), first, {"seq_lengths": [T + 1] * B}, "from 1 to 12"),
+        (Tied(nnx.Rngs(0)), first, {"seq_lengths": [T] * 5}, "for each example"),
+        (Tied(nnx.Rngs(0)), first, {"seq_lengths": [[1], [1, 2]]}, "for each example"),
         (Tied(nnx.Rngs(0)), first, {"probes": ["forget_path"]}, "SimpleCell"),
         (Tied(nnx.Rngs(0)), np.ones((B, T)), {}, "targets (3, 12, 2)"),
     ],

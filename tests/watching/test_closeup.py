@@ -39,7 +39,7 @@ class Nudged(nnx.RNNCellBase):
     def __call__(self, carry, x):
         state, t = carry
         new, _ = self.cell(state, x)
-        new = jax.tree.map(lambda leaf, nudge: leaf + nudge[t], new, self.nudges[...])
+        new = jax.tree.map(lambda leaf, nudge: leaf + nudge[t], new, self.nudges.get_value())
         return (new, t + 1), jax.tree.leaves(new)[-1]
 
 
@@ -79,8 +79,7 @@ class Oracle:
                     found = found[key]
                 with np.errstate(divide="ignore"):
                     self.adjoints["/".join(map(str, path))] = [
-                        np.log10(np.linalg.norm(leaf, axis=-1))
-                        for leaf in jax.tree.leaves(found[...])
+                        np.log10(np.linalg.norm(leaf, axis=-1)) for leaf in jax.tree.leaves(found)
                     ]
 
 

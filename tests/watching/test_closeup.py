@@ -197,7 +197,7 @@ def test_layers_with_options_of_other_kinds_and_lengths():
 @pytest.mark.parametrize(
     "probes",
     [
-        ["adjoint", "grad_norm", "temporal_contribution"],
+        ["grad_norm", "temporal_contribution"],
         pytest.param("full", marks=pytest.mark.slow),
     ],
 )

@@ -128,6 +128,7 @@ def test_a_module_that_people_write():
     symbols = jax.random.randint(jax.random.key(0), (B, steps), 0, 5)
     for layer in module.rnns:
         layer.cell.dense_h.kernel[...] *= 0.1
+        layer.cell.dense_h.bias[...] = layer.cell.dense_h.bias[...].at[H : 2 * H].add(-2)  # f
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))]
 
     def losses(logits):  # nothing but the last step

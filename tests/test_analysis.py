@@ -48,7 +48,11 @@ class Quiet(nnx.RNNCellBase):
 
 
 @pytest.mark.parametrize(
-    "cell", [nnx.OptimizedLSTMCell, Quiet, pytest.param(FeedForward, marks=pytest.mark.slow)]
+    "cell",
+    [
+        nnx.OptimizedLSTMCell,
+        *(pytest.param(c, marks=pytest.mark.slow) for c in (Quiet, FeedForward)),
+    ],
 )
 def test_every_probe_on_any_cell(cell):
     """Those of conf/model have their oracles in tests/probes; here are three that are unlike."""

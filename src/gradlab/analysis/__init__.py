@@ -206,7 +206,7 @@ def _parts(
     if len(subject.kinds) == 1:
         (kind,) = subject.kinds
         chosen, reasons = supported(probes, kind.setting, by_preset=by_preset)
-        return [Part(None, kind.setting, chosen)], {**reasons, **left_out}
+        return [Part(None, kind.layers, kind.setting, chosen)], {**reasons, **left_out}
     longest = max(subject.kinds, key=lambda kind: kind.setting.length)
     parts, reasons = [], dict[str, dict[str, str]]()
     for kind in subject.kinds:
@@ -216,9 +216,9 @@ def _parts(
             reasons.setdefault(name, {})[names] = reason
         of_layers = {name: probe for name, probe in able.items() if _of_layers(probe, kind)}
         rest = {name: probe for name, probe in able.items() if name not in of_layers}
-        parts.append(Part(kind.layers, kind.setting, of_layers))
+        parts.append(Part(kind.layers, kind.layers, kind.setting, of_layers))
         if kind is longest:
-            parts.append(Part(None, kind.setting, rest))
+            parts.append(Part(None, kind.layers, kind.setting, rest))
     for name, why in reasons.items():
         nowhere = len(why) == len(subject.kinds)
         if nowhere and not by_preset:
@@ -267,7 +267,6 @@ class _Few:
     def __init__(self, whole: ModuleCloseup, layers: Sequence[int], setting: Setting):
         self._layers, self.length = layers, setting.length
         self._whole, self.batch, self.examples = whole, whole.batch, whole.examples
-        self.params, self.gradient = whole.params, whole.gradient
 
     @property
     def layers(self) -> list[LayerView]:
@@ -288,7 +287,7 @@ def _measured(closeup: Any, part: Part) -> dict[str, jax.Array]:
     own = closeup if part.layers is None else _Few(closeup, part.layers, part.setting)
     measured: dict[str, jax.Array] = {}
     if any(isinstance(probe, StepProbe) for probe in part.probes.values()):
-        seen = _seen(own, part.setting)
+        seen = _seen(closeup, part)
     for probe in part.probes.values():
         if isinstance(probe, StepProbe):
             measured |= probe(seen)
@@ -297,9 +296,9 @@ def _measured(closeup: Any, part: Part) -> dict[str, jax.Array]:
     return measured
 
 
-def _seen(closeup: Any, setting: Setting) -> Seen:
-    """What a training step would have seen."""
-    layers = closeup.layers
+def _seen(closeup: Any, part: Part) -> Seen:
+    """What a training step would have seen of layers that are alike."""
+    layers, setting = [closeup.layers[index] for index in part.alike], part.setting
 
     def log10(name: str) -> jax.Array:
         own = [layer.adjoint.mantissa[..., layer.part(name)] for layer in layers]

@@ -17,11 +17,13 @@ class Part(NamedTuple):
 
     Attributes:
       layers: positions of the layers; None: all of them, and what is not of a layer.
-      setting: what is known of them.
+      alike: positions of the layers that the setting is of.
+      setting: what is known of these.
       probes: by name.
     """
 
     layers: tuple[int, ...] | None
+    alike: tuple[int, ...]
     setting: Setting
     probes: Mapping[str, Probe]
 

@@ -321,6 +321,19 @@ class Whole(Subject):
             **keys,
         )
 
+    def _whole_numbers(self, lengths: Any) -> jax.Array | None:
+        """Lengths of the right form; their size is known when it is known what is read."""
+        if lengths is None:
+            return None
+        sizes = {size for leaf in jax.tree.leaves(self.inputs) for size in leaf.shape[:2]}
+        try:
+            found = np.asarray(lengths)
+        except ValueError:  # of lists of unequal length numpy makes no array
+            found = np.empty(0)
+        if found.ndim != 1 or len(found) not in sizes or not np.issubdtype(found.dtype, np.integer):
+            raise BadInput("seq_lengths", lengths, "a whole number for each example, (B,)")
+        return jnp.asarray(found.astype(np.int32))
+
     def _look(self, lengths: Any, backward: Route) -> tuple[list[_Found], Any]:
         """What is called, and what comes out of it, without calculating anything."""
         graph, state = nnx.split(self.module)
@@ -339,7 +352,7 @@ class Whole(Subject):
                 found.append(_Found(name, steps, examples, setting, call.mask is not None))
             return ran.outputs, [call.run.outputs for call in ran.calls.values()]
 
-        arrays = None if lengths is None else jnp.asarray(lengths)
+        arrays = self._whole_numbers(lengths)
         try:
             outputs, _ = jax.eval_shape(look, state, self.inputs, arrays, self.start)
         except jax.errors.UnexpectedTracerError as error:

@@ -66,7 +66,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record_run(tmp_path / "outputs" / "2026-11-23" / "12-00-00-000000_default")
     record_sweep(tmp_path / "multirun" / "DATE" / "TIME", models=("rnn",), seeds=(0,))
-    monkeypatch.setattr(figures, "FIGURES", figures.FIGURES[:1])
+    monkeypatch.setattr(figures, "FIGURES", {"loss": figures.FIGURES["loss"]})
     space = {"__name__": page}
     for block in blocks("python"):
         if block.page == page:

@@ -15,6 +15,7 @@ import jax
 import pytest
 
 from gradlab.compare.__main__ import main as compare
+from gradlab.record import figures
 from tests import ROOT
 from tests.compare.recordings import record_run, record_sweep
 from tests.small import QUIET, TINY
@@ -65,6 +66,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record_run(tmp_path / "outputs" / "2026-11-23" / "12-00-00-000000_default")
     record_sweep(tmp_path / "multirun" / "DATE" / "TIME", models=("rnn",), seeds=(0,))
+    monkeypatch.setattr(figures, "FIGURES", {"loss": figures.FIGURES["loss"]})
     space = {"__name__": page}
     for block in blocks("python"):
         if block.page == page:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,9 @@ class Reader(nnx.Module):
         self.readout = nnx.Linear(4, 1, rngs=rngs)
 
     def __call__(self, x):
-        return self.readout(self.second(self.first(x)[:, 1::2])[:, -1])[:, 0]
+        below: Any = self.first(x)
+        above: Any = self.second(below[:, 1::2])
+        return self.readout(above[:, -1])[:, 0]
 
 
 class Single(nnx.Module):
@@ -49,7 +52,7 @@ class Single(nnx.Module):
         self.rnn = gradlab.RNN(nnx.GRUCell(1, hidden, rngs=nnx.Rngs(0)))
 
 
-def made_up(log10=0.0, *, batch=2, length=4):
+def made_up(log10: Any = 0.0, *, batch=2, length=4):
     """What a :class:`Single` may have seen, the same everywhere unless an array is given."""
     adjoint = jnp.broadcast_to(jnp.asarray(log10, jnp.float32), (batch, length))
     layer = {"adj_h_log10": adjoint, "mask": jnp.ones((batch, length), bool), "measured": {}}
@@ -460,13 +463,15 @@ def test_what_cannot_be_recorded_is_refused_before_a_folder_is_made(tmp_path):
         def __init__(self):
             self.rnn = nnx.RNN(nnx.GRUCell(1, 2, rngs=nnx.Rngs(0)))
 
+    module: Any
     for module, words in ((Plain(), "gradlab.watch"), (Single, "the class Single"), (3, "int")):
         refusal(lambda module=module: gradlab.Recorder(folder, module), "module", words)
-    for options, words in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"config": [1]}, "a dict"),
         ({"wandb": "on"}, "offline"),
         ({"wandb": {"projekt": "x"}}, "projekt"),
         ({"readout": "first"}, "every"),
-    ):
+    ]
+    for options, words in wrong:
         refusal(lambda options=options: gradlab.Recorder(folder, Single(), **options), words)
     assert not folder.exists()

@@ -387,7 +387,7 @@ def test_variables_and_the_last_row_grow_while_a_run_goes_on(tmp_path, monkeypat
     first = {"train/loss": description.variables["train/loss"]}
     narrow = dataclasses.replace(description, variables=first, coords={}, facts={})
     rows = [make_row(description, step)._replace(step=step) for step in range(12)]
-    directory = RunDirectory(tmp_path)
+    directory = RunDirectory(tmp_path, flush_seconds=0)
     directory.open(narrow)
     for row in rows[:6]:
         directory.log(Row(row.step, {"train/loss": 1.0}, {}))

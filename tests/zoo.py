@@ -1046,7 +1046,7 @@ def widened(module: nnx.Module) -> nnx.Module:
 
 
 def weigh_each(outputs: jax.Array) -> jax.Array:
-    """A loss of each example ``(B,)`` in which every number of ``(B, T, ...)`` counts its own way."""
+    """A loss of each example, ``(B,)``; every number of ``(B, T, ...)`` counts in its own way."""
     parts = [outputs.real, outputs.imag] if jnp.iscomplexobj(outputs) else [outputs]
     total = jnp.zeros(outputs.shape[:1], jnp.promote_types(parts[0].dtype, jnp.float32))
     for shift, part in enumerate(parts):

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
+from gradlab.analysis import analyze
 from gradlab.bptt.unroll import unroll, whole_taps
+from gradlab.probes import Adjoint, GradNorm
 from gradlab.watching.gradient import value_and_grad
 from gradlab.watching.layers import RNN
 from tests import zoo
@@ -84,6 +87,18 @@ def norms_of(adjoints: Any) -> Any:
     return {name: norm(adjoint) for name, adjoint in adjoints.items()}
 
 
+def by_analyze(specimen: Specimen, cell: Any, inputs: Any) -> Any:
+    """``gradlab.analyze``: the loss, norms of parameters' gradients, and of adjoints in order."""
+    layer, ranks = nnx.RNN(cell, **specimen.scan), Adjoint((0.0, 0.5, 1.0))
+    found = analyze(layer, inputs, zoo.weigh_each, probes=[ranks, GradNorm()])
+    assert inputs.shape[0] == len(ranks.quantiles)
+    norms = {
+        name: 10 ** found[f"adj_{name}_log10_q"].values[0].T / inputs.shape[0]
+        for name in specimen.states
+    }
+    return found.attrs["loss"], np.sort(found["grad_norm"].values), norms
+
+
 ROUTES = {"unroll": by_unroll, "gradlab.RNN": by_layer}
 
 
@@ -141,6 +156,28 @@ def test_every_route_gives_it_to_ten_digits_in_double_precision(name):
         norms = found.pop("adjoints") if route == "gradlab.RNN" else 0.0  # recorded in float32
         assert max(found.values()) < 1e-10, (route, found)
         assert norms < 1e-5, (route, norms)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("LSTMP", "unitary") else pytest.mark.slow)
+        for n in ZOO
+        if not ZOO[n].mixes
+    ],
+)
+def test_analyze_gives_the_norms_that_plain_autodiff_gives(name):
+    with zoo.as_users_do():
+        cell, inputs = ZOO[name].build(), ZOO[name].inputs()
+        due = made(ZOO[name], {"truth": by_truth}, False)["truth"]
+        loss, params, adjoints = by_analyze(ZOO[name], cell, inputs)
+    assert loss == pytest.approx(float(zoo.weigh(due.outputs)), rel=1e-5)
+    own = nnx.to_flat_state(nnx.state(cell, nnx.Param))
+    flat = nnx.traversals.flatten_mapping(due.params)
+    norms = np.sort([np.linalg.norm(np.ravel(flat[path])) for path, _ in own])
+    assert zoo.error(params, norms) < 1e-5
+    ranked = {key: np.sort(one, -1) for key, one in norms_of(due.adjoints).items()}
+    assert zoo.error(adjoints, ranked) < 1e-5
 
 
 @pytest.mark.slow

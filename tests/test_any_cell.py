@@ -161,7 +161,7 @@ def test_every_route_gives_it_to_ten_digits_in_double_precision(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[] if n in ("LSTMP", "unitary") else pytest.mark.slow)
+        pytest.param(n, marks=[] if n == "LSTMP" else pytest.mark.slow)
         for n in ZOO
         if not ZOO[n].mixes
     ],
@@ -186,3 +186,15 @@ def test_half_precision_is_as_near_to_double_as_it_can_be(name):
     half = HALF[name].half
     for route, found in errors(HALF[name]).items():
         assert max(found.values()) < half, (route, found)
+
+
+def main() -> None:
+    """``python -m tests.test_any_cell`` prints the largest errors by kind and route."""
+    print("| cell | " + " | ".join(ROUTES) + " |\n|---|" + "---|" * len(ROUTES))
+    for name, specimen in {**ZOO, **HALF}.items():
+        largest = [max(found.values()) for found in errors(specimen).values()]
+        print(f"| {name} | " + " | ".join(f"{error:.0e}" for error in largest) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -110,7 +110,7 @@ def errors(specimen: Specimen, wide: bool = False) -> dict[str, dict[str, float]
         if specimen.half:
             found |= made(specimen, {"truth": by_truth}, True)
         due = found.pop("truth")
-    return {route: errors_of(seen, due) for route, seen in found.items()}
+    return {route: errors_of(found[route], due) for route in ROUTES}  # as the columns are
 
 
 def made(specimen: Specimen, routes: dict[str, Any], wide: bool) -> dict[str, Seen]:

@@ -1204,6 +1204,8 @@ def error(found: Any, due: Any) -> float:
         assert a.shape == b.shape, (a.shape, b.shape)
         if not _inexact(b) and not bool(jnp.all(a == b)):
             return float("inf")
+        if _inexact(b) and not bool(jnp.all(jnp.isfinite(a))):
+            return float("inf")
     largest = max((np.abs(b).max() for _, b in real if b.size), default=0.0) or 1.0
     return max((float(np.abs(a - b).max() / largest) for a, b in real if b.size), default=0.0)
 

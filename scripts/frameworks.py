@@ -66,7 +66,7 @@ def torch_layers() -> dict[str, Iterator[Errors]]:
 
 def torch_variants(kind: Any, keys: dict[str, Any]) -> Iterator[Errors]:
     """Layers, directions, biases, the order of axes, and whether sequences end before T."""
-    for layers, both, bias, first, ends in product((1, 2), *[(False, True)] * 4):
+    for layers, both, bias, first, ends in product((1, 2, 3), *[(False, True)] * 4):
         torch.manual_seed(0)
         options = {"num_layers": layers, "bidirectional": both, "bias": bias, "batch_first": first}
         yield of_torch(kind(I, H, **options, **keys), ends)

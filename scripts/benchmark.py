@@ -17,9 +17,10 @@ the step probes, and a look of each close probe alone, of those of ``probe=full`
 those of ``probe=research``. The cost of a run with either over one with ``probe=none`` follows from
 how often each kind is made.
 
-With ``--watch`` it times a whole training step of anyone's module under ``nnx.jit`` (embedding, two
-stacked ``nnx.RNN(OptimizedLSTMCell)``, readout, cross-entropy, Adam): by ``nnx.value_and_grad``, and
-watched by ``gradlab.value_and_grad``, with the gates of 8 examples and of all.
+With ``--watch`` it times a whole training step of anyone's module under ``nnx.jit`` (embedding,
+two stacked ``nnx.RNN(OptimizedLSTMCell)``, readout, cross-entropy, Adam): by
+``nnx.value_and_grad``, and watched by ``gradlab.value_and_grad``, with the gates of 8 examples and
+of all.
 
 With ``--population`` it times whole sweeps over that many seeds (adding, T = 100, H = 32, 500
 steps, with all that is recorded by default): by the population launcher, by Hydra's own launcher,
@@ -244,6 +245,7 @@ class Reader(nnx.Module):
         self.readout = nnx.Linear(hidden, symbols, rngs=rngs)
 
     def __call__(self, x):
+        """The logits of the last step."""
         return self.readout(self.upper(self.lower(self.embed(x)))[:, -1])
 
 

@@ -198,7 +198,7 @@ def test_layers_with_options_of_other_kinds_and_lengths():
 @pytest.mark.parametrize(
     "probes",
     [
-        ["grad_norm", "temporal_contribution"],
+        ["adjoint_slope", "grad_norm", "temporal_contribution"],
         pytest.param("full", marks=pytest.mark.slow),
     ],
 )

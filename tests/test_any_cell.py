@@ -115,7 +115,8 @@ def errors(specimen: Specimen, wide: bool = False) -> dict[str, dict[str, float]
 
 def made(specimen: Specimen, routes: dict[str, Any], wide: bool) -> dict[str, Seen]:
     """All of them in one program."""
-    cell = specimen.build()
+    with zoo.as_users_do():  # in double precision jax would draw other weights
+        cell = specimen.build()
     graph, state = nnx.split(zoo.widened(cell) if wide else cell)
 
     @jax.jit

@@ -860,7 +860,8 @@ class Specimen:
         if self.reads != "float":
             return jnp.asarray(found)
         # Rounded first, so that narrow and wide ones are the same numbers.
-        return jnp.asarray(found).astype(self.wants).astype(jnp.float64 if wide else self.wants)
+        rounded = jnp.asarray(found, jnp.float32).astype(self.wants)
+        return rounded.astype(jnp.float64 if wide else self.wants)
 
     @property
     def at(self) -> dict[str, int]:

@@ -306,8 +306,9 @@ def _seen(closeup: Any, part: Part) -> Seen:
         return jnp.stack(list(map(scaling.log10_norm, own, exponents)))
 
     gates = {name: jnp.stack([layer.gates[name] for layer in layers]) for name in setting.gates}
+    adjoints = {name: log10(name) for name in setting.states}
     return Seen(
-        adjoints={name: log10(name) for name in setting.states},
+        adjoints=adjoints,
         mask=jnp.stack([layer.mask for layer in layers]),
         gates=gates,
         retention=gates.get(setting.retention or ""),
@@ -315,4 +316,5 @@ def _seen(closeup: Any, part: Part) -> Seen:
         grads=closeup.gradient,
         clipped=closeup.gradient,
         updates={},
+        hidden=setting.hidden_of(adjoints),
     )

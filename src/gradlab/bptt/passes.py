@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from gradlab.bptt import scaling
-from gradlab.bptt.form import Form, Step, chosen, form_of, joined, parted
+from gradlab.bptt.form import Form, Step, chosen, joined, parted
 from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import Plain, Scaled
 from gradlab.cells import stock
@@ -589,28 +589,3 @@ def _is_silent(form: Form, leaves: Sequence[jax.Array], from_y: Any) -> jax.Arra
     axes = [tuple(range(1, leaf.ndim)) for leaf in states]
     zero = [jnp.all(leaf == 0, axis=own) for leaf, own in zip(states, axes, strict=True)]
     return jnp.all(jnp.stack(zero), axis=0)
-
-
-# Names of yesterday, for rooms that do not read a Form yet.
-
-
-def state_names(carry: Any) -> tuple[str, ...]:
-    """Names of a carry's leaves: its fields, ``("h",)`` for an array, ``("c", "h")`` for a pair."""
-    if hasattr(carry, "_fields"):
-        return tuple(carry._fields)
-    leaves = jax.tree.leaves(carry)
-    known = {1: ("h",), 2: ("c", "h")}
-    return known.get(len(leaves), tuple(f"s{i}" for i in range(len(leaves))))
-
-
-def hidden_index(carry: Any) -> int:
-    """The position of h among a carry's leaves; Flax puts it last."""
-    names = state_names(carry)
-    return names.index("h") if "h" in names else len(names) - 1
-
-
-def output_is_state(cell: Any, carry: Any) -> bool:
-    """Whether the cell's output *is* the h of its carry, as in every common cell."""
-    leaf = jax.tree.leaves(carry)[0]
-    x = jax.ShapeDtypeStruct((*leaf.shape[:-1], cell.in_features), leaf.dtype)
-    return form_of(cell, carry, x).is_leaf

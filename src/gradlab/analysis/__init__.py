@@ -284,7 +284,7 @@ class _Few:
 
 
 def _measured(closeup: Any, part: Part) -> dict[str, jax.Array]:
-    own = closeup if part.layers is None else _Few(closeup, part.layers, part.setting)
+    own: Any = closeup if part.layers is None else _Few(closeup, part.layers, part.setting)
     measured: dict[str, jax.Array] = {}
     if any(isinstance(probe, StepProbe) for probe in part.probes.values()):
         seen = _seen(closeup, part)

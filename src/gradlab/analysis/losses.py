@@ -134,10 +134,11 @@ def _callers_loss(given: Callable[..., Any], answer: Answer) -> tuple[Loss, list
         allowed = "a loss of the outputs alone, for a cell or a gradlab.SequenceModel"
         hint = "nnx.RNN(cell), or a module of your own, in the place of the network"
         raise BadInput("targets_or_loss", "a loss of two arguments", allowed, hint)
-    graph, state = answer.network or (None, None)
+    network: Any = answer.network or (None, None)
+    graph, state = network
 
     def loss(outputs: Any, *state: Any) -> Any:
-        own = jnp.swapaxes(outputs, 0, 1) if answer.caller_first else outputs
+        own: Any = jnp.swapaxes(outputs, 0, 1) if answer.caller_first else outputs
         return given(own, nnx.merge(graph, *state, copy=True)) if state else given(own)
 
     arguments = (answer.outputs, state) if whole else (answer.outputs,)

@@ -76,7 +76,8 @@ class ModuleCloseup:
     ):
         self._parts, self._call, self._losses = Parts.of(module), call, losses
         self._handed, self.batch, self._lengths = handed, batch, lengths
-        self._time_major, self._route = time_major, backward
+        self._time_major = time_major
+        self._route: Route = backward
         self._names = names_of(self._parts.params)
 
     # The forward pass.
@@ -460,7 +461,7 @@ class _Sums:
         outputs, carry = self._gives[index]
         return self._of(outputs), [self._of(at) for at in self._forms[index].live_leaves(carry)]
 
-    def _of(self, at: int) -> Scaled:
+    def _of(self, at: Any) -> Scaled:
         if at in self._given:
             return self._given[at]
         return Scaled.of(jnp.zeros_like(wide(self._between.leaves[at])), self._axes[at])

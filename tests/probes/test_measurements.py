@@ -18,7 +18,15 @@ from gradlab.probes import (
     UpdateRatio,
 )
 from gradlab.probes.adjoint_slope import fall, least_squares_line
-from gradlab.probes.base import Seen, by_lag, mean_change, mean_log10, norm, state_log10
+from gradlab.probes.base import (
+    Seen,
+    by_lag,
+    mean_change,
+    mean_log10,
+    nearest_quantiles,
+    norm,
+    state_log10,
+)
 from gradlab.probes.forget_product import Sum
 from gradlab.probes.memory_horizon import horizon
 from tests.probes.seen import B, L, T, make_seen
@@ -304,3 +312,16 @@ def test_norm_over_the_whole_range(value):
 def test_norm_of_what_is_not_finite():
     assert float(norm(jnp.array([1.0, jnp.inf]))) == math.inf
     assert math.isnan(float(norm(jnp.array([1.0, jnp.nan]))))
+
+
+def test_quantiles_are_those_of_a_sort_of_floats():
+    """Of counts of every rounding, with nan, infinities, signs and examples that have nothing."""
+    values = np.random.default_rng(0).normal(size=(40, 11)).astype(np.float32)
+    values[:, 0] = -np.inf
+    for row, own in enumerate(values):
+        own[: row % 12] = np.nan
+    values[20:, -1] = np.inf
+    quantiles = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+    due = jnp.nanquantile(jnp.asarray(values), jnp.asarray(quantiles), axis=-1, method="nearest")
+    found = jax.jit(lambda values: nearest_quantiles(values, quantiles))(values)
+    np.testing.assert_array_equal(found, due.T)

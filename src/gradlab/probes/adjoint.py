@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gradlab.probes.base import Seen, Setting, StepProbe, both_means, both_ways, check_quantiles
+from gradlab.probes.base import (
+    Seen,
+    Setting,
+    StepProbe,
+    both_means,
+    both_ways,
+    check_quantiles,
+    nearest_quantiles,
+)
 from gradlab.variable import Variable, over_lag
 
 
@@ -99,5 +107,5 @@ class Adjoint(StepProbe):
     def _quantiles(self, log10: jax.Array, mask: jax.Array) -> jax.Array:
         """Over examples: ``(L, T, B) -> (L, Q, T)``."""
         real = jnp.where(mask, log10, jnp.nan)
-        found = jnp.nanquantile(real, jnp.asarray(self.quantiles), axis=-1, method="nearest")
-        return jnp.moveaxis(found, 0, 1)
+        found = nearest_quantiles(real, self.quantiles)
+        return jnp.moveaxis(found, -1, 1)

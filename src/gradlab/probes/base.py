@@ -243,6 +243,29 @@ def mean_change(log10: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(2 * zero > jnp.sum(counted, axis=-1), -jnp.inf, mean)
 
 
+def nearest_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Array:
+    """Over the last axis, the values nearest to these quantiles, ``(..., Q)``; nan is left out.
+
+    What ``jnp.nanquantile(..., method="nearest")`` gives, but for the sign of a zero. Sorted as
+    whole numbers, since XLA sorts those six times as fast on a CPU.
+    """
+    whole = {4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize]
+    largest = jnp.iinfo(whole).max  # read as a float it is nan
+
+    def turned(bits: jax.Array) -> jax.Array:
+        return jnp.where(bits < 0, bits ^ largest, bits)
+
+    bits = turned(lax.bitcast_convert_type(values, whole))
+    bits = jnp.sort(jnp.where(jnp.isnan(values), largest, bits), axis=-1)
+    ordered = lax.bitcast_convert_type(turned(bits), values.dtype)
+    count = jnp.sum(~jnp.isnan(values), axis=-1, keepdims=True).astype(values.dtype)
+    wanted = jnp.asarray(quantiles, values.dtype).reshape((1,) * (values.ndim - 1) + (-1,))
+    place = wanted * jnp.maximum(count - 1, 0)
+    low = jnp.floor(place)
+    index = jnp.where(place - low <= 0.5, low, low + 1).astype(jnp.int32)
+    return jnp.take_along_axis(ordered, index, axis=-1)
+
+
 def over_layers(measure: Callable[[LayerView], Any], layers: Sequence[LayerView]) -> Any:
     """What is measured of each layer, a pytree of arrays, stacked over the layers."""
     return jax.tree.map(lambda *each: jnp.stack(each), *map(measure, layers))

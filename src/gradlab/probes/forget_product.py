@@ -17,6 +17,7 @@ from gradlab.probes.base import (
     Unsupported,
     both_means,
     check_quantiles,
+    nearest_quantiles,
 )
 from gradlab.variable import Variable, over_lag
 
@@ -93,11 +94,11 @@ class ForgetProduct(StepProbe):
         """See the class."""
         assert seen.retention is not None
         typical, rms, units = _products(seen.retention, seen.mask)
-        quantiles = jnp.nanquantile(units, jnp.asarray(self.quantiles), axis=-1, method="nearest")
+        quantiles = nearest_quantiles(units, self.quantiles)
         return {
             **both_means("forget_product_log10", typical, seen.mask),
             **both_means("forget_product_rms_log10", rms, seen.mask),
-            "forget_product_log10_q": jnp.moveaxis(quantiles, 0, 1),
+            "forget_product_log10_q": jnp.moveaxis(quantiles, -1, 1),
         }
 
 

@@ -27,6 +27,7 @@ from gradlab.record.directory import RunDirectory
 from gradlab.record.figures import draw_one
 from gradlab.watching.gradient import Seen
 from tests.record.wandb_file import load
+from tests.zoo import ZOO
 
 STEPS, B, T = 6, 4, 8
 
@@ -130,6 +131,25 @@ def looped(tmp_path_factory):
     return folder, seens, losses
 
 
+def test_an_h_by_its_own_name_is_recorded_by_both(tmp_path):
+    model = gradlab.watch(nnx.Sequential(nnx.RNN(ZOO["carry NamedTuple"].build())))
+    x = jax.random.normal(jax.random.key(0), (B, T, *ZOO["carry NamedTuple"].features))
+    grad = gradlab.value_and_grad(lambda model: jnp.mean(squares(model(x)[:, -1], 1.0)))
+    _, _, seen = nnx.jit(grad)(model)
+    (name,), (layer,) = seen, seen.values()
+    assert seen.h == {name: "output"}
+    assert layer.keys() >= {"adj_output_log10", "adj_store_log10", "adj_h_log10"}
+    with gradlab.Recorder(tmp_path / "run", model, figures=False) as recorder:
+        recorder.log(0, seen)
+    curves = gradlab.open_run(tmp_path / "run").curves
+    h = curves["adj_h_log10"].values[0, 0]
+    np.testing.assert_array_equal(h, curves["adj_output_log10"].values[0, 0])
+    np.testing.assert_allclose(h, np.mean(layer["adj_output_log10"], axis=0), rtol=1e-6)
+    both = np.log10(np.hypot(*(10.0 ** layer[f"adj_{one}_log10"] for one in ("output", "store"))))
+    fall = np.mean(both[:, -1] - both[:, 0])  # of the whole state, in which h is once
+    assert curves["decades_lost"].values[0, 0] == pytest.approx(fall, abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def own(looped):
     return gradlab.open_run(looped[0])
@@ -193,7 +213,7 @@ def test_the_run_says_what_it_is_and_no_more_than_is_known(own):
     assert own.config["rate"] == {"of": 0.1}
     assert own.config["home"] == "~/x"
     assert (facts["model"], facts["task"], facts["T"]) == ("Reader", "sums", T)
-    assert facts["layers"]["second"] == {"cell": "GRUCell", "states": ["h"], "T": T // 2}
+    assert facts["layers"]["second"] == {"cell": "GRUCell", "states": ["h"], "h": "h", "T": T // 2}
     assert own.info["steps_per_second"] > 0
     assert own.info["probe_overhead"] is None
     assert own.info["baseline"] == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,19 +15,11 @@ from gradlab.cells import stock
 from gradlab.probes.base import Seen, Setting, StepProbe
 from gradlab.probes.setting import supported
 
-
-def _of_gates() -> Mapping[str, StepProbe]:
-    """The standard step probes that a cell without gates cannot have, with their own options."""
-    found = {
-        name: one()
-        for name, one in vars(probes).items()
-        if isinstance(one, type) and issubclass(one, StepProbe) and one.preset == "standard"
-    }
-    without, _ = supported(found, Setting("a cell", ("h",), (), None), by_preset=True)
-    return {name: probe for name, probe in found.items() if name not in without}
-
-
-_PROBES = _of_gates()
+OF_GATES: dict[str, StepProbe] = {
+    "forget_product": probes.ForgetProduct(),
+    "gate_saturation": probes.GateSaturation(),
+}
+"""The standard step probes of gates."""
 
 
 def measured_gates(
@@ -55,8 +46,8 @@ def measured_gates(
     retention = gates.get(view.retention or "")
     seen = Seen({}, mask[None], gates, retention, {}, {}, {}, {})
     setting = Setting(type(cell).__name__, (), view.names, view.retention)
-    usable, _ = supported(_PROBES, setting, by_preset=True)
+    usable, _ = supported(OF_GATES, setting, by_preset=True)
     measured: dict[str, Any] = {}
-    for probe in usable.values():
-        measured |= {name: value[0] for name, value in probe(seen).items()}
+    for name in usable:
+        measured |= {key: value[0] for key, value in OF_GATES[name](seen).items()}
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), measured)

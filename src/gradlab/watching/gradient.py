@@ -37,32 +37,37 @@ class Seen(dict[str, dict[str, Any]]):
     For each call, time running in the order in which the layer reads:
 
     - ``adj_h_log10`` and so on, ``(B, T)``, one for each part of the state: log10 of the 2-norm of
-      ∂ℓ/∂h_t, ℓ being the loss of that example alone; -inf where it is exactly zero.
+      ∂ℓ/∂h_t, ℓ being the loss of that example alone; -inf where it is exactly zero. Parts have the
+      names that the cell gives them; ``adj_h_log10`` is always there.
     - ``mask``: ``(B, T)`` bool, True where a step was real.
     - ``measured``: what the standard step probes make of the gates, by variable, each without its
       axis of layers; empty for a cell whose gates cannot be seen.
 
     Attributes:
       gradient_norms: the 2-norm of the gradient of each parameter array, by name.
+      h: by the layer, the name of the part of its state that is h, where that is not "h".
     """
 
     def __init__(
         self,
         layers: Mapping[str, dict[str, Any]] | None = None,
         gradient_norms: Mapping[str, Any] | None = None,
+        h: Mapping[str, str] | None = None,
     ):
         super().__init__(layers or {})
-        self.gradient_norms = dict(gradient_norms or {})
+        self.gradient_norms, self.h = dict(gradient_norms or {}), dict(h or {})
 
-    def tree_flatten_with_keys(self) -> tuple[Any, None]:
-        """Its two parts, for JAX."""
+    def tree_flatten_with_keys(self) -> tuple[Any, tuple[tuple[str, str], ...]]:
+        """Its two parts of arrays and what is fixed, for JAX."""
         key = jax.tree_util.GetAttrKey
-        return ((key("layers"), dict(self)), (key("gradient_norms"), self.gradient_norms)), None
+        parts = (key("layers"), dict(self)), (key("gradient_norms"), self.gradient_norms)
+        return parts, tuple(sorted(self.h.items()))
 
     @classmethod
-    def tree_unflatten(cls, _: None, parts: Any) -> Seen:
+    def tree_unflatten(cls, fixed: tuple[tuple[str, str], ...], parts: Any) -> Seen:
         """Put together again, for JAX."""
-        return cls(*parts)
+        layers, norms = parts
+        return cls(layers, norms, dict(fixed))
 
 
 def value_and_grad(
@@ -133,6 +138,7 @@ def value_and_grad(
         names = _differentiated(loss, chosen, args)
         layers = _layers(args, kwargs)
         taps = _taps(loss, has_aux, layers, args, kwargs)
+        renamed: dict[str, str] = {}
 
         def tapped(*all_args: Any, **kwargs: Any) -> Any:
             *args, taps = all_args
@@ -140,21 +146,20 @@ def value_and_grad(
             with tape.running():
                 out = loss(*args, **kwargs)
             value, aux = out if has_aux else (out, None)
-            return value, (
-                aux,
-                {
-                    name: _of_call(call, examples)
-                    for name, call in tape.calls.items()
-                    if name in taps
-                },
-            )
+            calls = {name: call for name, call in tape.calls.items() if name in taps}
+            for name, call in calls.items():
+                form = call.run.forms[0][0]
+                renamed.update({} if "h" in form.states else {name: form.h})
+            return value, (aux, {name: _of_call(call, examples) for name, call in calls.items()})
 
         grad = nnx.value_and_grad(
             tapped, argnums=(*chosen, len(args)), has_aux=True, allow_int=allow_int, **options
         )
         (value, (aux, calls)), (*grads, found) = grad(*args, taps, **kwargs)
         own = {name: {**_log10(found[name], one, reduction), **one} for name, one in calls.items()}
-        seen = Seen(own, _norms(names, grads))
+        for name, h in renamed.items():
+            own[name]["adj_h_log10"] = own[name][f"adj_{h}_log10"]
+        seen = Seen(own, _norms(names, grads), renamed)
         return (value, aux) if has_aux else value, grads[0] if alone else tuple(grads), seen
 
     return differentiate

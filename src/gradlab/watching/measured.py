@@ -23,6 +23,7 @@ from gradlab.probes.base import Seen as StepSeen
 from gradlab.probes.base import Setting, StepProbe
 from gradlab.probes.setting import coords_of, supported
 from gradlab.variable import Variable
+from gradlab.watching.gates import OF_GATES
 from gradlab.watching.layers import RNN
 
 OF_ADJOINTS: dict[str, StepProbe] = {
@@ -32,11 +33,6 @@ OF_ADJOINTS: dict[str, StepProbe] = {
     "gradient_mass": probes.GradientMass(),
 }
 """The standard step probes that need nothing but adjoints and mask."""
-OF_GATES: dict[str, StepProbe] = {
-    "forget_product": probes.ForgetProduct(),
-    "gate_saturation": probes.GateSaturation(),
-}
-"""Those whose measurements come with what was seen."""
 NORM = "grad_norm"
 """The norm of the gradient of each parameter."""
 _FIRST, _LAST = "adj_", "_log10"
@@ -62,12 +58,14 @@ class _Plan(NamedTuple):
       layers: in order.
       dims: of each variable, by its name.
       sizes: of each dimension, by its name.
+      h: of layers whose h is called otherwise, by their names, what it is called.
       gates: of each layer, by its name, the positions of its gates among all.
     """
 
     layers: tuple[str, ...]
     dims: tuple[tuple[str, tuple[str, ...]], ...]
     sizes: tuple[tuple[str, int], ...]
+    h: tuple[tuple[str, str], ...]
     gates: tuple[tuple[str, tuple[int, ...]], ...]
 
     def place(self, layer: str, dims: Sequence[str], shape: Sequence[int]) -> tuple[Any, ...]:
@@ -128,12 +126,12 @@ class Watched:
         return max((one.length for one in self.settings.values()), default=0)
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Of each layer ``cell``, and once it was seen ``states`` and ``T``."""
+        """Of each layer ``cell``, and once it was seen ``states``, which is ``h``, and ``T``."""
         found: dict[str, dict[str, Any]] = {}
         for name in self.layers:
             found[name] = {"cell": type(self._cell(name)).__name__}
             if one := self.settings.get(name):
-                found[name] |= {"states": list(one.states), "T": one.length}
+                found[name] |= {"states": list(one.states), "h": one.h, "T": one.length}
         return found
 
     def remember(self, facts: Any) -> None:
@@ -149,7 +147,7 @@ class Watched:
         for name, one in facts.items():
             if "T" in one:
                 states, length = tuple(map(str, one["states"])), int(one["T"])
-                self.settings[name] = self._setting(name, states, length)
+                self.settings[name] = self._setting(name, states, length, str(one["h"]))
 
     def begin(self, seen: Any, coords: Mapping[str, Sequence[Any]]) -> Measured:
         """Begin to measure, without waiting for it.
@@ -163,12 +161,13 @@ class Watched:
             sequences than before.
         """
         _check_seen(seen)
-        forms = {name: _form(one) for name, one in seen.items()}
+        h = dict(getattr(seen, "h", {}))
+        adjoints = {name: _adjoints(one, h.get(name, "h")) for name, one in seen.items()}
+        forms = {name: (tuple(own), seen[name]["mask"].shape[1]) for name, own in adjoints.items()}
         for name, form in forms.items():
             self._check_form(name, form, coords)
         for name, (states, length) in forms.items():
-            self.settings.setdefault(name, self._setting(name, states, length))
-        adjoints = {name: _adjoints(one) for name, one in seen.items()}
+            self.settings.setdefault(name, self._setting(name, states, length, h.get(name, "h")))
         masks = {name: one["mask"] for name, one in seen.items()}
         gates = {name: dict(one.get("measured", {})) for name, one in seen.items()}
         norms = getattr(seen, "gradient_norms", {})
@@ -201,6 +200,7 @@ class Watched:
             layers=tuple(coords["layer"]),
             dims=tuple((name, one.dims) for name, one in self.variables().items()),
             sizes=tuple((dim, len(values)) for dim, values in coords.items()),
+            h=tuple((name, one.h) for name, one in self.settings.items() if one.renames_h),
             gates=tuple(
                 (name, tuple(coords["gate"].index(gate) for gate in one.gates))
                 for name, one in self.settings.items()
@@ -239,10 +239,10 @@ class Watched:
             raise BadInput("seen", f"a layer {name!r}", allowed)
         return self._cells[path]
 
-    def _setting(self, name: str, states: tuple[str, ...], length: int) -> Setting:
+    def _setting(self, name: str, states: tuple[str, ...], length: int, h: str) -> Setting:
         cell = self._cell(name)
-        view = stock.gate_view(cell)
-        return Setting(type(cell).__name__, states, view.names, view.retention, length=length)
+        view, kind = stock.gate_view(cell), type(cell).__name__
+        return Setting(kind, states, view.names, view.retention, length=length, h=h)
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -254,11 +254,12 @@ def _measure(
     plan: _Plan,
 ) -> Measured:
     """What the probes make of each layer, with what came of its gates, laid out over all."""
-    found, broken = {}, {}
+    found, broken, renamed = {}, {}, dict(plan.h)
     for layer, own in adjoints.items():
         seen = StepSeen(
             {state: log10.T[None] for state, log10 in own.items()},
             *(masks[layer].T[None], {}, None, {}, {}, {}, {}),
+            hidden=own[renamed[layer]].T[None] if layer in renamed else None,
         )
         found[layer] = gates[layer]
         for probe in OF_ADJOINTS.values():
@@ -324,13 +325,10 @@ def _states(one: Mapping[str, Any]) -> Iterator[str]:
             yield key.removeprefix(_FIRST).removesuffix(_LAST)
 
 
-def _adjoints(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: one[f"{_FIRST}{name}{_LAST}"] for name in _states(one)}
-
-
-def _form(one: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
-    """The names of the states, and ``T``."""
-    return tuple(sorted(_states(one))), one["mask"].shape[1]
+def _adjoints(one: Mapping[str, Any], h: str) -> dict[str, Any]:
+    """By the names of the states; one that is called otherwise and is h is there once."""
+    names = [name for name in sorted(_states(one)) if h == "h" or name != "h"]
+    return {name: one[f"{_FIRST}{name}{_LAST}"] for name in names}
 
 
 def _gates(cell: nnx.RNNCellBase) -> tuple[str, ...]:

@@ -422,6 +422,13 @@ def test_a_resumed_run_keeps_its_rows_and_adds_to_them(recorder, tmp_path):
     assert [one["rows"] for one in run.info["resumed"]] == [6]
 
 
+def test_the_command_line_does_not_resume_a_loop_of_ones_own(recorder, tmp_path, command):
+    within(recorder(), (0, made_up(), 1.0))
+    done = command(f"trainer.resume={tmp_path / 'run'}")
+    assert (done.code, done.err.count("allowed")) == (2, 1)
+    assert "Recorder(folder, module, resume=True)" in done.err
+
+
 def test_a_run_of_another_module_or_length_is_not_resumed(recorder, tmp_path):
     with recorder() as one:
         one.log(0, made_up(), loss=1.0)

@@ -14,6 +14,7 @@ import yaml
 from gradlab.errors import BadInput, first_line
 from gradlab.launch.conf_files import CONFIG_DIR
 from gradlab.launch.recorded import KEY, OF_A_SWEEP, as_texts, check_settings, keep_out, shown
+from gradlab.record.base import OWN_LOOP
 from gradlab.record.earlier import completed
 
 FREE = (
@@ -232,6 +233,10 @@ def _open(folder: Path):
         raise BadInput(KEY, str(folder), allowed)
     if not _ID.fullmatch(str(run.info["id"])):
         raise BadInput(KEY, str(folder), "a run whose id is eight of 0-9 and a-f")
+    if run.info.get("facts", {}).get("loop") == OWN_LOOP:
+        allowed = "a run of the command line; this is one of somebody's own training loop"
+        hint = "gradlab.Recorder(folder, module, resume=True) in that loop"
+        raise BadInput(KEY, str(folder), allowed, hint)
     return run
 
 

@@ -887,10 +887,10 @@ def _stock(name: str) -> Callable[..., nnx.RNNCellBase]:
 
 
 COMPLEX = {"width": (2,), "is_leaf": False}
-BOTH = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}, jnp.bfloat16, 0.05
-COMPUTE = {"dtype": jnp.bfloat16, "param_dtype": jnp.float32}, jnp.float32, 0.05
-BOTH16 = {"dtype": jnp.float16, "param_dtype": jnp.float16}, jnp.float16, 0.01
-COMPUTE16 = {"dtype": jnp.float16, "param_dtype": jnp.float32}, jnp.float32, 0.01
+BOTH = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}, jnp.bfloat16, 0.02
+COMPUTE = {"dtype": jnp.bfloat16, "param_dtype": jnp.float32}, jnp.float32, 0.02
+BOTH16 = {"dtype": jnp.float16, "param_dtype": jnp.float16}, jnp.float16, 0.005
+COMPUTE16 = {"dtype": jnp.float16, "param_dtype": jnp.float32}, jnp.float32, 0.005
 HALVES = {
     "bfloat16": BOTH,
     "dtype=bfloat16": COMPUTE,

@@ -55,7 +55,7 @@ def measured_gates(
     retention = gates.get(view.retention or "")
     seen = Seen({}, mask[None], gates, retention, {}, {}, {}, {})
     setting = Setting(type(cell).__name__, (), view.names, view.retention)
-    usable, _ = supported(_PROBES, setting, by_preset=True)
+    usable: Any = supported(_PROBES, setting, by_preset=True)[0]
     measured: dict[str, Any] = {}
     for probe in usable.values():
         measured |= {name: value[0] for name, value in probe(seen).items()}

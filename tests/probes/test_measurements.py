@@ -325,3 +325,6 @@ def test_quantiles_are_those_of_a_sort_of_floats():
     due = jnp.nanquantile(jnp.asarray(values), jnp.asarray(quantiles), axis=-1, method="nearest")
     found = jax.jit(lambda values: nearest_quantiles(values, quantiles))(values)
     np.testing.assert_array_equal(found, due.T)
+    half = nearest_quantiles(jnp.asarray(values, jnp.bfloat16), quantiles)
+    rounded = due.T.astype(jnp.bfloat16)  # which keeps the order
+    np.testing.assert_array_equal(half.astype(jnp.float32), rounded.astype(jnp.float32))

@@ -12,6 +12,7 @@ from gradlab.bptt.parts import names_of
 from gradlab.cells import GRU, LSTM, SimpleRNN
 from gradlab.probes import ForgetProduct, GateSaturation
 from gradlab.probes.base import Seen as StepSeen
+from tests.zoo import HALF, ZOO, as_users_do, weigh
 
 B, T, H, SYMBOLS = 4, 12, 8, 5
 X = jnp.asarray(np.random.default_rng(0).integers(SYMBOLS, size=(B, T)))
@@ -364,6 +365,53 @@ def test_it_works_as_a_decorator_and_within_scan_and_vmap():
 
     seen = jax.jit(jax.vmap(seen_of))(two)
     np.testing.assert_allclose(seen["rnn"]["adj_h_log10"][1, 0], np.zeros(5), atol=1e-6)
+
+
+def compared(specimen, run):
+    """nnx's result and gradlab's for a layer of one cell, by ``run(differentiate)``."""
+
+    def loss(layer, x):
+        return weigh(layer(x)).astype(jnp.float32)
+
+    with as_users_do():
+        layers = [nnx.RNN(specimen.build(), **specimen.scan) for _ in range(2)]
+        theirs = run(nnx.value_and_grad(loss))(layers[0], specimen.inputs())
+        ours = gradlab.value_and_grad(loss, reduction="sum")
+        return theirs, run(ours)(gradlab.watch(layers[1]), specimen.inputs())
+
+
+CELLS = ZOO | HALF
+SOME = ["carry dict", "LRU", "LSTMP", "Flax LSTMCell, bfloat16", "gradlab GRU, dtype=float16"]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_h_is_there_by_that_name_and_all_is_in_float32(name):
+    specimen = CELLS[name]
+
+    def run(differentiate):
+        return lambda *args: nnx.eval_shape(differentiate, *args)
+
+    (_, due), (_, grads, seen) = compared(specimen, run)
+    assert jax.tree.map(lambda leaf: leaf.dtype, grads) == jax.tree.map(lambda a: a.dtype, due)
+    states = {f"adj_{state}_log10" for state in (*specimen.states, "h")}
+    assert set(seen["rnn"]) == states | {"mask", "measured"}
+    mask = seen["rnn"].pop("mask")
+    assert {leaf.dtype for leaf in jax.tree.leaves(seen)} == {jnp.dtype("float32")}
+    assert mask.shape == seen["rnn"]["adj_h_log10"].shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
+def test_any_cell_has_nnx_s_gradient(name):
+    (value, due), (own, grads, seen) = compared(CELLS[name], nnx.jit)
+    assert jax.tree.structure(grads) == jax.tree.structure(due)
+    tolerance = CELLS[name].half or 1e-4
+    np.testing.assert_allclose(own, value, rtol=tolerance)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(due), strict=True):
+        one, other = (np.asarray(leaf).astype(complex) for leaf in (one, other))
+        np.testing.assert_allclose(one, other, atol=tolerance * (np.abs(other).max() + 1e-6))
+    h = CELLS[name].h
+    np.testing.assert_array_equal(seen["rnn"]["adj_h_log10"], seen["rnn"][f"adj_{h}_log10"])
 
 
 # What cannot be, and what cannot be seen.

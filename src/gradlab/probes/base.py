@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.passes import wide_type
 from gradlab.errors import BadInput, number
 from gradlab.variable import Variable, over_lag_name
 
@@ -249,7 +250,7 @@ def nearest_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Arra
     What ``jnp.nanquantile(..., method="nearest")`` gives, but for the sign of a zero. Sorted as
     whole numbers, since XLA sorts those six times as fast on a CPU.
     """
-    whole = {4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize]
+    whole = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize]
     largest = jnp.iinfo(whole).max  # read as a float it is nan
 
     def turned(bits: jax.Array) -> jax.Array:
@@ -258,8 +259,9 @@ def nearest_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Arra
     bits = turned(lax.bitcast_convert_type(values, whole))
     bits = jnp.sort(jnp.where(jnp.isnan(values), largest, bits), axis=-1)
     ordered = lax.bitcast_convert_type(turned(bits), values.dtype)
-    count = jnp.sum(~jnp.isnan(values), axis=-1, keepdims=True).astype(values.dtype)
-    wanted = jnp.asarray(quantiles, values.dtype).reshape((1,) * (values.ndim - 1) + (-1,))
+    exact = wide_type(values)
+    count = jnp.sum(~jnp.isnan(values), axis=-1, keepdims=True).astype(exact)
+    wanted = jnp.asarray(quantiles, exact).reshape((1,) * (values.ndim - 1) + (-1,))
     place = wanted * jnp.maximum(count - 1, 0)
     low = jnp.floor(place)
     index = jnp.where(place - low <= 0.5, low, low + 1).astype(jnp.int32)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+from gradlab.bptt.form import Form
 from gradlab.bptt.scaling import LOG10_2
 from gradlab.errors import BadInput, whole_number
 from gradlab.probes.base import norm
@@ -37,8 +38,8 @@ class Seen(dict[str, dict[str, Any]]):
     For each call, time running in the order in which the layer reads:
 
     - ``adj_h_log10`` and so on, ``(B, T)``, one for each part of the state: log10 of the 2-norm of
-      ∂ℓ/∂h_t, ℓ being the loss of that example alone; -inf where it is exactly zero. Parts have the
-      names that the cell gives them; ``adj_h_log10`` is always there.
+      ∂ℓ/∂h_t, ℓ being the loss of that example alone; -inf where it is exactly zero. Where the part
+      that is h has a name of its own, it is there under both.
     - ``mask``: ``(B, T)`` bool, True where a step was real.
     - ``measured``: what the standard step probes make of the gates, by variable, each without its
       axis of layers; empty for a cell whose gates cannot be seen.
@@ -138,27 +139,24 @@ def value_and_grad(
         names = _differentiated(loss, chosen, args)
         layers = _layers(args, kwargs)
         taps = _taps(loss, has_aux, layers, args, kwargs)
-        renamed: dict[str, str] = {}
+        renamed = {name: tap.form.h for name, tap in taps.items() if "h" not in tap.form.states}
 
         def tapped(*all_args: Any, **kwargs: Any) -> Any:
             *args, taps = all_args
-            tape = Tape({name: _through(*tap) for name, tap in taps.items()})
+            tape = Tape({name: _through(tap.taps, tap.reached) for name, tap in taps.items()})
             with tape.running():
                 out = loss(*args, **kwargs)
             value, aux = out if has_aux else (out, None)
-            calls = {name: call for name, call in tape.calls.items() if name in taps}
-            for name, call in calls.items():
-                form = call.run.forms[0][0]
-                renamed.update({} if "h" in form.states else {name: form.h})
-            return value, (aux, {name: _of_call(call, examples) for name, call in calls.items()})
+            calls = {
+                name: _of_call(call, examples) for name, call in tape.calls.items() if name in taps
+            }
+            return value, (aux, calls)
 
         grad = nnx.value_and_grad(
             tapped, argnums=(*chosen, len(args)), has_aux=True, allow_int=allow_int, **options
         )
         (value, (aux, calls)), (*grads, found) = grad(*args, taps, **kwargs)
         own = {name: {**_log10(found[name], one, reduction), **one} for name, one in calls.items()}
-        for name, h in renamed.items():
-            own[name]["adj_h_log10"] = own[name][f"adj_{h}_log10"]
         seen = Seen(own, _norms(names, grads), renamed)
         return (value, aux) if has_aux else value, grads[0] if alone else tuple(grads), seen
 
@@ -175,10 +173,12 @@ class _Tap(NamedTuple):
       taps: as of :func:`gradlab.bptt.unroll.make_taps`; their cotangents are log2 norms.
       reached: (); its cotangent is 1 if any gradient comes to the layer. Else JAX skips its
         backward pass, and the cotangents of the taps are 0, as of a norm of 1.
+      form: of the cell.
     """
 
-    taps: Any
+    taps: dict[str, jax.Array]
     reached: jax.Array
+    form: Form
 
 
 def _taps(
@@ -199,7 +199,7 @@ def _taps(
             out = loss(*own, **named)
         _check_result(out, has_aux)
         missed.update(tape.missed)
-        return {name: _Tap(_zeros(call), jnp.zeros(())) for name, call in tape.calls.items()}
+        return {name: _tap(call) for name, call in tape.calls.items()}
 
     missed: set[str] = set()
     taps = _abstractly(look)
@@ -219,9 +219,10 @@ def _abstractly(look: Callable[[], Any]) -> Any:
     return look()
 
 
-def _zeros(call: Call) -> Any:
-    states = call.run.forms[0][0].states
-    return {name: jnp.zeros(call.run.traces[0][0].inputs.shape[:2]) for name in states}
+def _tap(call: Call) -> _Tap:
+    (form,) = call.run.forms[0]
+    shape = call.run.traces[0][0].inputs.shape[:2]
+    return _Tap({name: jnp.zeros(shape) for name in form.states}, jnp.zeros(()), form)
 
 
 @jax.custom_vjp
@@ -250,7 +251,8 @@ def _log10(found: _Tap, seen: Mapping[str, Any], reduction: str | int) -> dict[s
         log10 = (log2 + jnp.log2(jnp.asarray(batch, log2.dtype))) * LOG10_2
         return jnp.where(found.reached == 0, -jnp.inf, log10).T
 
-    return {f"adj_{name}_log10": own(log2) for name, log2 in found.taps.items()}
+    norms = {"h": found.taps[found.form.h], **found.taps}
+    return {f"adj_{name}_log10": own(log2) for name, log2 in norms.items()}
 
 
 def _norms(names: Sequence[str], grads: Sequence[Any]) -> dict[str, jax.Array]:
@@ -262,8 +264,7 @@ def _norms(names: Sequence[str], grads: Sequence[Any]) -> dict[str, jax.Array]:
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
                 place = jax.tree_util.keystr(path, simple=True, separator="/")
                 own = [name] if len(grads) > 1 or not place else []
-                wide = leaf[...].astype(jnp.promote_types(leaf.dtype, jnp.float32))
-                found["/".join([*own, *([place] if place else [])])] = norm(wide)
+                found["/".join([*own, *([place] if place else [])])] = norm(leaf[...])
     return found
 
 

@@ -42,20 +42,23 @@ class CannotRecord(Exception):
       folder: the run directory.
       reason: what the system said, e.g. ``"No space left on device"``.
       lost: whether the folder is no longer there, so that nothing in it can be resumed.
+      resumed_by: how to resume it; empty: on the command line.
     """
 
-    def __init__(self, folder: str, reason: str, *, lost: bool = False):
+    def __init__(self, folder: str, reason: str, *, lost: bool = False, resumed_by: str = ""):
         self.folder, self.reason, self.lost = folder, reason, lost
+        self.resumed_by = resumed_by
         place = visible(folder)
         kept = (
             "  what was recorded before can be read; when it can be written to, resume it by\n"
-            f"  trainer.resume={place}"
+            f"  {resumed_by or f'trainer.resume={place}'}"
         )
         said = [f"cannot record to {place}: {visible(reason)}", *([] if lost else [kept])]
         super().__init__("\n".join(said))
 
     def __reduce__(self):
-        return functools.partial(type(self), lost=self.lost), (self.folder, self.reason)
+        more = {"lost": self.lost, "resumed_by": self.resumed_by}
+        return functools.partial(type(self), **more), (self.folder, self.reason)
 
 
 class LostPeer(Exception):

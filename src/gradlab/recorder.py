@@ -54,6 +54,7 @@ _LOSS_EARLIER = {"last": False, "every": True, None: None}
 _MOST_STEPS = 2**53
 _KEPT_FREE = 124
 """Arrays that a run has room for besides numbers."""
+_RESUMED_BY = "gradlab.Recorder(folder, module, resume=True)"
 _log = logging.getLogger("gradlab")
 
 
@@ -135,7 +136,7 @@ class Recorder:
         self._row: _OpenRow | None = None
         self._last, self._trouble = -1, ""
         self._shown = self._ended = False
-        self._directory = RunDirectory(self.folder)
+        self._directory = RunDirectory(self.folder, resumed_by=_RESUMED_BY)
         self._directory.open(self._description)
         self._clock, self._process = _Clock(), os.getpid()
         atexit.register(self._at_exit)

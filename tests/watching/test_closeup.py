@@ -298,9 +298,39 @@ def first(y):
         (Tied(nnx.Rngs(0)), first, {"seq_lengths": [[1], [1, 2]]}, "for each example"),
         (Tied(nnx.Rngs(0)), first, {"probes": ["forget_path"]}, "SimpleCell"),
         (Tied(nnx.Rngs(0)), np.ones((B, T)), {}, "targets (3, 12, 2)"),
+        (Tied(nnx.Rngs(0)), lambda module, x, y: 0, {}, "closes over the targets"),
+        (Tied(nnx.Rngs(0)), first, {"inputs": (jnp.ones((B, T, I)), 0)}, "as a tuple"),
     ],
 )
 def test_bad_input_is_named(network, loss, options, says):
+    given = {"inputs": jnp.ones((B, T, I)), "targets_or_loss": loss, "probes": CHEAP, **options}
     with pytest.raises(BadInput) as refused:
-        gradlab.analyze(network, jnp.ones((B, T, I)), loss, **{"probes": CHEAP, **options})
+        gradlab.analyze(network, **given)
     assert says in str(refused.value)
+
+
+class Reads(nnx.RNNCellBase):
+    """A cell that reads symbols, ``(B,)`` at a step."""
+
+    num_feature_axes = 0
+
+    def __init__(self, rngs):
+        self.rows = nnx.Param(jax.random.normal(rngs(), (3, H)))
+        self.mix = nnx.Param(0.3 * jax.random.normal(rngs(), (H, H)))
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros((*input_shape, H))
+
+    def __call__(self, carry, inputs):
+        new = jnp.tanh(self.rows[...][inputs] + carry @ self.mix[...])
+        return new, new
+
+
+def test_a_cell_that_reads_symbols_itself():
+    symbols = jnp.arange(B * T).reshape(B, T) % 3
+    cell = Reads(nnx.Rngs(0))
+    last = lambda y: jnp.sum(y[:, -1] ** 2, -1)  # noqa: E731
+    found = gradlab.analyze(nnx.RNN(cell), symbols, last, probes=["adjoint"])
+    h = nnx.RNN(cell)(symbols)[:, -1]
+    due = np.mean(np.log10(np.linalg.norm(2 * h, axis=-1)))
+    assert found["adj_h_log10"].values[0, -1] == pytest.approx(due, abs=1e-6)

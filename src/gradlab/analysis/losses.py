@@ -127,6 +127,19 @@ def takes_network(loss: Callable[..., Any]) -> bool:
     return sum(one.kind in kinds and one.default is one.empty for one in named) == 2
 
 
+def _accepts(given: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments, as far as it tells."""
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):  # of something built in
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 def _callers_loss(given: Callable[..., Any], answer: Answer) -> tuple[Loss, list[jax.Array]]:
     """The loss as it is now, and the arrays that it closes over as they are now."""
     whole = takes_network(given)
@@ -136,6 +149,12 @@ def _callers_loss(given: Callable[..., Any], answer: Answer) -> tuple[Loss, list
         raise BadInput("targets_or_loss", "a loss of two arguments", allowed, hint)
     network: Any = answer.network or (None, None)
     graph, state = network
+    if not _accepts(given, 2 if whole else 1):
+        allowed = "a function of the outputs alone that gives one value per example (B,)"
+        allowed += ", or of (outputs, network)" if answer.network is not None else ""
+        given_as = f"a function of {inspect.signature(given)}"
+        hint = "lambda outputs: …, which closes over the targets"
+        raise BadInput("targets_or_loss", given_as, allowed, hint)
 
     def loss(outputs: Any, *state: Any) -> Any:
         own: Any = jnp.swapaxes(outputs, 0, 1) if answer.caller_first else outputs

@@ -281,6 +281,14 @@ class Whole(Subject):
             allowed = f"an array (B, T, {width}), or time first with time_major=True"
         if not right:
             raise BadInput("inputs", given, allowed)
+        signature = inspect.signature(network.__call__)
+        try:
+            signature.bind(*self.inputs)
+        except TypeError:
+            allowed = (
+                f"what {type(network).__name__} is called with, {signature}; several as a tuple"
+            )
+            raise BadInput("inputs", f"{len(self.inputs)} arguments", allowed) from None
 
     def _start(self, network: Any, given: Any) -> Any:
         if given is None:
@@ -346,8 +354,9 @@ class Whole(Subject):
             for name, call in ran.calls.items():
                 check_route(backward, [[call.cell]], "backward")
                 steps, examples, *_ = call.inputs.shape
+                features, kind = call.inputs.shape[2:], call.inputs.dtype
                 setting = setting_of(
-                    [[call.cell]], call.inputs.shape[-1], length=steps, trains=False
+                    [[call.cell]], features, length=steps, trains=False, dtype=kind
                 )
                 found.append(_Found(name, steps, examples, setting, call.mask is not None))
             return ran.outputs, [call.run.outputs for call in ran.calls.values()]

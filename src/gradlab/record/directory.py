@@ -65,11 +65,14 @@ class RunDirectory:
     Args:
       path: the folder; made if missing.
       flush_seconds: least time between two flushes, in seconds.
+      resumed_by: how to resume a run that cannot be recorded on, for messages.
     """
 
-    def __init__(self, path: str | os.PathLike[str], flush_seconds: float = 2.0):
-        self.path = Path(path)
-        self.flush_seconds = flush_seconds
+    def __init__(
+        self, path: str | os.PathLike[str], flush_seconds: float = 2.0, *, resumed_by: str = ""
+    ):
+        self.path, self.flush_seconds = Path(path), flush_seconds
+        self._resumed_by = resumed_by
         self._lock = Lock(self.path)
 
     def open(self, description: Description) -> None:
@@ -268,7 +271,8 @@ class RunDirectory:
         if self._lock.is_lost():
             reason = "the folder was removed, moved or replaced while the run was going"
             return CannotRecord(str(self.path), reason, lost=True)
-        return CannotRecord(str(self.path), getattr(error, "strerror", None) or str(error))
+        reason = getattr(error, "strerror", None) or str(error)
+        return CannotRecord(str(self.path), reason, resumed_by=self._resumed_by)
 
 
 def left_of(info: Mapping[str, Any]) -> tuple[str, ...]:

@@ -195,8 +195,9 @@ class Cell(nnx.RNNCellBase):
 
 
 def _like(carry: Any, new: Any) -> Any:
-    """The new carry in the form of the old one."""
-    return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(new))
+    """The new carry in the form of the old one, if it has as many parts."""
+    leaves, form = jax.tree.leaves(new), jax.tree.structure(carry)
+    return form.unflatten(leaves) if form.num_leaves == len(leaves) else new
 
 
 def dense(

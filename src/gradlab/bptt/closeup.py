@@ -23,6 +23,7 @@ from jax import lax
 from jax.extend import core
 
 from gradlab.bptt import scaling
+from gradlab.bptt.form import Form
 from gradlab.bptt.packing import (
     Numbers,
     flat,
@@ -79,6 +80,8 @@ class LayerView:
         it is no such function.
       route: what passes back from each step.
       whole: where these are the first examples of a batch, the view of all.
+      form: what is known of the cell, where not all its Variables go on from step to step; None: it
+        is found out.
     """
 
     def __init__(
@@ -94,13 +97,14 @@ class LayerView:
         start: Callable[[Params], Any] | None = None,
         route: Route = "full",
         whole: LayerView | None = None,
+        form: Form | None = None,
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.backwards, self._back, self._learned = backwards, back, learned
         self._start = start
         self._route: Route = route
         self._whole = trace if whole is None else whole._whole
-        self._step = PackedStep(cell, trace) if whole is None else whole._step
+        self._step = PackedStep(cell, trace, form) if whole is None else whole._step
         self.form, self._packing = self._step.form, self._step.packing
         self.states = self.form.states
         self.memory = "c" if "c" in self.states else self.form.h

@@ -75,7 +75,11 @@ class Unrolled(NamedTuple):
 
 
 def initial_carries(
-    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+    layers: Sequence[Layer],
+    shape: tuple[int, ...],
+    dtype: Any = None,
+    *,
+    state_axes: Mapping[Any, Any] | None = None,
 ) -> list[list[Any]]:
     """The carries before the first step, by layer and direction, for ``(T, B, I)`` inputs.
 
@@ -83,11 +87,12 @@ def initial_carries(
       layers: as for :func:`unroll`.
       shape: of the inputs.
       dtype: of the inputs; None: that of the first carry.
+      state_axes: as for :func:`unroll`.
 
     Raises:
       BadInput: as of :func:`gradlab.bptt.form.form_of`.
     """
-    return _begun(layers, shape, dtype)[0]
+    return _begun(layers, shape, dtype, state_axes=state_axes)[0]
 
 
 def forms_of(

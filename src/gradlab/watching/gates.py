@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from gradlab import probes
-from gradlab.bptt.passes import Trace
+from gradlab.bptt.passes import Trace, wide
 from gradlab.cells import stock
 from gradlab.probes.base import Seen, Setting, StepProbe
 from gradlab.probes.setting import supported
@@ -42,7 +42,7 @@ def measured_gates(
     graph, state = nnx.split(cell)
     own = nnx.merge(graph, lax.stop_gradient(state), copy=True)
     found: Any = stock.gates(own, before, inputs)
-    gates = {name: getattr(found, name)[None] for name in view.names}
+    gates = {name: wide(getattr(found, name))[None] for name in view.names}
     retention = gates.get(view.retention or "")
     seen = Seen({}, mask[None], gates, retention, {}, {}, {}, {})
     setting = Setting(type(cell).__name__, (), view.names, view.retention)

@@ -7,6 +7,7 @@ bare cell and of ``nnx.RNN``; and the command line, which is a :class:`gradlab.S
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -345,12 +346,12 @@ def due_of(route: str, found: Mapping[str, Seen]) -> Seen:
 FIRST = {
     "carry NamedTuple": ("unroll", "gradlab.RNN"),
     "learned h0": ("gradlab.RNN",),
-    "y = P·h + Q·x + R·old h": ("gradlab.RNN", "analyze a layer"),
+    "y = P·h + Q·x + R·old h": ("gradlab.RNN",),
     "LSTMP": ("command line",),
     "counter": ("gradlab.RNN",),
-    "scalar of all examples": ("unroll", "gradlab.RNN"),
+    "scalar of all examples": ("gradlab.RNN", "analyze a cell"),
     "complex output": ("command line",),
-    "unitary": ("unroll", "analyze a cell"),
+    "unitary": ("unroll", "analyze a layer"),
     "dropout": ("gradlab.RNN",),
     "batch norm": ("analyze a cell", "command line"),
     "fast weights": ("unroll",),
@@ -391,7 +392,6 @@ def test_half_precision_is_as_near_to_double_as_it_can_be(name):
 
 
 BY_ROUTE = {
-    "unroll": lambda specimen, cell, inputs: unroll([[cell]], jnp.swapaxes(inputs, 0, 1)),
     "gradlab.RNN": by_layer,
     "analyze a cell": by_analyze,
     "analyze a layer": lambda specimen, cell, inputs: by_analyze(specimen, nnx.RNN(cell), inputs),
@@ -407,6 +407,16 @@ def test_a_cell_that_cannot_run_is_refused_on_every_route_with_what_to_do(name, 
         BY_ROUTE[route](specimen, specimen.build(), specimen.inputs())
 
 
+def test_what_analyze_does_not_do_for_a_cell_it_says():
+    mixing, symbols = ZOO["batch norm"], ZOO["symbols (B,)"]
+    with zoo.as_users_do():
+        found = analyze(mixing.build(), mixing.inputs(), zoo.weigh_each)
+        with pytest.raises(BadInput, match=r"nnx\.RNN\(cell\) in its place"):
+            analyze(symbols.build(), symbols.inputs(), zoo.weigh_each)
+    assert "mixes the examples" in json.loads(found.attrs["probes_left_out"])["lyapunov"]
+    assert np.isfinite(found["adj_h_log10"]).all()
+
+
 def main() -> None:
     """``python -m tests.test_any_cell`` prints the largest errors by kind and route."""
     columns = ("unroll", "gradlab.RNN", "analyze", "command line")
@@ -416,7 +426,7 @@ def main() -> None:
         row = [name]
         for column in columns:
             own = [max(one.values()) for route, one in found.items() if route.startswith(column)]
-            row.append(f"{max(own):.0e}" if own else "-")
+            row.append(f"{max(own):.0e}" if own else "–")
         print(f"| {' | '.join(row)} |", flush=True)
 
 

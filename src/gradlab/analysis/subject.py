@@ -150,7 +150,8 @@ class Stack(Subject):
         if not right or 0 in shape:
             allowed = "symbols (B, T)" if symbols else f"an array (B, T, {self.width})"
             allowed += ", or time first with time_major=True"
-            raise BadInput("inputs", f"(time first) {shape}", allowed)
+            hint = "nnx.RNN(cell) in its place, if it reads anything else" if not self.model else ""
+            raise BadInput("inputs", f"(time first) {shape}", allowed, hint)
 
     def _start(self, given: Any) -> Any:
         """The carries that the caller wants, by layer and direction."""

@@ -508,6 +508,27 @@ class LayerView:
             for name, leaf in sorted(named, key=lambda pair: pair[0])
         }
 
+    @property
+    def common_start_gradient(self) -> Params:
+        """What enters through numbers of the first carry that all examples share, by full name.
+
+        Of the sum of losses; empty where the cell makes none of them of its own parameters.
+        """
+        common = self._back().common
+        if self._start is None or not common:
+            return {}
+
+        def first(params: Params) -> list[jax.Array]:
+            assert self._start is not None
+            leaves = jax.tree.leaves(self._start(self._step.as_own(params)))
+            states = zip(leaves, self.form.live, self.form.batched, strict=True)
+            return [leaf for leaf, live, batched in states if live and not batched]
+
+        given, pull = jax.vjp(first, dict(self.params))
+        pairs = zip(common, given, strict=True)
+        (found,) = pull([own.astype(leaf.dtype) for own, leaf in pairs])
+        return {self.prefix + name: value for name, value in found.items()}
+
     def learned_start(self, start: Any) -> Params:
         """The parts of a first carry that are parameters beside the cell's, by name."""
         if self._learned is None:
@@ -767,6 +788,8 @@ class Closeup:
             named |= {name: real_gradient(value) for name, value in own.items()}
             for name, each in view.start_contributions.items():
                 named[name] = named.get(name, 0) + jnp.sum(each.plain(), axis=0)
+            for name, value in view.common_start_gradient.items():
+                named[name] += value
         named = {name: value / self.examples for name, value in named.items()}
         named |= {name: jnp.sum(value, 0) for name, value in self.readout_contributions.items()}
         return {name: named[name] for name in self.params}

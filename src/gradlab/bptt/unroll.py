@@ -411,12 +411,14 @@ class Backward(NamedTuple):
         in which time may have passed. Where the output is h, it is the part of h's adjoint that
         does not come through this direction's own next state.
       start: the adjoint of the states before the first step, mantissas ``(B, H)``.
+      common: likewise of the numbers that the examples share, for the batch as a whole.
     """
 
     params: Any
     adjoint: Scaled
     direct: Scaled
     start: Scaled
+    common: tuple[jax.Array, ...] = ()
 
 
 def backward(
@@ -474,7 +476,9 @@ def backward(
         result, final, form = (_at(place, one) for one in (results, from_finals, forms))
         direct = _with_final(form, result.direct, final, _reading_order(mask, place[1]))
         params = _at(place, _parts(layers)).with_leaves(result.variables).params
-        return Backward(params, result.observed, direct, result.start)
+        plain = zip(form.live_batched, chosen(form.live, result.start_leaves), strict=True)
+        common = tuple(wide(leaf) for own, leaf in plain if not own)
+        return Backward(params, result.observed, direct, result.start, common)
 
     return tuple(
         tuple(whole((depth, direction)) for direction in range(len(layer)))

@@ -262,8 +262,7 @@ def _norms(names: Sequence[str], grads: Sequence[Any]) -> dict[str, jax.Array]:
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
                 place = jax.tree_util.keystr(path, simple=True, separator="/")
                 own = [name] if len(grads) > 1 or not place else []
-                wide = leaf[...].astype(jnp.promote_types(leaf.dtype, jnp.float32))
-                found["/".join([*own, *([place] if place else [])])] = norm(wide)
+                found["/".join([*own, *([place] if place else [])])] = norm(leaf[...])
     return found
 
 

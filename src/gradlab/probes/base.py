@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradlab.bptt.closeup import Closeup, LayerView
-from gradlab.bptt.passes import wide
 from gradlab.errors import BadInput, number
 from gradlab.variable import Variable, over_lag_name
 
@@ -284,7 +283,7 @@ def state_log10(adjoints: Mapping[str, jax.Array]) -> jax.Array:
 def norm(array: jax.Array) -> jax.Array:
     """The plain 2-norm in at least float32, with no square below or above the float range."""
     array = jnp.abs(array) if jnp.iscomplexobj(array) else array
-    array = wide(array)
+    array = array if jnp.finfo(array.dtype).bits >= 32 else array.astype(jnp.float32)
     largest = jnp.max(jnp.abs(array))
     safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     return safe * jnp.linalg.norm((array / safe).ravel())

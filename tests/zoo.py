@@ -848,9 +848,8 @@ class Specimen:
 
     def build(self, seed: int = 0) -> nnx.RNNCellBase:
         """A new one; its weights follow from the seed."""
-        wide = self.states[self.h][-1] if self.kind is not LSTMP else H
         inputs = I if not self.features or self.reads == "symbols" else self.features[-1]
-        return self.kind(inputs, wide, rngs=nnx.Rngs(seed), **self.keys)
+        return self.kind(inputs, self.hidden, rngs=nnx.Rngs(seed), **self.keys)
 
     def inputs(
         self, batch: int = B, steps: int = T, seed: int = 0, wide: bool = False
@@ -862,6 +861,11 @@ class Specimen:
         # Rounded first, so that narrow and wide ones are the same numbers.
         rounded = jnp.asarray(found, jnp.float32).astype(self.wants)
         return rounded.astype(jnp.float64 if wide else self.wants)
+
+    @property
+    def hidden(self) -> int:
+        """How many units it is made with."""
+        return self.states[self.h][-1] if self.kind is not LSTMP else H
 
     @property
     def at(self) -> dict[str, int]:

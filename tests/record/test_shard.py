@@ -206,8 +206,11 @@ class Model:
         self.arrays: Arrays | None = Arrays(folder, DESCRIPTION)
 
     def append(self, measured: bool) -> None:
-        new = row(len(self.rows), measured)
-        self._do(lambda arrays: arrays.append(new), lambda: self.rows.append(new))
+        # Its number is known when it is: another process may resume fewer rows first.
+        self._do(
+            lambda arrays: arrays.append(row(len(self.rows), measured)),
+            lambda: self.rows.append(row(len(self.rows), measured)),
+        )
 
     def flush(self) -> None:
         self._do(lambda arrays: arrays.commit(), self._all_flushed)

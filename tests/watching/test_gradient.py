@@ -227,6 +227,17 @@ def with_aux(scale, model, x, power=2):
     return scale * jnp.mean(y**power) + jnp.mean(aside), {"y": y}
 
 
+def test_gates_of_half_precision_are_measured_in_float32():
+    def seen(**dtypes):
+        layer = gradlab.RNN(LSTM(2, H, rngs=nnx.Rngs(0), **dtypes))
+        x = jnp.zeros((B, T, 2), dtypes.get("dtype", jnp.float32))
+        derive = gradlab.value_and_grad(lambda layer, x: layer(x).astype(jnp.float32).mean())
+        (own,) = nnx.eval_shape(lambda layer, x: derive(layer, x)[2], layer, x).values()
+        return {name: (one.shape, one.dtype) for name, one in own["measured"].items()}
+
+    assert seen(dtype=jnp.float16, param_dtype=jnp.float16) == seen() != {}
+
+
 @pytest.mark.slow
 def test_value_gradient_aux_and_changes_are_those_of_nnx():
     """Every kind of argument; dropout and batch statistics; layers of every kind."""

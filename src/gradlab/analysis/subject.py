@@ -15,7 +15,7 @@ from flax import nnx
 from gradlab.analysis.losses import Answer, real
 from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.parts import names_of
-from gradlab.bptt.passes import Route
+from gradlab.bptt.passes import Route, is_inexact
 from gradlab.bptt.unroll import check_route, initial_carries, starting_carries, unroll
 from gradlab.errors import BadInput
 from gradlab.model import SequenceModel
@@ -123,7 +123,7 @@ class Stack(Subject):
         setting = setting_of(self._stack(network), self.width, length=steps, trains=False)
         self.layers = ["0"] if self.model is None else self.model.layer_names()
         self.kinds = [Kind(tuple(range(len(self.layers))), setting)]
-        outputs = jax.eval_shape(self._outputs, self.inputs)
+        outputs = jax.eval_shape(self._outputs, nnx.state(network), self.inputs)
         every = len(outputs.shape) == 3
         self.answer = Answer(
             outputs,
@@ -150,7 +150,8 @@ class Stack(Subject):
         if not right or 0 in shape:
             allowed = "symbols (B, T)" if symbols else f"an array (B, T, {self.width})"
             allowed += ", or time first with time_major=True"
-            raise BadInput("inputs", f"(time first) {shape}", allowed)
+            hint = "nnx.RNN(cell) in its place, if it reads anything else" if not self.model else ""
+            raise BadInput("inputs", f"(time first) {shape}", allowed, hint)
 
     def _start(self, given: Any) -> Any:
         """The carries that the caller wants, by layer and direction."""
@@ -161,10 +162,12 @@ class Stack(Subject):
             return starting_carries(self.model.layers, shape, given, "initial_carry")
         return [[carry_of(self.module, shape, given)]]
 
-    def _outputs(self, inputs: jax.Array) -> jax.Array:
+    def _outputs(self, state: Any, inputs: jax.Array) -> jax.Array:
+        """Of a copy, which may change its Variables."""
+        network: Any = nnx.merge(nnx.graphdef(self.module), state)
         if self.model is not None:
-            return self.model(inputs).outputs
-        outputs = unroll(self._stack(self.module), inputs).outputs
+            return network(inputs).outputs
+        outputs = unroll(self._stack(network), inputs).outputs
         assert outputs is not None
         return outputs
 
@@ -276,7 +279,8 @@ class Whole(Subject):
         allowed = "arrays with something in them"
         right = bool(shapes) and not any(0 in shape for shape in shapes)
         width = getattr(getattr(network, "cell", None), "in_features", None)
-        if isinstance(network, nnx.RNN) and network.cell.num_feature_axes == 1 and width:
+        layer = isinstance(network, nnx.RNN) and network.cell.num_feature_axes == 1
+        if layer and width and all(map(is_inexact, jax.tree.leaves(self.inputs))):
             right = right and len(shapes) == 1 and shapes[0][2:] == (width,)
             allowed = f"an array (B, T, {width}), or time first with time_major=True"
         if not right:
@@ -354,9 +358,13 @@ class Whole(Subject):
             for name, call in ran.calls.items():
                 check_route(backward, [[call.cell]], "backward")
                 steps, examples, *_ = call.inputs.shape
-                features, kind = call.inputs.shape[2:], call.inputs.dtype
                 setting = setting_of(
-                    [[call.cell]], features, length=steps, trains=False, dtype=kind
+                    [[call.cell]],
+                    call.inputs.shape[2:],
+                    length=steps,
+                    trains=False,
+                    dtype=call.inputs.dtype,
+                    state_axes=call.axes,
                 )
                 found.append(_Found(name, steps, examples, setting, call.mask is not None))
             return ran.outputs, [call.run.outputs for call in ran.calls.values()]

@@ -23,6 +23,7 @@ from jax import lax
 from jax.extend import core
 
 from gradlab.bptt import scaling
+from gradlab.bptt.form import Form
 from gradlab.bptt.packing import (
     Numbers,
     flat,
@@ -79,6 +80,8 @@ class LayerView:
         it is no such function.
       route: what passes back from each step.
       whole: where these are the first examples of a batch, the view of all.
+      form: what is known of the cell, where not all its Variables go on from step to step; None: it
+        is found out.
     """
 
     def __init__(
@@ -94,13 +97,14 @@ class LayerView:
         start: Callable[[Params], Any] | None = None,
         route: Route = "full",
         whole: LayerView | None = None,
+        form: Form | None = None,
     ):
         self.name, self.cell, self.prefix, self.trace = name, cell, prefix, trace
         self.backwards, self._back, self._learned = backwards, back, learned
         self._start = start
         self._route: Route = route
         self._whole = trace if whole is None else whole._whole
-        self._step = PackedStep(cell, trace) if whole is None else whole._step
+        self._step = PackedStep(cell, trace, form) if whole is None else whole._step
         self.form, self._packing = self._step.form, self._step.packing
         self.states = self.form.states
         self.memory = "c" if "c" in self.states else self.form.h
@@ -504,6 +508,27 @@ class LayerView:
             for name, leaf in sorted(named, key=lambda pair: pair[0])
         }
 
+    @property
+    def common_start_gradient(self) -> Params:
+        """What enters through numbers of the first carry that all examples share, by full name.
+
+        Of the sum of losses; empty where the cell makes none of them of its own parameters.
+        """
+        common = self._back().common
+        if self._start is None or not common:
+            return {}
+
+        def first(params: Params) -> list[jax.Array]:
+            assert self._start is not None
+            leaves = jax.tree.leaves(self._start(self._step.as_own(params)))
+            states = zip(leaves, self.form.live, self.form.batched, strict=True)
+            return [leaf for leaf, live, batched in states if live and not batched]
+
+        given, pull = jax.vjp(first, dict(self.params))
+        pairs = zip(common, given, strict=True)
+        (found,) = pull([own.astype(leaf.dtype) for own, leaf in pairs])
+        return {self.prefix + name: value for name, value in found.items()}
+
     def learned_start(self, start: Any) -> Params:
         """The parts of a first carry that are parameters beside the cell's, by name."""
         if self._learned is None:
@@ -763,6 +788,8 @@ class Closeup:
             named |= {name: real_gradient(value) for name, value in own.items()}
             for name, each in view.start_contributions.items():
                 named[name] = named.get(name, 0) + jnp.sum(each.plain(), axis=0)
+            for name, value in view.common_start_gradient.items():
+                named[name] += value
         named = {name: value / self.examples for name, value in named.items()}
         named |= {name: jnp.sum(value, 0) for name, value in self.readout_contributions.items()}
         return {name: named[name] for name in self.params}

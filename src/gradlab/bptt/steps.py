@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 from jax import lax
 
-from gradlab.bptt.form import Step, form_of
+from gradlab.bptt.form import Form, Step, form_of
 from gradlab.bptt.packing import Numbers, Packing, flat, from_real_form, real_form
 from gradlab.bptt.parts import Params, Parts, by_name
 from gradlab.bptt.passes import Trace
@@ -49,6 +49,7 @@ class PackedStep:
     Args:
       cell: the cell.
       trace: what it went through; a single step will do.
+      form: what is known of the cell; None: it is found out.
 
     Attributes:
       form: what is known of the cell.
@@ -58,12 +59,12 @@ class PackedStep:
       draws: whether a step draws random numbers, which are others for another number of examples.
     """
 
-    def __init__(self, cell: nnx.RNNCellBase, trace: Trace):
+    def __init__(self, cell: nnx.RNNCellBase, trace: Trace, form: Form | None = None):
         self._parts = Parts.of(cell)
         carry, x, variables = jax.tree.map(
             lambda leaf: leaf[0], (trace.before, trace.inputs, trace.variables or [])
         )
-        self.form = form_of(cell, carry, x)
+        self.form = form_of(cell, carry, x) if form is None else form
         self.packing = Packing(carry, self.form.names, self.form.states)
         own = by_name(self._parts.params)
         self._dtypes = {name: value.dtype for name, value in own.items()}

@@ -75,7 +75,11 @@ class Unrolled(NamedTuple):
 
 
 def initial_carries(
-    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None
+    layers: Sequence[Layer],
+    shape: tuple[int, ...],
+    dtype: Any = None,
+    *,
+    state_axes: Mapping[Any, Any] | None = None,
 ) -> list[list[Any]]:
     """The carries before the first step, by layer and direction, for ``(T, B, I)`` inputs.
 
@@ -83,11 +87,12 @@ def initial_carries(
       layers: as for :func:`unroll`.
       shape: of the inputs.
       dtype: of the inputs; None: that of the first carry.
+      state_axes: as for :func:`unroll`.
 
     Raises:
       BadInput: as of :func:`gradlab.bptt.form.form_of`.
     """
-    return _begun(layers, shape, dtype)[0]
+    return _begun(layers, shape, dtype, state_axes=state_axes)[0]
 
 
 def forms_of(
@@ -406,12 +411,14 @@ class Backward(NamedTuple):
         in which time may have passed. Where the output is h, it is the part of h's adjoint that
         does not come through this direction's own next state.
       start: the adjoint of the states before the first step, mantissas ``(B, H)``.
+      common: likewise of the numbers that the examples share, for the batch as a whole.
     """
 
     params: Any
     adjoint: Scaled
     direct: Scaled
     start: Scaled
+    common: tuple[jax.Array, ...] = ()
 
 
 def backward(
@@ -469,7 +476,9 @@ def backward(
         result, final, form = (_at(place, one) for one in (results, from_finals, forms))
         direct = _with_final(form, result.direct, final, _reading_order(mask, place[1]))
         params = _at(place, _parts(layers)).with_leaves(result.variables).params
-        return Backward(params, result.observed, direct, result.start)
+        plain = zip(form.live_batched, chosen(form.live, result.start_leaves), strict=True)
+        common = tuple(wide(leaf) for own, leaf in plain if not own)
+        return Backward(params, result.observed, direct, result.start, common)
 
     return tuple(
         tuple(whole((depth, direction)) for direction in range(len(layer)))

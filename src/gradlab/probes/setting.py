@@ -25,6 +25,7 @@ def setting_of(
     clips: bool = False,
     trains: bool = True,
     dtype: Any = None,
+    state_axes: Mapping[Any, Any] | None = None,
 ) -> Setting:
     """What the probes may know of a stack of cells that reads ``(length, B, *features)``.
 
@@ -34,12 +35,13 @@ def setting_of(
       length: ``T``.
       clips, trains: see :class:`gradlab.probes.base.Setting`.
       dtype: of the inputs; None: that of the first state.
+      state_axes: as for :func:`gradlab.bptt.unroll.unroll`.
     """
     cell = layers[0][0]
     view, plain = stock.gate_view(cell), stock.plain_rnn(cell)
     shape = (1, BATCH, *((features,) if isinstance(features, int) else features))
-    carry = initial_carries(layers, shape, dtype)[0][0]
-    forms = forms_of(layers, shape, dtype)
+    carry = initial_carries(layers, shape, dtype, state_axes=state_axes)[0][0]
+    forms = forms_of(layers, shape, dtype, state_axes=state_axes)
     form = forms[0][0]
     packing = Packing(carry, form.names, form.states)
     memory = "c" if "c" in form.states else form.h

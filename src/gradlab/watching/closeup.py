@@ -158,6 +158,7 @@ class ModuleCloseup:
                 lambda name=name: self._adjoints.layers[name],
                 start=_first_carry(call, self.ran.cells[name]),
                 route=self._route,
+                form=self.ran.forms[name],
             )
             for name, call in self.ran.calls.items()
         ]
@@ -496,7 +497,9 @@ def _first_carry(call: Call, cell: nnx.RNNCellBase) -> Callable[[Params], Any] |
     parts, read = Parts.of(cell), call.inputs
 
     def start(params: Params) -> Any:
-        return initial_carries([[parts.with_params(params)]], read.shape, read.dtype)[0][0]
+        own = parts.with_params(params)
+        begun = initial_carries([[own]], read.shape, read.dtype, state_axes=call.axes)
+        return begun[0][0]
 
     return start if call.own_start else None
 

@@ -452,6 +452,12 @@ def call_log(*args, **scalars):
     return lambda one: one.log(*args, **scalars)
 
 
+def measured(**gates):
+    """What another module's layer of the same name may have seen."""
+    return Seen({"rnn": {**made_up()["rnn"], "measured": gates}})
+
+
+WITH_C = {**made_up()["rnn"], "adj_c_log10": jnp.zeros((2, 4))}
 REFUSED = {
     "a step before the last": (call_log(2), "step", "3, the last one logged"),
     "a negative step": (call_log(-1), "whole number"),
@@ -463,6 +469,19 @@ REFUSED = {
     "the name of a curve": (call_log(4, adj_h_log10=1.0), "adj_h_log10"),
     "the name of a dimension": (call_log(4, t=1.0), "a name that nothing else has"),
     "a name that reads the same": (call_log(4, train_loss=1.0), "train_loss"),
+    "two names that read the same": (call_log(4, **{"a/b": 1.0, "a_b": 2.0}), "a_b"),
+    "steps that a scan stacked": (
+        call_log(4, jax.tree.map(lambda one: jnp.stack([one, one]), made_up())),
+        "(2, 2, 4)",
+        "jax.tree.map(lambda one: one[i], seen)",
+    ),
+    "other gates": (call_log(4, measured(gate_saturation=jnp.ones(3))), "GRUCell", "r, z"),
+    "no gates of its": (call_log(4, measured(other=jnp.ones(3))), "other", "r, z"),
+    "other states": (
+        call_log(4, Seen({"rnn": WITH_C})),
+        "the states c, h",
+        "the Recorder was made",
+    ),
     "another layer": (call_log(4, Seen({"lstm": made_up()["rnn"]})), "its layers: rnn"),
 }
 
@@ -481,6 +500,36 @@ def test_what_cannot_be_logged_is_refused_and_nothing_is_lost(recorder, tmp_path
         one.log(4, made_up(), loss=0.5)
     run = gradlab.open_run(tmp_path / "run")
     assert run.scalars["train/loss"].values.tolist() == [1.0, 0.5]
+
+
+LATER = [
+    "t",
+    "gate",
+    "parameter",
+    "index",
+    "quantile",
+    "back",
+    "layer",
+    "adj_h_log10",
+    "adj_any_zero",
+]
+
+
+def test_what_has_no_place_is_refused_at_the_first_step_too(recorder, tmp_path):
+    with recorder() as one:
+        refusal(lambda: one.log(0, measured(gate_saturation=jnp.ones(3))), "GRUCell")
+        for name in [*LATER, "singular_value_log10"]:
+            for seen in (None, made_up()):
+                refusal(lambda name=name, seen=seen: one.log(0, seen, **{name: 1.0}), name)
+        one.log(0, loss=1.0, **{"val/t": 2.0})
+        refusal(lambda: one.log(0, val_t=1.0), "a name that nothing else has")
+        one.log(1, made_up(), loss=0.5)
+        for name in LATER:
+            refusal(lambda name=name: one.log(2, made_up(), **{name: 1.0}), name)
+    run = gradlab.open_run(tmp_path / "run")
+    assert run.status == "finished"
+    assert run.scalars["train/loss"].values.tolist() == [1.0, 0.5]
+    assert run.scalars["val/t"].values[0] == 2.0
 
 
 def test_what_cannot_be_recorded_is_refused_before_a_folder_is_made(tmp_path):

@@ -14,7 +14,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -27,7 +28,7 @@ from jax.core import Tracer
 from gradlab import probes as every_probe
 from gradlab.analysis import analyze
 from gradlab.errors import BadInput
-from gradlab.probes.base import Setting, StepProbe
+from gradlab.probes.base import Probe, Setting, StepProbe
 from gradlab.record.arrays import stored_name
 from gradlab.record.base import (
     OWN_LOOP,
@@ -167,8 +168,7 @@ class Recorder:
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((seen, named))):
             hint = "return seen and the loss from the compiled step, and log them outside of it"
             raise BadInput("log", "values that are being traced", "arrays and numbers", hint)
-        for name, value in named.items():
-            self._check_scalar(name, value)
+        self._check_scalars(named)
         row = self._row
         if row is not None and row.step == step:
             row.check_new(named, seen is not None)
@@ -308,25 +308,38 @@ class Recorder:
             raise BadInput("step", found, f"{self._last}, the last one logged, or a later one")
         return found
 
-    def _check_scalar(self, name: str, value: Any) -> None:
-        if not _is_number(value):
-            shape = getattr(value, "shape", None)
-            given = f"an array of shape {shape}" if shape else type(value).__name__
-            raise BadInput(name, given, "a number, or an array of shape ()")
-        known = self._description.variables
-        if name in known and not known[name].dims:
-            return
-        taken = {stored_name(one) for one in [*known, *self._description.coords]}
-        if not is_name(stored_name(name)) or stored_name(name) in taken | {"step", "lag"}:
-            allowed = "a name that nothing else has, not even with _ for /"
-            raise BadInput("log", name, f"{allowed}, without a dot in front or control characters")
-        if len(known) > MOST_ARRAYS - _KEPT_FREE:
-            raise BadInput("log", name, f"at most {MOST_ARRAYS - _KEPT_FREE} names in a run")
+    def _check_scalars(self, named: Mapping[str, Any]) -> None:
+        known, waiting = self._description.variables, self._row.names if self._row else ()
+        taken = {stored_name(one): one for one in [*known, *waiting]}
+        for name, value in named.items():
+            if not _is_number(value):
+                shape = getattr(value, "shape", None)
+                given = f"an array of shape {shape}" if shape else type(value).__name__
+                raise BadInput(name, given, "a number, or an array of shape ()")
+            stored = stored_name(name)
+            other = taken.setdefault(stored, name) != name or (name in known and known[name].dims)
+            if (
+                not is_name(stored)
+                or other
+                or stored in self._description.coords
+                or _is_own(stored)
+            ):
+                allowed = "a name that nothing else has, not even with _ for /"
+                allowed += ", without a dot in front or control characters"
+                hint = "curves, their dimensions, and all that starts with adj_ are gradlab's"
+                raise BadInput("log", name, allowed, hint)
+        if len(taken) > MOST_ARRAYS - _KEPT_FREE:
+            allowed = f"at most {MOST_ARRAYS - _KEPT_FREE} names in a run"
+            raise BadInput("log", f"{len(taken)} names", allowed)
 
     def _check_look(self, found: xarray.Dataset) -> None:
         """Refuse what has no place in the recorded arrays."""
-        known = self._description
+        known, waiting = self._description, self._row.names if self._row else ()
+        allowed = "variables and dimensions that nothing else is recorded as"
+        hint = "log yours under another name"
         for dim in map(str, found.dims):
+            if dim in known.variables or dim in waiting:
+                raise BadInput("look", dim, allowed, hint)
             own, there = found[dim].values.tolist(), known.coords.get(dim)
             if dim == "layer":
                 there = there or self._watched.layers
@@ -335,13 +348,12 @@ class Recorder:
                 fits = there is None or own == list(there)
             if not fits:
                 of = "T" if dim in ("t", "back") else dim
-                given, allowed = (own, there) if of == dim else (len(own), len(there or ()))
-                raise BadInput(f"look ({of})", given, f"{allowed}, as in what is recorded")
+                given, fit = (own, there) if of == dim else (len(own), len(there or ()))
+                raise BadInput(f"look ({of})", given, f"{fit}, as in what is recorded")
         for name, one in found.data_vars.items():
             there = known.variables.get(str(name))
-            if there is not None and there.dims != one.dims:
-                allowed = "variables that nothing else is recorded as"
-                raise BadInput("look", str(name), allowed, "log yours under another name")
+            if name in waiting or (there is not None and there.dims != one.dims):
+                raise BadInput("look", str(name), allowed, hint)
 
     def _row_of(self, step: int) -> _OpenRow | None:
         """The open row of a step; None if an earlier process recorded it."""
@@ -703,6 +715,27 @@ def _of_steps(names: Iterable[Any]) -> set[str]:
         if name.startswith("adj_") and name.endswith("_zero")
     ]
     every = Setting("", tuple(states), ("gate",), "gate")
-    kinds = (kind for kind in vars(every_probe).values() if isinstance(kind, type))
-    steps = (kind() for kind in kinds if issubclass(kind, StepProbe))
+    steps = (probe for probe in _probes() if isinstance(probe, StepProbe))
     return {name for probe in steps for name in probe.variables(every)}
+
+
+def _is_own(stored: str) -> bool:
+    """Whether gradlab may record something of this name, now or later, or a dimension of it."""
+    return stored.startswith("adj_") or stored in _own_names()
+
+
+@cache
+def _own_names() -> frozenset[str]:
+    """What all probes measure, but adjoints by the names of states, and over which dimensions."""
+    every = Setting("", (), ("gate",), "gate", ("matrix",), "tanh", 1, 1, clips=True)
+    found = {"step", "lag"}
+    for probe in _probes():
+        for name, one in probe.variables(every).items():
+            found |= {name, *one.dims}
+    return frozenset(found)
+
+
+def _probes() -> Iterator[Probe]:
+    for kind in vars(every_probe).values():
+        if isinstance(kind, type) and issubclass(kind, Probe):
+            yield kind()

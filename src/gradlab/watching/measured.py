@@ -36,6 +36,11 @@ OF_ADJOINTS: dict[str, StepProbe] = {
 NORM = "grad_norm"
 """The norm of the gradient of each parameter."""
 _FIRST, _LAST = "adj_", "_log10"
+_ONE_LENGTH = (
+    "pad every batch to one length and say by seq_lengths which steps are real, or take another "
+    "Recorder; the number of examples may change"
+)
+_ONE_MODULE = "what was seen of the module that the Recorder was made with"
 
 
 class Measured(NamedTuple):
@@ -166,6 +171,7 @@ class Watched:
         forms = {name: (tuple(own), seen[name]["mask"].shape[1]) for name, own in adjoints.items()}
         for name, form in forms.items():
             self._check_form(name, form, coords)
+            self._check_gates(name, form, h.get(name, "h"), seen[name].get("measured", {}))
         for name, (states, length) in forms.items():
             self.settings.setdefault(name, self._setting(name, states, length, h.get(name, "h")))
         masks = {name: one["mask"] for name, one in seen.items()}
@@ -213,10 +219,10 @@ class Watched:
         states, length = form
         self._cell(name)
         before, longest = self.settings.get(name), len(coords.get("t", ()))
-        said = f"T = {length}"
+        said, hint = f"T = {length}", _ONE_LENGTH
         if before is not None and states != before.states:
             said = f"the states {', '.join(states)}"
-            allowed = f"{', '.join(before.states)}, as at the steps before"
+            allowed, hint = f"{', '.join(before.states)}, as at the steps before", _ONE_MODULE
         elif before is not None and length != before.length:
             allowed = f"T = {before.length}, as at the steps before"
         elif before is None and longest and length > longest:
@@ -225,11 +231,24 @@ class Watched:
             said, allowed = "called", f"the layers that are recorded: {', '.join(coords['layer'])}"
         else:
             return
-        hint = (
-            "pad every batch to one length and say by seq_lengths which steps are real, or take "
-            "another Recorder; the number of examples may change"
-        )
         raise BadInput(f"seen[{name!r}]", said, allowed, hint)
+
+    def _check_gates(
+        self, name: str, form: tuple[tuple[str, ...], int], h: str, measured: Mapping[str, Any]
+    ) -> None:
+        """Refuse what came of other gates than those of the layer's cell."""
+        setting = self._setting(name, *form, h)
+        variables, gates = _variables(setting), len(setting.gates)
+        for variable, values in measured.items():
+            dims = variables[variable].dims[1:] if variable in variables else ()
+            shape = np.shape(values)
+            fits = len(dims) == len(shape) and (
+                "gate" not in dims or shape[dims.index("gate")] == gates
+            )
+            if variable not in variables or not fits:
+                own = ", ".join(setting.gates) or "none that can be seen"
+                allowed = f"that of a {setting.cell} (its gates: {own})"
+                raise BadInput(f"seen[{name!r}]", f"{variable}, {shape}", allowed, _ONE_MODULE)
 
     def _cell(self, name: str) -> nnx.RNNCellBase:
         path = name if name in self._cells else name.rpartition("#")[0]
@@ -316,6 +335,13 @@ def _check_seen(seen: Any) -> None:
     if not whole:
         allowed = "what gradlab.value_and_grad gives beside the value and the gradient, or None"
         raise BadInput("seen", type(seen).__name__, allowed)
+    for name, one in seen.items():
+        keys = ["mask", *(f"{_FIRST}{state}{_LAST}" for state in _states(one))]
+        shapes = list(dict.fromkeys(np.shape(one[key]) for key in keys))
+        if len(shapes) > 1 or len(shapes[0]) != 2:
+            given = f"arrays of the shape {' and '.join(map(str, shapes))}"
+            hint = "if steps were stacked, log each: jax.tree.map(lambda one: one[i], seen)"
+            raise BadInput(f"seen[{name!r}]", given, "what one step saw, (B, T)", hint)
 
 
 def _states(one: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ bare cell and of ``nnx.RNN``; and the command line, which is a :class:`gradlab.S
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -415,6 +416,31 @@ def test_what_analyze_does_not_do_for_a_cell_it_says():
             analyze(mixing.build(), mixing.inputs(), zoo.weigh_each, probes=["lyapunov"])
         with pytest.raises(BadInput, match=r"nnx\.RNN\(cell\) in its place"):
             analyze(symbols.build(), symbols.inputs(), zoo.weigh_each)
+
+
+class OfEachStep(nnx.Param):
+    """One value for each step."""
+
+
+class Scheduled(zoo.Clocked):
+    """Its bias of each step is a parameter."""
+
+    def fill(self, rngs):
+        super().fill(rngs)
+        self.clock = OfEachStep(self.clock.get_value())
+
+
+@pytest.mark.slow
+def test_a_parameter_of_each_step_has_a_gradient_and_no_curve_over_the_steps():
+    with zoo.as_users_do():
+        cell, inputs = Scheduled(zoo.I, zoo.H, rngs=nnx.Rngs(0)), ZOO["bias of each step"].inputs()
+        layer = nnx.RNN(cell, state_axes=nnx.StateAxes({OfEachStep: 0, ...: nnx.Carry}))
+        probes = ["grad_norm", "temporal_contribution"]
+        found = analyze(layer, inputs, zoo.weigh_each, probes=probes).sel(parameter="clock")
+        due = nnx.grad(lambda layer: zoo.weigh(layer(inputs)))(layer)["cell"]["clock"]
+    assert float(found["grad_norm"]) == pytest.approx(float(jnp.linalg.norm(due[...])), rel=1e-5)
+    assert np.isnan(found["temporal_contribution_log10"]).all()
+    assert "at each step" in json.loads(found.attrs["steps_not_known"])["clock"]
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt.closeup import LayerView
-from gradlab.bptt.form import Form, form_of
+from gradlab.bptt.form import FIXED, Form, form_of
 from gradlab.bptt.packing import from_real_form, real_form, real_gradient
 from gradlab.bptt.parts import Params, Parts, by_name, names_of
 from gradlab.bptt.passes import Route, is_inexact, last_real, wide
@@ -198,6 +198,10 @@ class ModuleCloseup:
                 reasons[name] = "the loss reads it"
             elif name in self._read_by_outputs and self._by_step is None:
                 reasons[name] = "in what the module gives the examples are not the first axis"
+        for name, own in self.ran.own.items():
+            if any(kind != FIXED for kind in self.ran.forms[name].variables[: len(own)]):
+                why = "a parameter of its layer is another one at each step"
+                reasons |= {full: why for full in own.values() if full not in reasons}
         return reasons
 
     def _named(self, leaves: Sequence[int]) -> list[str]:

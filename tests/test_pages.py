@@ -23,7 +23,7 @@ from tests.small import QUIET, TINY
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SLOW = ("README.md",)
 """It runs the preset ``full``, which takes long to compile."""
-_BLOCK = re.compile(r"^(<!--.*-->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^(<!--[^\n]*-->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: \w.* -->\n")
 
 

@@ -101,6 +101,7 @@ def loss_of(outputs, last):
     return jnp.sum(weights * jnp.sin(outputs)) + jnp.sum(jnp.square(last))
 
 
+@pytest.mark.slow
 def test_any_cells_in_one_stack_equal_plain_autodiff_of_a_loop():
     """Learned first states, complex ones, projections, two directions, padding full of NaN."""
     layers = stack()

@@ -139,6 +139,7 @@ def check(specimen):
     return got
 
 
+@pytest.mark.slow
 def test_a_close_look_at_a_cell_that_is_of_all_kinds():
     with zoo.as_users_do(wide=True):
         got = check(ALL_IN_ONE)

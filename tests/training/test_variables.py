@@ -180,6 +180,7 @@ class Deep(nnx.Module):
         return self.readout(jnp.concatenate([outputs[0][-1], outputs[1][0]], -1))
 
 
+@pytest.mark.slow
 def test_a_learned_first_state_has_its_gradient_in_every_layer_and_direction():
     """In training, and in a close look."""
     deep = {"make_cell": zoo.LearnedStart, "layers": 2, "bidirectional": True, "hidden": 3}

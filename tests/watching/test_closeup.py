@@ -235,6 +235,7 @@ class Tied(nnx.Module):
         return self.rnn(y, initial_carry=carry)
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_called_twice(monkeypatch, caplog):
     """And a second call of the same analysis compiles nothing; what takes long is told."""
     module, x = Tied(nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (B, T, I))

@@ -21,8 +21,8 @@ from tests.compare.recordings import record_run, record_sweep
 from tests.small import QUIET, TINY
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SLOW = ("README.md",)
-"""It runs the preset ``full``, which takes long to compile."""
+SLOW = ("README.md", "your_own_loop.md")
+"""They look closely, which takes long to compile."""
 _BLOCK = re.compile(r"^(<!--[^\n]*-->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: \w.* -->\n")
 

@@ -327,7 +327,9 @@ class Recorder:
             ):
                 allowed = "a name that nothing else has, not even with _ for /"
                 allowed += ", without a dot in front or control characters"
-                hint = "curves, their dimensions, and all that starts with adj_ are gradlab's"
+                hint = (
+                    "another; curves, their dimensions, and all that starts with adj_ are gradlab's"
+                )
                 raise BadInput("log", name, allowed, hint)
         if len(taken) > MOST_ARRAYS - _KEPT_FREE:
             allowed = f"at most {MOST_ARRAYS - _KEPT_FREE} names in a run"

@@ -24,7 +24,9 @@ from gradlab.compare.headline import headline
 from gradlab.compare.recorded import recorded
 from gradlab.compare.runs import runs_in, settings_that_differ
 from gradlab.record.directory import RunDirectory
-from gradlab.record.figures import draw_one
+from gradlab.record.figures import adjoint_heatmap, draw_one, forget_product
+from gradlab.record.figures.common import titled
+from gradlab.record.lags import values_by_lag
 from gradlab.watching.gradient import Seen
 from tests.record.wandb_file import load
 from tests.zoo import ZOO
@@ -213,7 +215,8 @@ def test_the_run_says_what_it_is_and_no_more_than_is_known(own):
     assert own.config["rate"] == {"of": 0.1}
     assert own.config["home"] == "~/x"
     assert (facts["model"], facts["task"], facts["T"]) == ("Reader", "sums", T)
-    assert facts["layers"]["second"] == {"cell": "GRUCell", "states": ["h"], "h": "h", "T": T // 2}
+    second = {"cell": "GRUCell", "states": ["h"], "h": "h", "T": T // 2, "gate": "z"}
+    assert facts["layers"]["second"] == second
     assert own.info["steps_per_second"] > 0
     assert own.info["probe_overhead"] is None
     assert own.info["baseline"] == {}
@@ -260,6 +263,35 @@ def test_figures_and_pages_read_it_like_any_other(own, looped, tmp_path):
     assert any("do not say" in line for line in lines)
     assert runs[0].command == ""
     assert compare([str(looped[0]), "--out", str(tmp_path / "q.html")]) == 0
+
+
+def test_figures_show_each_layer_its_own_state_and_gate(own):
+    page = forget_product.figure(own.curves, own.scalars, own.info)
+    assert page is not None
+    first, second = page.axes
+    assert first.get_title() == "layer first: ‖∂ℓ/∂c‖, gate f"
+    assert second.get_title() == "layer second: ‖∂ℓ/∂h‖, gate z"
+    assert 'recorder.look(..., probes=["forget_path"])' in page.get_suptitle()
+    for axes, name in ((first, "adj_c_log10"), (second, "adj_h_log10")):
+        (drawn,) = (line for line in axes.lines if str(line.get_label()).startswith("norm"))
+        panel = own.curves.isel(step=-1).sel(layer=axes.get_title().split()[1][:-1])
+        shown = np.asarray(drawn.get_ydata(), float)
+        expected = values_by_lag(panel, name)
+        expected = expected - expected[np.isfinite(expected)][0]
+        np.testing.assert_allclose(shown[np.isfinite(shown)], expected[np.isfinite(expected)])
+        assert np.isfinite(shown).any()
+    page = adjoint_heatmap.figure(own.curves, own.scalars, own.info)
+    assert page is not None
+    titles = [axes.get_title() for axes in page.axes]
+    assert titles[1] == "layer first\nwhat the gate f alone would keep"
+    assert titles[3] == "layer second\nwhat the gate z alone would keep"
+
+
+def test_a_long_name_has_a_line_of_its_own():
+    name = "layer encoder/blocks/0/backward_rnn"
+    assert titled("layer 0", "some words") == "layer 0: some words"
+    assert titled(name, "4.2 decades lost over it", 50) == f"{name}\n4.2 decades lost over it"
+    assert max(map(len, titled(name * 3, "words\nothers", 40).split("\n"))) == 40
 
 
 # How a run ends.

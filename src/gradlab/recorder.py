@@ -155,8 +155,9 @@ class Recorder:
           step: counted from 0; not before the last one logged.
           seen: what :func:`gradlab.value_and_grad` gave beside value and gradient at this step, of
             any number of examples; None: nothing. The number of timesteps has to stay the same.
-          **scalars: numbers, or arrays of one, of any names (``**{"val/loss": 0.1}``), at every
-            step or at some. ``loss`` is recorded as ``train/loss``.
+          **scalars: numbers, or arrays of one, of any names (``**{"val/loss": 0.1}``) but those of
+            gradlab's own curves and dimensions, at every step or at some. ``loss`` is recorded as
+            ``train/loss``.
 
         Raises:
           BadInput: for a step before the last one, something that was said before at this step, or
@@ -326,7 +327,9 @@ class Recorder:
             ):
                 allowed = "a name that nothing else has, not even with _ for /"
                 allowed += ", without a dot in front or control characters"
-                hint = "curves, their dimensions, and all that starts with adj_ are gradlab's"
+                hint = (
+                    "another; curves, their dimensions, and all that starts with adj_ are gradlab's"
+                )
                 raise BadInput("log", name, allowed, hint)
         if len(taken) > MOST_ARRAYS - _KEPT_FREE:
             allowed = f"at most {MOST_ARRAYS - _KEPT_FREE} names in a run"

@@ -136,11 +136,11 @@ class _Layer:
                 "travels."
             )
             return [fed, f"{at} it {self._fall()}.", *self._cut(), *self._ways()]
-        told = [f"{self.kind}. {at} the gradient {self._fall()}.", *self._horizon()]
         if network.earlier_steps_have_loss is None or network.others_read_it:
-            told.append(self._may_be_fed())
-            told += self._product()
-        elif self._is_last:
+            told = [self._may_be_fed(at), *self._horizon(), *self._product()]
+            return [*told, *self._cut(), *self._ways()]
+        told = [f"{self.kind}. {at} the gradient {self._fall()}.", *self._horizon()]
+        if self._is_last:
             told += self._product()
         else:
             told.append("The layer above feeds it at every step: not all of it came through time.")
@@ -152,13 +152,14 @@ class _Layer:
         depths = [str(label).split()[0] for label in self.network.layers]
         return depths[self.index] == depths[-1]
 
-    def _may_be_fed(self) -> str:
+    def _may_be_fed(self, at: str) -> str:
+        """What was measured, with who may have fed it on the way, so that it has no name yet."""
         loss = self.network.earlier_steps_have_loss is None
         who = "the loss or another layer" if self.network.others_read_it else "the loss"
         who = who if loss else "another layer"
         return (
-            f"Where {who} reads it at earlier timesteps too, which is not known, not all of it "
-            "came through time."
+            f"{at} the gradient {self._fall()}; where {who} reads it at earlier timesteps too, "
+            "which is not known, not all of it came through time."
         )
 
     def _fall(self) -> str:

@@ -131,12 +131,16 @@ class Watched:
         return max((one.length for one in self.settings.values()), default=0)
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Of each layer ``cell``, and once it was seen ``states``, which is ``h``, and ``T``."""
+        """Of each layer ``cell``, and once it was seen ``states``, which is ``h``, ``T``, ``gate``.
+
+        ``gate`` is the one that multiplies the old state; a layer without one has no such key.
+        """
         found: dict[str, dict[str, Any]] = {}
         for name in self.layers:
             found[name] = {"cell": type(self._cell(name)).__name__}
             if one := self.settings.get(name):
                 found[name] |= {"states": list(one.states), "h": one.h, "T": one.length}
+                found[name] |= {"gate": one.retention} if one.retention else {}
         return found
 
     def remember(self, facts: Any) -> None:

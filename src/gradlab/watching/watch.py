@@ -23,7 +23,9 @@ def watch(module: M) -> M:
     Each ``nnx.RNN`` and ``nnx.Bidirectional`` becomes gradlab's own, in place: the same object with
     the same parameters and options, so that whoever holds it goes on holding it, and the module's
     state has the same form. Each layer is named by its place, ``"encoder/rnn"``; a layer at two
-    places has the first of them. To watch a module again changes nothing.
+    places has the first of them by the alphabet, the order in which Flax goes through a module: it
+    is the same in a compiled step, where the order of the attributes is lost. To watch a module
+    again changes nothing.
 
     What holds a state over time but cannot be seen is told as a warning of the logger ``gradlab``,
     once each: a cell that no layer holds, which somebody calls in a loop of their own, in a

@@ -12,6 +12,8 @@ QUESTION = "How far back does the gradient arrive?"
 HINT = "top = the end of the sequence, bottom = far back,  right = later in training"
 HEAT_STEPS, HEAT_LAGS = 300, 500
 """Most columns and rows of a heatmap."""
+_NO_GATE = "no gate multiplies its old state"
+_WIDEST = 43
 _ADJOINT = "adj_h_log10"
 _PRODUCTS = {
     "forget_product_rms_log10": "what the gate {} alone would keep",
@@ -24,7 +26,7 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     titles = {_ADJOINT: "gradient ‖∂ℓ/∂h‖"}
     for name, title in _PRODUCTS.items():
         if name in curves:
-            titles[name] = title.format(curves[name].attrs.get("gate", ""))
+            titles[name] = title
             break
     shown = {name: _chosen(curves, name) for name in titles if len(common.measured(curves, name))}
     if _ADJOINT not in shown:
@@ -36,7 +38,9 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
     for row in range(layers):
         for axes, (name, values) in zip(grid[row], shown.items(), strict=True):
             mesh = common.heatmap(axes, values.isel(layer=row), low, high)
-            axes.set_title(common.layer_title(curves, row, titles[name]))
+            gate = common.gate_of(curves, info, name, row)
+            title = titles[name].format(gate) if gate or name == _ADJOINT else _NO_GATE
+            axes.set_title(common.layer_title(curves, row, title, _WIDEST))
         grid[row, 0].set_ylabel("lag (timesteps back)")
     grid[0, 0].invert_yaxis()  # they share it
     for axes in grid[-1]:

@@ -12,6 +12,7 @@ from gradlab.record.figures import common
 
 QUESTION = "How far back does the gradient reach?"
 HINT = "left = recent past,  down = the gradient has vanished"
+_WIDEST_ALONE = 80
 _ADJOINT = "adj_h_log10"
 _HORIZON = "memory horizon: the state's\ngradient is first down to\n1/e of lag 0, last step"
 _DASHED: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.4}
@@ -24,14 +25,20 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
         return None
     page = common.Page(info, QUESTION, HINT, curves.sizes["layer"])
     xlabel = common.lag_label(curves, _ADJOINT)
+    widest = common.WIDEST if curves.sizes["layer"] > 1 else _WIDEST_ALONE
     for row, axes in page.layers(curves, "log10 of the gradient's norm", xlabel):
         panel = chosen.isel(layer=row)
         for one, style in common.each_step(panel):
             common.line(axes, one, _ADJOINT, **style)
             common.line(axes, one, "adj_c_log10", color=style["color"], **_DASHED)
         _quantile_band(axes, one, style["color"])
-        name = [f"layer {curves['layer'].values[row]}, step {int(one['step']):,}", _fall(one)]
-        lines = [": ".join(filter(None, name)), _line(one), _mark_horizon(axes, one), _zeros(one)]
+        name = f"layer {curves['layer'].values[row]}, step {int(one['step']):,}"
+        lines = [
+            common.titled(name, _fall(one), widest),
+            _line(one),
+            _mark_horizon(axes, one),
+            _zeros(one),
+        ]
         axes.set_title("\n".join(filter(None, lines)), fontsize=12)
         axes.set_xlim(0, panel.sizes["t"] - 1 or 1)
     keys = list(page.figure.axes[0].get_legend_handles_labels()[0])

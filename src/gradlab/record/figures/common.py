@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 import xarray
 from xarray import Dataset
 
+from gradlab.record.base import OWN_LOOP
 from gradlab.record.keys import spread as spread
 from gradlab.record.lags import values_by_lag
 from gradlab.variable import over_lag_name
@@ -49,6 +51,8 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 2.0,
     "savefig.dpi": 120,
 }
+WIDEST = 52
+"""Letters of a title over one panel, of two side by side."""
 LAG = "lag: timesteps back from the end of the sequence"
 OWN_LAG = "lag: timesteps back from each example's own end"
 BOUND: dict[str, Any] = {
@@ -263,10 +267,35 @@ def handles_of(figure: Figure) -> list[Any]:
     return list(found.values())
 
 
-def layer_title(curves: Dataset, row: int, more: str = "") -> str:
+def layer_title(curves: Dataset, row: int, more: str = "", widest: int = WIDEST) -> str:
     """``layer 0: more``; the layer is left out where there is but one."""
     layer = "" if curves.sizes["layer"] == 1 else f"layer {curves['layer'].values[row]}"
-    return ": ".join(filter(None, [layer, more]))
+    return titled(layer, more, widest)
+
+
+def titled(name: str, more: str, widest: int = WIDEST) -> str:
+    """``name: more`` over one panel, in two lines or more where one would be too wide."""
+    first, *others = more.split("\n")
+    line = ": ".join(filter(None, [name, first]))
+    lines = [line] if len(line) <= widest else [*textwrap.wrap(name, widest), first]
+    return "\n".join(filter(None, [*lines, *others]))
+
+
+def gate_of(curves: Dataset, info: Info, name: str, row: int) -> str:
+    """The retention gate of a layer, of which the variable ``name`` tells; empty if it has none.
+
+    In a module whose layers are of several kinds the variable's own attribute has all of them.
+    """
+    layers = info.get("facts", {}).get("layers")
+    if layers:
+        return layers.get(str(curves["layer"].values[row]), {}).get("gate", "")
+    return curves[name].attrs.get("gate", "")
+
+
+def close_look(info: Info, probes: str, option: str) -> str:
+    """What takes a close look: an option of the command line, or a call in a loop of one's own."""
+    own = info.get("facts", {}).get("loop") == OWN_LOOP
+    return f'recorder.look(..., probes=["{probes}"])' if own else option
 
 
 # --- which training steps ------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def figure(curves: Dataset, scalars: Dataset, info: common.Info) -> common.Figur
             panel = chosen.isel(layer=row)
             if name == _HISTOGRAM:
                 _histogram(axes, panel)
-                title = f"how open is the gate {curves[name].attrs.get('gate', '')}?"
+                title = f"how open is the gate {common.gate_of(curves, info, name, row)}?"
             else:
                 _timescales(axes, panel)
                 title = "time scale of each unit"

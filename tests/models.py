@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flax import nnx
@@ -35,8 +36,15 @@ def _stack(names: tuple[str, ...]) -> list[list[Callable[..., nnx.RNNCellBase]]]
     return [makes[:2], *([make] for make in makes[2:])]
 
 
-every_model_in_stacks = functools.partial(
-    pytest.mark.parametrize, "makes", [pytest.param(_stack(n), id=" ".join(n)) for n in ALIKE]
-)
+def _stacks(slow: tuple[str, ...] = ()) -> list[Any]:
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(_stack(n), id=" ".join(n), marks=marks[n[0] in slow]) for n in ALIKE]
+
+
+every_model_in_stacks = functools.partial(pytest.mark.parametrize, "makes", _stacks())
 """Every cell once, for what compiles for seconds: those with the same state and the same kind of
 gates are one network, the first two the directions of its first layer."""
+every_model_in_stacks_gru_slowly = functools.partial(
+    pytest.mark.parametrize, "makes", _stacks(slow=("gru",))
+)
+"""The same, the GRUs among the slow tests: what holds for h and for [c; h] is seen without them."""

@@ -27,7 +27,7 @@ from tests.closeups import (
     packed,
     scalar_closeup,
 )
-from tests.models import every_model_in_stacks
+from tests.models import every_model_in_stacks_gru_slowly
 
 TWO_WAYS = {"bidirectional": True, "masked": True}
 EXACT = {"rtol": 1e-10, "atol": 1e-13}
@@ -159,7 +159,7 @@ def check_jacobian(case: Case, index: int, view):
     assert np.all((view["jacobian"] == np.eye(size)) | real)
 
 
-@every_model_in_stacks()
+@every_model_in_stacks_gru_slowly()
 def test_every_cell_masked(makes):
     with jax.enable_x64(True):
         check(make_case(makes, masked=True))

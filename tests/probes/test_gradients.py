@@ -32,7 +32,7 @@ from tests.closeups import (
     named,
     scalar_closeup,
 )
-from tests.models import every_model_in_stacks
+from tests.models import every_model_in_stacks_gru_slowly
 
 SPLIT = 2
 BY_STEP = (
@@ -193,7 +193,7 @@ def check(case: Case):
     check_clipping(case, got, by, gradient)
 
 
-@every_model_in_stacks()
+@every_model_in_stacks_gru_slowly()
 def test_every_cell_masked_with_a_loss_at_every_step(makes):
     with jax.enable_x64(True):
         check(make_case(makes, masked=True))

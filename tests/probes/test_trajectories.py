@@ -22,7 +22,7 @@ from gradlab.probes.setting import setting_of
 from gradlab.probes.singular_spectrum import SingularSpectrum
 from gradlab.probes.step_jacobian import StepJacobian
 from tests.closeups import Case, E, H, I, Separate, T, make_case, packed
-from tests.models import every_model_in_stacks
+from tests.models import every_model_in_stacks_gru_slowly
 
 TRANSIENT = 2
 PROBES = (
@@ -237,7 +237,7 @@ def check(case: Case):
             check_paths(setting, real, jacobians, got["gates"][index], index, got)
 
 
-@every_model_in_stacks()
+@every_model_in_stacks_gru_slowly()
 def test_every_cell_against_numpy(makes):
     with jax.enable_x64(True):
         check(make_case(makes, masked=True))

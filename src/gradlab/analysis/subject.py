@@ -286,8 +286,11 @@ class Whole(Subject):
         if not right:
             raise BadInput("inputs", given, allowed)
         signature = inspect.signature(network.__call__)
+        by_name = [
+            one.name for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY
+        ]
         try:
-            signature.bind(*self.inputs)
+            signature.bind(*self.inputs, **dict.fromkeys(by_name))
         except TypeError:
             allowed = (
                 f"what {type(network).__name__} is called with, {signature}; several as a tuple"

@@ -22,6 +22,7 @@ from gradlab.record.verdict import Network, against_baseline, at_other_lengths, 
 from gradlab.tasks.base import Split
 from gradlab.training.checkpoint import FOLDER as CHECKPOINTS
 from gradlab.training.checkpoint import Checkpoints, Position
+from gradlab.training.compile_cache import compile_cache
 from gradlab.training.loop import Member
 from gradlab.training.step import Steps
 
@@ -254,6 +255,7 @@ def describe(
             "T": task.length,
             "steps": experiment.trainer.steps,
             "devices": [str(device) for device in jax.devices()],
+            "compile_cache": compile_cache(),
             "overrides": list(experiment.overrides),
             "probes_left_out": dict(steps.left_out),
         },

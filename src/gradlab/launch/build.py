@@ -61,10 +61,12 @@ def build(config: dict[str, Any], choices: Mapping[str, Any], overrides: Sequenc
     from gradlab.probes.base import CloseProbe, StepProbe
     from gradlab.record.wandb.sink import WandbSink
     from gradlab.tasks.base import Task
+    from gradlab.training.compile_cache import keep_compiled
     from gradlab.training.loop import Trainer
     from gradlab.training.optimizer import Optimizer
     from gradlab.training.schedule import Schedule
 
+    keep_compiled()  # wherever a job runs: every process that runs one builds it
     model, record = config["model"], config["record"]
     own = {"hidden": int, "layers": int, "bidirectional": bool, "initial_state": InitialState}
     check_keys("model", model, own | {"cell": dict})

@@ -86,13 +86,29 @@ SMOKE = {
     "test_house.py": ["test_import_is_light", "test_every_smoke_test_is_there"],
 }
 """Those of ``pytest -m smoke``: a few quick ones of every room, by file."""
+ACCELERATOR = {
+    "bptt/test_unroll.py": [
+        "test_scalar_linear_rnn_follows_w_to_the_lag_over_5000_steps",
+        "test_stacked_linear_rnns_carry_the_scale_from_layer_to_layer",
+        "test_lstm_without_recurrent_weights_follows_its_forget_gate",
+        "test_adjoints_equal_an_explicit_float64_jacobian_product",
+        "test_taps_change_no_bit_of_the_gradient",
+    ],
+    "bptt/test_precision.py": ["test_a_long_gradient_is_that_of_float64_on_an_accelerator"],
+    "training/test_population.py": ["test_members_equal_their_solo_runs"],
+    "training/test_resume.py": ["test_stopped_again_and_again"],
+    "training/test_mesh.py": ["test_all_devices_of_an_accelerator_give_what_one_gives"],
+}
+"""Those of ``pytest -m accelerator``: what another device could get wrong, in a minute or two."""
+MARKED = {"smoke": SMOKE, "accelerator": ACCELERATOR}
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         file = item.path.relative_to(ROOT / "tests").as_posix()
-        if item.originalname in SMOKE.get(file, ()):
-            item.add_marker(pytest.mark.smoke)
+        for mark, names in MARKED.items():
+            if item.originalname in names.get(file, ()):
+                item.add_marker(mark)
 
 
 def pytest_collection_finish():

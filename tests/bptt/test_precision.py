@@ -74,8 +74,8 @@ def test_of_all_that_a_run_and_an_analysis_measure():
 @pytest.mark.skipif(jax.default_backend() == "cpu", reason="a CPU has no faster, coarser product")
 def test_a_long_gradient_is_that_of_float64_on_an_accelerator():
     """In TF32 it is wrong by 1e-3."""
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    assert benchmark.lstm_error("h") < 1e-5
-    assert benchmark.lstm_error("c") < 1e-5
+    spec = importlib.util.spec_from_file_location("script", ROOT / "scripts" / "accelerator.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.lstm_error("h") < 1e-5
+    assert script.lstm_error("c") < 1e-5

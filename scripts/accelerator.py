@@ -26,6 +26,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,6 @@ import time
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 SIZES = ["100,50,2,64", "100,32,32,256", "200,64,2,128", "500,16,2,64", "784,64,1,128"]
@@ -85,45 +85,32 @@ def installed(name):
 
 
 def tests(_):
-    """The tests marked ``accelerator``: how many passed, and which did not."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        # pytest as it is: one process has the accelerator, and no plugin of the machine's.
-        options = ["-m", "accelerator", "-o", "addopts=", "-q", f"--junitxml={report}"]
-        for plugin in ("xdist", "benchmark", "cacheprovider"):
-            options += ["-p", f"no:{plugin}"]
-        environment = {
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # what the suite saves by is not what is used
-            "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, "tests"],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        print(done.stdout, file=sys.stderr)
-        if not report.exists():
-            raise RuntimeError(done.stdout.strip()[-300:] or f"pytest ended with {done.returncode}")
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = [
-        one for one in cases if one.find("failure") is not None or one.find("error") is not None
-    ]
-    skipped = [one for one in cases if one.find("skipped") is not None]
-    say(
-        passed=len(cases) - len(failed) - len(skipped),
-        skipped=[named(one) for one in skipped],
-        failed=[named(one) for one in failed],
+    """The tests marked ``accelerator``, one after another."""
+    sys.path.insert(0, str(ROOT))
+    from tests.conftest import ACCELERATOR
+
+    # pytest as it is: one process has the accelerator, and no plugin of the machine's.
+    options = ["-m", "accelerator", "-o", "addopts=", "-v", "--color=no", "--tb=short"]
+    for plugin in ("xdist", "benchmark", "cacheprovider"):
+        options += ["-p", f"no:{plugin}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options, *(f"tests/{file}" for file in ACCELERATOR)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    if failed or not cases:
-        raise RuntimeError(f"{len(failed)} of {len(cases)} tests failed")
+    outcomes, last = [], ""
+    for last in process.stdout:
+        print(last, end="", file=sys.stderr, flush=True)
+        if found := OUTCOME.match(last):
+            say(test=found[1], outcome=found[2].lower())
+            outcomes.append(found[2])
+    if process.wait() or "PASSED" not in outcomes:
+        raise RuntimeError(f"pytest ended with {process.returncode}: {last.strip(' =')}")
 
 
-def named(case):
-    """A test by its file and name."""
-    return f"{case.get('classname')}::{case.get('name')}"
+OUTCOME = re.compile(r"(tests/\S+::.+) (PASSED|FAILED|SKIPPED|ERROR)\b")
 
 
 def errors(_):
@@ -385,7 +372,7 @@ def population(options):
 
 def rate(words):
     """Steps per second of each run that a command line makes, the median."""
-    sizes = ["experiment=adding", "model.hidden=32", "trainer.steps=400", "trainer.log_every=null"]
+    sizes = ["experiment=adding", "model.hidden=32", "trainer.steps=400", "trainer.log_every=400"]
     sizes += ["trainer.eval_every=400", "trainer.checkpoint_seconds=null", "probe=none"]
     sizes += ["record.wandb.mode=disabled", "record.figures=false", "record.terminal=false"]
     with tempfile.TemporaryDirectory() as folder:
@@ -393,7 +380,7 @@ def rate(words):
         command = [sys.executable, "-m", "gradlab", *words, *sizes, *where]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
+            raise RuntimeError(" ".join((done.stderr or done.stdout).split())[-300:])
         infos = [json.loads(path.read_text()) for path in Path(folder).rglob("run.json")]
     return statistics.median(one["steps_per_second"] for one in infos)
 
@@ -456,6 +443,8 @@ def collected(part, words, seconds):
     environment = {
         "JAX_PLATFORMS": "",  # the best there is, unless somebody has said which
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # a part has processes of its own
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # what the tests save by is not what is used
+        "XLA_FLAGS": "",
     }
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     began = time.perf_counter()
@@ -466,7 +455,7 @@ def collected(part, words, seconds):
             stdout=out,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
+            start_new_session=True,  # to be ended with all that it started
         )
         try:
             _, said = process.communicate(timeout=seconds)
@@ -502,11 +491,9 @@ def machine_lines(found):
 
 def test_lines(found):
     """How many passed, and those that did not."""
-    lines = []
-    for one in found:
-        lines.append(f"{one['passed']} passed")
-        lines += [f"- {how}: {name}" for how in ("failed", "skipped") for name in one[how]]
-    return lines
+    passed = sum(one["outcome"] == "passed" for one in found)
+    others = [f"- {one['outcome']}: {one['test']}" for one in found if one["outcome"] != "passed"]
+    return [f"{passed} of {len(found)} passed", *others]
 
 
 def error_lines(found):

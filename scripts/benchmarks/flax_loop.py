@@ -21,7 +21,7 @@ RULE = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 
 
 class Net(nnx.Module):
-    """An LSTM and a readout of its last output."""
+    """An LSTM and a readout of its last h."""
 
     def __init__(self, hidden: int):
         rngs = nnx.Rngs(0)
@@ -30,7 +30,8 @@ class Net(nnx.Module):
 
     def __call__(self, inputs):
         """``(T, B, 2)`` to ``(B, 1)``."""
-        return self.readout(self.rnn(inputs)[-1])
+        (_, h), _ = self.rnn(inputs, return_carry=True)
+        return self.readout(h)
 
 
 def main(steps: int, length: int, batch: int, hidden: int) -> None:

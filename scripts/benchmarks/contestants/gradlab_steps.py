@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from benchmarks import problem
 from benchmarks.contestants import arrays_of, share
@@ -141,9 +142,8 @@ def measured_steps(steps: Steps):
 
 def mesh_of(size: Size) -> DataMesh:
     """The devices that a batch is split over."""
-    count = share(size.B, jax.device_count())
-    types = (jax.sharding.AxisType.Auto,)
-    return DataMesh(jax.make_mesh((count,), (AXIS,), axis_types=types))
+    devices = jax.devices()[: share(size.B, jax.device_count())]
+    return DataMesh(Mesh(np.array(devices), (AXIS,)))
 
 
 make = Gradlab

@@ -29,6 +29,8 @@ SHARD_CHUNKS = 4096
 """Most chunks in one file: a reader reads their index, 16 bytes each, to find one."""
 LEVEL = 1
 """Of the compression; curves hardly compress better at higher ones."""
+QUICK_LEVEL = -1
+"""While a chunk is being filled: a flush writes it anew, at a fifth of the time."""
 
 _COORDS = {
     "step": ("steps", "training step"),
@@ -112,21 +114,26 @@ class Arrays:
         values = {**row.scalars, **row.arrays}
         if unknown := values.keys() - self.columns.keys():
             raise ValueError(f"step {row.step} holds variables not described: {sorted(unknown)}")
-        if self.last == (row.step, self.rows):
-            for name, value in values.items():
-                self.columns[name].put(self.rows - 1, value)
-            return
-        self.step.put(self.rows, row.step)
-        for name, column in self.columns.items():
-            column.put(self.rows, values.get(name))
+        with np.errstate(over="ignore"):
+            if self.last == (row.step, self.rows):
+                for name, value in values.items():
+                    self.columns[name].put(self.rows - 1, value)
+                return
+            self.step.put(self.rows, row.step)
+            for name, column in self.columns.items():
+                column.put(self.rows, values.get(name))
         self.last = row.step, self.rows + 1
         self.rows += 1
 
-    def commit(self) -> None:
-        """Make every appended row visible: chunks first, lengths last."""
+    def commit(self, *, quick: bool = True) -> None:
+        """Make every appended row visible: chunks first, lengths last.
+
+        Args:
+          quick: whether the chunks that are being filled will be written again.
+        """
         growing = [self.step, *self.columns.values()]
         for column in growing:
-            column.write()
+            column.write(quick=quick)
         metadata = self.coordinates | {column.name: column.sized(self.rows) for column in growing}
         group = {
             "zarr_format": 3,
@@ -142,7 +149,7 @@ class Arrays:
 
     def close(self) -> None:
         """Commit, pack the files, and write every array's length into its own metadata, too."""
-        self.commit()
+        self.commit(quick=False)
         for column in (self.step, *self.columns.values()):
             column.close(self.rows)
 
@@ -166,29 +173,32 @@ class _Growing:
     ):
         self.name = stored_name(name)
         self.folder = folder / self.name
-        shape = tuple(sizes[dim] for dim in variable.dims)
-        row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        self.shape = tuple(sizes[dim] for dim in variable.dims)
+        row_bytes = math.prod(self.shape) * np.dtype(dtype).itemsize
         self.length = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, row_bytes)))
         self.chunks = min(SHARD_CHUNKS, math.ceil(SHARD_ROWS / self.length))
         self.fill = 0 if dtype == "int64" else math.nan
-        self.block = np.full((self.length, *shape), self.fill, np.dtype(dtype).newbyteorder("<"))
+        stored_as = np.dtype(dtype).newbyteorder("<")
+        self.block = np.full((self.length, *self.shape), self.fill, stored_as)
         self.codec = Zstd(level=LEVEL, checksum=True)
+        self.quick_codec = Zstd(level=QUICK_LEVEL, checksum=True)
         self.room = self.block.nbytes + self.block.nbytes // 128 + 1024
         if new or rows == 0:
             self._create(name, variable, dtype)
         self.metadata = _metadata(self.folder)
         self.shard: Shard | None = None
+        self.shard_number = -1
         self.chunk, slot = divmod(rows, self.length)
-        self.stored = self.changed = False
+        self.first = rows - slot  # row where the chunk begins
+        self.stored = self.changed = self.is_quick = False
         if rows:
             self._resume(slot)
 
     def _create(self, name: str, variable: Variable, dtype: str) -> None:
-        shape = self.block.shape[1:]
-        wide = tuple(max(1, n) for n in shape)
+        wide = tuple(max(1, n) for n in self.shape)
         zarr.create_array(
             self.folder,
-            shape=(0, *shape),
+            shape=(0, *self.shape),
             chunks=(self.length * self.chunks, *wide),
             dtype=dtype,
             fill_value=self.fill,
@@ -211,32 +221,28 @@ class _Growing:
         )
 
     def put(self, row: int, value: Any) -> None:
-        """Set ``row``; None leaves the fill value."""
-        chunk, slot = divmod(row, self.length)
-        if chunk > self.chunk:
+        """Set ``row``, of the chunk or the one after it; None leaves the fill value."""
+        if row >= self.first + self.length:
             self._complete()
-            self.chunk = chunk
-        # A chunk is stored before any of its rows can be seen, also if nothing is measured.
-        self.changed |= value is not None or not self.stored
         if value is None:
+            # A chunk is stored before any of its rows can be seen, also if nothing is measured.
+            self.changed |= not self.stored
             return
-        if np.shape(value) != self.block.shape[1:]:
-            shape = self.block.shape[1:]
-            raise ValueError(f"{self.name}: got shape {np.shape(value)}, described as {shape}")
-        with np.errstate(over="ignore"):
-            self.block[slot] = value
+        shape = getattr(value, "shape", None)
+        if (np.shape(value) if shape is None else shape) != self.shape:
+            given = np.shape(value)
+            raise ValueError(f"{self.name}: got shape {given}, described as {self.shape}")
+        self.block[row - self.first] = value
+        self.changed = True
 
-    def write(self) -> None:
-        """Write the chunk that is being filled, if it changed."""
-        if not self.changed:
+    def write(self, *, quick: bool) -> None:
+        """Write the chunk that is being filled, if it changed or should be packed better."""
+        if not (self.changed or (self.is_quick and not quick)):
             return
         number, place = divmod(self.chunk, self.chunks)
-        path = self._path(number)
-        if self.shard is None or self.shard.path != path:
-            os.stat(self.folder / "zarr.json")  # a folder that was removed is not made again
-            self.shard = Shard(path, self.chunks, self.room)
-        self.shard.write(place, self.codec.encode(self.block))
-        self.stored, self.changed = True, False
+        codec = self.quick_codec if quick else self.codec
+        self._file(number).write(place, codec.encode(self.block))
+        self.stored, self.changed, self.is_quick = True, False, quick
 
     def sized(self, rows: int) -> dict[str, Any]:
         """The array's metadata with its length along ``step``."""
@@ -252,13 +258,22 @@ class _Growing:
     def _path(self, shard: int) -> Path:
         return self.folder.joinpath("c", str(shard), *["0"] * (self.block.ndim - 1))
 
+    def _file(self, number: int) -> Shard:
+        """The file that is written to, made if missing."""
+        if self.shard is None or number != self.shard_number:
+            os.stat(self.folder / "zarr.json")  # a folder that was removed is not made again
+            self.shard = Shard(self._path(number), self.chunks, self.room)
+            self.shard_number = number
+        return self.shard
+
     def _complete(self) -> None:
         """Write the chunk for the last time and begin an empty one."""
-        self.write()
+        self.write(quick=False)
         if self.shard is not None:
             self.shard.settle()
         self.block.fill(self.fill)
-        self.stored = self.changed = False
+        self.chunk, self.first = self.chunk + 1, self.first + self.length
+        self.stored = self.changed = self.is_quick = False
 
     def _resume(self, slot: int) -> None:
         """Take up the chunk that was being filled, up to ``slot``; what lies beyond is dropped."""
@@ -267,14 +282,14 @@ class _Growing:
         while self._path(later).exists():
             self._path(later).unlink()
             later += 1
-        self.shard = Shard(self._path(number), self.chunks, self.room)
-        content = self.shard.read(place) if slot else None
-        self.shard.forget_from(place + 1 if slot else place)
+        shard = self._file(number)
+        content = shard.read(place) if slot else None
+        shard.forget_from(place + 1 if slot else place)
         if content:
             recorded = np.frombuffer(self.codec.decode(content), self.block.dtype)
             self.block[:slot] = recorded.reshape(self.block.shape)[:slot]
         elif slot:  # nothing was measured, and its rows can be seen
-            self.shard.rewrite(place, self.codec.encode(self.block))
+            shard.rewrite(place, self.codec.encode(self.block))
         self.stored = self.changed = bool(slot)
 
 

@@ -56,8 +56,7 @@ class Histories:
     def add(self, row: Row) -> None:
         """Take the curves of the next row."""
         for name in self._variables.keys() & row.arrays.keys():
-            values = np.array(values_by_lag(row.arrays, name), np.float32)
-            self._histories[name].add(row.step, values)
+            self._histories[name].add(row.step, values_by_lag(row.arrays, name))
 
     def __iter__(self) -> Iterator[Curves]:
         for name, variable in self._variables.items():
@@ -67,7 +66,10 @@ class Histories:
 
 
 class History:
-    """At most ``capacity`` evenly spaced rows of a sequence of unknown length, and its last."""
+    """At most ``capacity`` evenly spaced rows of a sequence of unknown length, and its last.
+
+    Only what is kept is copied, in float32: most rows of a long run are not.
+    """
 
     def __init__(self, capacity: int = MOST_COLUMNS):
         self.capacity, self.stride, self.seen = capacity, 1, 0
@@ -77,7 +79,7 @@ class History:
     def add(self, step: int, array: np.ndarray) -> None:
         """Take the next row."""
         if self.seen % self.stride == 0:
-            self.kept.append((step, array))
+            self.kept.append((step, np.array(array, np.float32)))
         if len(self.kept) > self.capacity:
             self.kept, self.stride = self.kept[::2], self.stride * 2
         self.seen, self.last = self.seen + 1, (step, array)
@@ -87,7 +89,8 @@ class History:
         rows = list(self.kept)
         if self.last is not None and rows[-1][0] != self.last[0]:
             rows.append(self.last)
-        return np.array([step for step, _ in rows]), np.array([array for _, array in rows])
+        steps, arrays = [step for step, _ in rows], [array for _, array in rows]
+        return np.array(steps), np.array(arrays, np.float32)
 
 
 def heatmap(curves: Curves) -> tuple[np.ndarray, str]:

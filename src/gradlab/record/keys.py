@@ -47,9 +47,11 @@ class Keys:
         values: dict[str, float] = dict(row.scalars)
         for name, array in row.arrays.items():
             keys, positions = self._plans[name]
+            if not keys:
+                continue
             if name in self._curves:
                 array = values_by_lag(row.arrays, name)
-            values.update(zip(keys, np.ravel(array)[positions].tolist(), strict=True))
+            values.update(zip(keys, np.take(array, positions).tolist(), strict=True))
         return {key: float(value) for key, value in values.items() if math.isfinite(value)}
 
 

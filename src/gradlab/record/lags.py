@@ -27,9 +27,9 @@ def values_by_lag(measured: Mapping[Any, Any], name: str) -> np.ndarray:
     if twin not in measured:
         return np.asarray(measured[name])[..., ::-1]
     values = np.asarray(measured[twin])
-    absent = np.isnan(values).all(-1, keepdims=True)
-    if name not in measured or not absent.any():
+    if name not in measured or not np.isnan(values[..., :1]).any():
         return values
+    absent = np.isnan(values).all(-1, keepdims=True)
     return np.where(absent, np.asarray(measured[name])[..., ::-1], values)
 
 

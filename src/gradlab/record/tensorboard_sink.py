@@ -16,14 +16,17 @@ that TensorBoard keeps, are left out.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import os
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from gradlab.errors import BadInput
@@ -45,7 +48,8 @@ class TensorBoardSink:
     """A sink that writes one TensorBoard event file, in this thread.
 
     The writers that TensorBoard's packages offer hand everything to a thread; when that thread
-    dies of a full disk, they wait for it for ever. Here the failure reaches the caller.
+    dies of a full disk, they wait for it for ever. Here the failure reaches the caller. And they
+    compute checksums in Python, which takes longer than all the rest of a row.
 
     Args:
       directory: the run directory; the file goes into its ``tensorboard/``.
@@ -73,8 +77,6 @@ class TensorBoardSink:
 
     def open(self, description: Description) -> None:
         """Start a new file, in place of the earlier ones if the run is resumed."""
-        from tensorboardX import RecordWriter
-
         self._keys, self._histories = Keys(description), Histories(description)
         self.folder.mkdir(parents=True, exist_ok=True)
         if description.resumed:
@@ -82,7 +84,7 @@ class TensorBoardSink:
                 earlier.unlink()
         # TensorBoard's own names end in the host's name, which nobody needs to see. To parts of a
         # second: of a file whose name it has met TensorBoard reads only what is new at the end.
-        self._writer = RecordWriter(str(self.folder / f"{_PREFIX}{time.time():.6f}.gradlab"))
+        self._writer = open(self.folder / f"{_PREFIX}{time.time():.6f}.gradlab", "wb")  # noqa: SIM115
         self._write(file_version="brain.Event:2")
         if description.resumed:  # for a TensorBoard that is open: its points will come again
             log = _proto("event").SessionLog
@@ -108,7 +110,7 @@ class TensorBoardSink:
         try:
             self._write_heatmaps()
             self._write_outcome(outcome)
-            self._writer.flush()
+            self._flush()
         finally:
             self._leave()
 
@@ -155,13 +157,17 @@ class TensorBoardSink:
         """Write one event of now; to disk, if the last time was long enough ago."""
         event = _proto("event").Event(wall_time=time.time(), **content)
         try:
-            self._writer.write(event.SerializeToString())
+            self._writer.write(framed(event.SerializeToString()))
             if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-                self._writer.flush()
-                self._flushed = time.monotonic()
+                self._flush()
         except OSError:
             self._leave()
             raise
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        os.fsync(self._writer.fileno())
+        self._flushed = time.monotonic()
 
     def _leave(self) -> None:
         """Close the file, whether or not what is left of it can be written."""
@@ -171,6 +177,19 @@ class TensorBoardSink:
                 writer.close()
 
 
+def framed(content: bytes) -> bytes:
+    """A record of an event file: its length, a checksum of that, the content, a checksum of it."""
+    length = struct.pack("<Q", len(content))
+    return length + _checksum(length) + content + _checksum(content)
+
+
+def _checksum(content: bytes) -> bytes:
+    """CRC-32C, masked as TensorFlow does it: rotated, and a constant added."""
+    crc = google_crc32c.value(content)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+@functools.cache
 def _proto(name: str) -> Any:
     """A module of TensorBoard's messages; their classes are made at run time, so typed as Any."""
     return importlib.import_module(f"tensorboardX.proto.{name}_pb2")

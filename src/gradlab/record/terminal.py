@@ -22,6 +22,8 @@ PLAIN_LINES = 10
 """About this many progress lines are printed where nothing can be kept up to date."""
 PER_SECOND = 4
 """How often a terminal is drawn anew."""
+BURST = 0.05
+"""Rows that come within so many seconds were measured in one call; it says nothing of the speed."""
 _ROBUST_FIRST = (
     "decades_lost",
     "decades_per_100",
@@ -79,14 +81,14 @@ class Terminal(Screen):
         self.steps = description.facts.get("steps")
         self.layers = list(description.coords.get("layer", []))
         self.start: tuple[float, int] | None = None
-        self.next_line, self.shown, self.latest = 0.0, -1, {}
+        self.opened, self.next_line, self.shown = time.monotonic(), 0.0, -1
         self.measured: int | None = None
         self._print(_header(description, self.baseline), style="bold")
         self.recorded = description.recorded
         if description.resumed:
             self._print(f"going on; rows up to step {self.recorded} are recorded already")
-        self.last = (-1, "compiling…")
-        self._begin_live(lambda: Text(self.last[1]))
+        self.last: tuple[int, float, dict[str, Any]] | None = None  # step, moment, figures
+        self._begin_live(lambda: Text(self._line()))
 
     def log(self, row: Row) -> None:
         """Show the latest figures; of a run that is resumed, those that are new."""
@@ -96,19 +98,19 @@ class Terminal(Screen):
             return
         now = time.monotonic()
         self.start = self.start or (now, row.step)
-        self.latest |= row.scalars
-        self.latest |= {name: row.arrays[name] for name in ("adjoint_slope",) if name in row.arrays}
-        line = self._line(row.step, now)
+        latest: dict[str, Any] = {**(self.last[2] if self.last else {}), **row.scalars}
+        if "adjoint_slope" in row.arrays:
+            latest["adjoint_slope"] = row.arrays["adjoint_slope"]
+        self.last = row.step, now, latest  # put into words when it is drawn, maybe by a thread
         if not self.live and row.step >= self.next_line:
-            self._print(line)
+            self._print(self._line())
             self.shown = row.step
             self.next_line = row.step + (self.steps or 0) / PLAIN_LINES
-        self.last = (row.step, line)
 
     def close(self, outcome: Outcome) -> None:
         """Print the last progress line, a table of the final figures, and the verdict."""
-        if not self._end_live() and self.start and self.last[0] != self.shown:
-            self._print(self.last[1])
+        if not self._end_live() and self.last and self.last[0] != self.shown:
+            self._print(self._line())
         figures = _table(outcome, self.measured)
         if figures.row_count:
             self.console.print(figures)
@@ -119,16 +121,20 @@ class Terminal(Screen):
         for line in outcome.verdict:
             self._print(line)
 
-    def _line(self, step: int, now: float) -> str:
+    def _line(self) -> str:
+        """Where the run stands, by its latest row."""
+        if self.last is None:
+            return "compiling…"
+        step, now, latest = self.last
         total = f"/{self.steps}" if self.steps else ""
         parts = [f"step {step}{total}"]
         for key in ("train/loss", "val/loss"):
-            if key in self.latest:
-                parts.append(f"{key} {self.latest[key]:.4g}")
+            if key in latest:
+                parts.append(f"{key} {latest[key]:.4g}")
         if len(parts) > 1 and self.baseline:
             parts[-1] += f" (baseline {self.baseline['loss']:.4g})"
-        if "adjoint_slope" in self.latest:
-            slopes = np.ravel(self.latest["adjoint_slope"])
+        if "adjoint_slope" in latest:
+            slopes = np.ravel(latest["adjoint_slope"])
             per_layer = " ".join(f"{slope:+.3g}" for slope in slopes)
             parts.append(f"adjoint slope {per_layer} nats/step")
         return "  ".join([*parts, *self._speed(step, now)])
@@ -137,6 +143,8 @@ class Terminal(Screen):
         since, first = self.start or (now, step)
         if step <= first or now <= since:
             return []
+        if now - since < BURST:
+            since, first = self.opened, self.recorded
         rate = (step - first) / (now - since)
         parts = [f"{rate:.3g} steps/s"]
         if self.steps:

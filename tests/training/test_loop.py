@@ -459,9 +459,10 @@ def test_a_trainer_refuses_what_is_below_one(key):
 def test_the_clock_leaves_the_first_calls_out():
     clock = Clock()
     clock.plain += [(9.0, 9), (1.0, 10), (1.0, 10)]
-    clock.probed += [5.0, 0.2, 0.2]
+    clock.probed += [(5.0, 1), (0.2, 1), (0.2, 1)]
+    clock.mixed += [(7.0, 9), (2.0, 18)]
     timings = clock.timings()
-    assert timings["steps_per_second"] == pytest.approx(22 / 2.4)
+    assert timings["steps_per_second"] == pytest.approx(40 / 4.4)
     assert timings["probe_overhead"] == pytest.approx(2.0)
     nothing = dict.fromkeys(("steps_per_second", "probe_overhead", "close_look"))
     assert Clock().timings() == nothing

@@ -143,7 +143,7 @@ def test_stretches_with_their_means_are_read_as_they_were_once_written():
 class Watched:
     """A program that notes what is asked of it; time goes by while it makes steps."""
 
-    def __init__(self, program, seconds=0.0):
+    def __init__(self, program, seconds):
         self.program, self.seconds, self.time = program, seconds, 0.0
         self.events, self.flying = [], False
 
@@ -178,7 +178,7 @@ class Noted(Rows):
         self.watched.events.append(("row", row.step, self.watched.flying))
 
 
-def trained(program, seconds=0.0, **settings):
+def trained(program, seconds=0.001, **settings):
     watched = Watched(program, seconds)
     trainer = Trainer(**{"steps": 40, "batch": 4, "eval_every": 1000} | settings)
     member = Member([Noted(watched)])

@@ -388,8 +388,7 @@ class Population:
         def fails(path: str) -> bool:
             def look(value: jax.Array) -> Any:
                 steps = self._bound(({**constants, path: value}, rest))
-                stretch = make(steps, state, self._data, Plan.of(()))
-                return stretch, steps.measure(state, self._data)
+                return steps.probe(state, self._data), steps.measure(state, self._data)
 
             try:
                 jax.eval_shape(look, values[path])

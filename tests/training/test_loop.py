@@ -483,9 +483,10 @@ def test_the_clock_leaves_the_first_calls_out():
     clock.plain += [(9.0, 9), (1.0, 10), (1.0, 10)]
     clock.probed += [(5.0, 1), (0.2, 1), (0.2, 1)]
     clock.mixed += [(7.0, 9), (2.0, 18)]
+    clock.empty = 0.1
     timings = clock.timings()
     assert timings["steps_per_second"] == pytest.approx(40 / 4.4)
-    assert timings["probe_overhead"] == pytest.approx(2.0)
+    assert timings["probe_overhead"] == pytest.approx((0.2 - 0.1) / (0.9 / 10))
     nothing = dict.fromkeys(("steps_per_second", "probe_overhead", "close_look"))
     assert Clock().timings() == nothing
 

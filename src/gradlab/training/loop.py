@@ -92,9 +92,11 @@ class Clock:
       probed: likewise of measured steps alone.
       mixed: of all others.
       close: seconds of close looks.
+      empty: seconds of a call without any step, which the comparison of kinds leaves out.
     """
 
     def __init__(self) -> None:
+        self.empty = 0.0
         self.plain: list[tuple[float, int]] = []
         self.probed: list[tuple[float, int]] = []
         self.mixed: list[tuple[float, int]] = []
@@ -109,17 +111,16 @@ class Clock:
         plain, probed, close = self.plain[1:], self.probed[1:], self.close[1:]
         calls = [*plain, *probed, *self.mixed[1:]]
         seconds, steps = sum(s for s, _ in calls), sum(n for _, n in calls)
-        overhead = _median(probed) / _median(plain) if plain and probed else None
+        overhead = self._of_step(probed) / self._of_step(plain) if plain and probed else None
         return {
             "steps_per_second": steps / seconds if steps else None,
             "probe_overhead": overhead,
             "close_look": float(np.median(close)) if close else None,
         }
 
-
-def _median(calls: Sequence[tuple[float, int]]) -> float:
-    """Seconds of a step."""
-    return float(np.median([seconds / steps for seconds, steps in calls]))
+    def _of_step(self, calls: Sequence[tuple[float, int]]) -> float:
+        """Seconds of a step in calls of one kind."""
+        return float(np.median([(seconds - self.empty) / steps for seconds, steps in calls]))
 
 
 def train(
@@ -267,6 +268,7 @@ class _Loop:
 
     def go(self) -> None:
         """The loop itself."""
+        self._time_empty_calls()
         while plans := self._plans():
             self._make(plans)
             self._validate()
@@ -278,6 +280,15 @@ class _Loop:
         self._hand_over()
         self._save()
         return self.end({i: Outcome("finished") for i in self.training})
+
+    def _time_empty_calls(self) -> None:
+        found = []
+        for _ in range(TIMED):
+            began = self.now()
+            self.program.send({i: [] for i in self.training})
+            self.program.land()
+            found.append(self.now() - began)
+        self.clock.empty = float(np.median(found))
 
     # What is made next.
 

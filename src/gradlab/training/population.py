@@ -34,7 +34,7 @@ from gradlab.training.program import (
     test_at,
 )
 from gradlab.training.step import State, Steps, Values
-from gradlab.training.stretch import Block, Plan, make, most_blocks
+from gradlab.training.stretch import Block, make, most_blocks, plan_of
 
 PARTS = ("optimizer", "task", "regularizer", "probes")
 """What of :class:`~gradlab.training.step.Steps` may hold numbers, besides the model."""
@@ -155,7 +155,7 @@ class Population:
         steps.rest = rest
         return steps
 
-    def _stretch_one(self, state: State, own: Any, plan: Plan, data: Any):
+    def _stretch_one(self, state: State, own: Any, plan: jax.Array, data: Any):
         return make(self._bound(own), state, data, plan, self.rows)
 
     def _measure_one(self, state: State, own: Any, due: jax.Array, data: Any):
@@ -341,10 +341,9 @@ class Population:
         row[list(members)] = True
         return self._dealt_out(row)
 
-    def _planned(self, plans: Mapping[int, Sequence[Block]]) -> Plan:
+    def _planned(self, plans: Mapping[int, Sequence[Block]]) -> jax.Array:
         """The steps of every row; none where none are planned."""
-        each = [Plan.of(plans.get(row, ())) for row in range(self.rows)]
-        return self._dealt_out(jax.tree.map(lambda *own: np.stack(own), *each))
+        return self._dealt_out(np.stack([plan_of(plans.get(i, ())) for i in range(self.rows)]))
 
     def _dealt_out(self, rows: Any) -> Any:
         return jax.device_put(rows, NamedSharding(self._mesh, P(_AXIS)))

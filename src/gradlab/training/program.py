@@ -21,7 +21,7 @@ from gradlab.bptt.precision import in_all_digits
 from gradlab.model import per_example_accuracy, per_example_loss
 from gradlab.tasks.base import Batch, Task
 from gradlab.training.step import State, Steps, Values
-from gradlab.training.stretch import Block, Plan, Stretch, make, most_blocks
+from gradlab.training.stretch import Block, Stretch, make, most_blocks, plan_of
 
 HeldOut = Literal["val", "test"]
 """The splits that are scored."""
@@ -146,10 +146,10 @@ class Solo:
         """See :meth:`Program.compile`."""
         began, mesh, steps = time.perf_counter(), self.steps.mesh, self.steps
 
-        def stretch(state: State, data: Any, plan: Plan) -> tuple[State, Stretch]:
+        def stretch(state: State, data: Any, plan: jax.Array) -> tuple[State, Stretch]:
             return make(steps, state, data, plan)
 
-        lowered = mesh.jit(stretch, donate_argnums=0).lower(self._state, self.data, Plan.of(()))
+        lowered = mesh.jit(stretch, donate_argnums=0).lower(self._state, self.data, plan_of(()))
         self.most_blocks = most_blocks(lowered.out_info)
         self._stretch, self._measure = compiled(
             lowered, mesh.jit(steps.measure).lower(self._state, self.data)
@@ -175,7 +175,7 @@ class Solo:
     def send(self, plans: Mapping[int, Sequence[Block]]) -> None:
         """See :meth:`Program.send`."""
         self._wait()
-        plan = self.steps.mesh.place(Plan.of(plans[0]))
+        plan = self.steps.mesh.place(plan_of(plans[0]))
         self._state, self._sent = self._stretch(self._state, self.data, plan)
 
     def land(self) -> Landed:

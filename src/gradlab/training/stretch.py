@@ -44,26 +44,18 @@ class Block(NamedTuple):
         return self.plain + self.measured
 
 
-class Plan(NamedTuple):
-    """What a call makes, as arrays.
+def plan_of(blocks: Sequence[Block]) -> np.ndarray:
+    """What a call makes, :data:`ROWS` blocks at most, as one array that any such call takes.
 
-    Attributes:
-      plain: (ROWS,) int32, of each block.
-      measured: (ROWS,) bool, of each block.
-      blocks: () int32, how many there are.
+    Returns:
+      (ROWS + 1, 2) int32: how many blocks there are; then of each its plain steps, and 1 if one
+      more is measured, else 0.
     """
-
-    plain: Any
-    measured: Any
-    blocks: Any
-
-    @classmethod
-    def of(cls, blocks: Sequence[Block]) -> Plan:
-        """The same of blocks, on the host; :data:`ROWS` at most."""
-        plain, measured = np.zeros(ROWS, np.int32), np.zeros(ROWS, bool)
-        for i, block in enumerate(blocks):
-            plain[i], measured[i] = block
-        return cls(plain, measured, np.int32(len(blocks)))
+    plan = np.zeros((ROWS + 1, 2), np.int32)
+    plan[0] = len(blocks)
+    for i, block in enumerate(blocks, 1):
+        plan[i] = block
+    return plan
 
 
 class Stretch(NamedTuple):
@@ -93,21 +85,21 @@ class Stretch(NamedTuple):
 
 @in_all_digits
 def make(
-    steps: Steps, state: State, data: Any, plan: Plan, members: int = 1
+    steps: Steps, state: State, data: Any, plan: jax.Array, members: int = 1
 ) -> tuple[State, Stretch]:
-    """Make the steps of ``plan``, for a compiled function.
+    """Make the steps of a plan, for a compiled function.
 
     Args:
       steps: the step functions.
       state: before them.
       data: of the task.
-      plan: which.
+      plan: which steps, as :func:`plan_of` says them.
       members: how many make theirs in the same call; bounds memory only.
     """
     probe, (_, _, one_row) = _traced(lambda state: steps.probe(state, data), state)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one_row)
     no_report = Report(*(jnp.float32(0) for _ in Report._fields))
-    count = _most(one_row, members)
+    room = _most(one_row, members)
 
     def put(reports: jax.Array, made: jax.Array, report: Report) -> jax.Array:
         return lax.dynamic_update_index_in_dim(reports, jnp.stack(report), made, 0)
@@ -119,20 +111,20 @@ def make(
 
     def block(i, carry):
         *carry, rows = carry
-        state, reports, made = lax.fori_loop(0, plan.plain[i], plain, tuple(carry))
-        measured = plan.measured[i]
+        count, measured = plan[i + 1]
+        state, reports, made = lax.fori_loop(0, count, plain, tuple(carry))
         state, report, row = lax.cond(
-            measured, lambda: probe(state), lambda: (state, no_report, nothing)
+            measured > 0, lambda: probe(state), lambda: (state, no_report, nothing)
         )
         rows = jax.tree.map(
             lambda all_, own: lax.dynamic_update_index_in_dim(all_, own, i, 0), rows, row
         )
-        return state, put(reports, made, report), made + measured.astype(jnp.int32), rows
+        return state, put(reports, made, report), made + measured, rows
 
-    rows = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), one_row)
+    rows = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape), leaf.dtype), one_row)
     reports = jnp.zeros((STEPS + 1, len(Report._fields)), jnp.float32)
     carry = (state, reports, jnp.int32(0), rows)
-    state, reports, _, rows = lax.fori_loop(0, plan.blocks, block, carry)
+    state, reports, _, rows = lax.fori_loop(0, plan[0, 0], block, carry)
     return state, Stretch(state.step, state.alive, reports, rows)
 
 

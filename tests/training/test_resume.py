@@ -173,7 +173,7 @@ def test_rows_behind_the_last_checkpoint_are_kept_and_not_recorded_twice(
     assert_same(folder, whole)
 
 
-def _always_flushing(directory, path, init=recording_module.RunDirectory.__init__):
+def _always_flushing(directory, path, _=0, init=recording_module.RunDirectory.__init__):
     init(directory, path, flush_seconds=0)
 
 

@@ -21,7 +21,7 @@ from gradlab.training.schedule import Schedule
 from gradlab.training.step import Report, State
 from gradlab.training.stretch import STEPS, Block
 
-SECONDS = 0.5
+SECONDS = 0.25
 """About how long a call to the devices is: how long a run makes steps without a look at whether it
 should end or be saved, and how long its rows wait."""
 TIMED = 5
@@ -348,7 +348,7 @@ class _Loop:
             self.members[i].done += count
         kept.append((seconds, most))
         self.others = 0 if kept is self.clock.probed else self.others + 1
-        limit = int(min(STEPS, max(1, SECONDS * most / max(seconds, 1e-6))))
+        limit = min(STEPS, max(1, round(SECONDS * most / max(seconds, 1e-6))))
         self.limit = self.steps.mesh.agree(limit)
 
     def _kept(self, plans: Mapping[int, list[Block]]) -> list[tuple[float, int]]:

@@ -25,8 +25,9 @@ SECONDS = 0.25
 """About how long a call to the devices is: how long a run makes steps without a look at whether it
 should end or be saved, and how long its rows wait."""
 TIMED = 5
-"""From the start, so many calls of each kind are of that kind alone, to compare their times; and
-one of each from then on, after about so many others."""
+"""At the start so many calls of each kind are of that kind alone, to compare their times."""
+TIMED_AGAIN = 20
+"""Later one is, after so many others."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ def train(
       program: what steps the members; compiled.
       members: in the program's order.
       close: when the close probes measure, besides at the last step.
-      interruption: asks the runs to end after the step they are at. Over several processes they
-        end after the same one, whichever of them is asked.
+      interruption: asks the runs to end after the steps they are at, see :data:`SECONDS`. Over
+        several processes they end after the same one, whichever of them is asked.
       now: a clock in seconds.
     """
     if interruption is None:
@@ -252,7 +253,7 @@ class _Loop:
         total = trainer.steps
         self.close_steps = close.steps(total) if self.steps.looks_closely else set()
         self.rows = sorted(trainer.log.steps(total) | self.close_steps)
-        self.close_steps = sorted(self.close_steps)
+        self.looks = sorted(self.close_steps)
         self.clock = Clock()
         self.limit, self.others = 1, 0
         self.made: _Call | None = None
@@ -303,14 +304,14 @@ class _Loop:
         if len(self.rows) == self.trainer.steps:
             return False
         few = len(self.clock.probed if probed else self.clock.plain) <= TIMED
-        return few or self.others >= TIMED
+        return few or self.others >= TIMED_AGAIN
 
     def _plan(self, member: Member, *, parted: bool) -> list[Block]:
         """What one member makes; of one kind of steps alone if they are ``parted``."""
         at, blocks = member.done, []
         end = min(at + self.limit, self.trainer.steps)
-        if (look := bisect_right(self.close_steps, at)) < len(self.close_steps):
-            end = min(end, self.close_steps[look])
+        if (look := bisect_right(self.looks, at)) < len(self.looks):
+            end = min(end, self.looks[look])
         first = bisect_left(self.rows, at)
         for row in self.rows[first : first + self.program.most_blocks]:
             if row >= end or (parted and row > at):
@@ -401,26 +402,25 @@ class _Loop:
             return
         stretches = call.landed.stretches()
         for i, blocks in call.plans.items():
-            at, last = call.begin[i], call.landed.step[i]
-            for block, (reports, seen) in zip(blocks, stretches[i].by_block(blocks), strict=True):
-                at += block.steps
-                if at > last or i not in self.training:
+            step, last = call.begin[i], len(blocks) - 1
+            for n, (reports, seen) in enumerate(stretches[i].by_block(blocks)):
+                step += blocks[n].steps
+                if step > call.landed.step[i] or i not in self.training:
                     break
-                self._block(i, at - 1, block, reports, seen, call)
+                self.members[i].since = self.members[i].since.then(reports)
+                if blocks[n].measured:
+                    closely = call.closely.get(i, {}) if n == 0 else {}
+                    scores = call.scores.get(i, {}) if n == last else {}
+                    self._row(i, step - 1, Report(*reports[-1]), seen | closely, scores)
 
-    def _block(self, index: int, step: int, block: Block, reports, seen: Measured, call: _Call):
-        """Count a block of steps, whose last is ``step``, and hand on its row."""
+    def _row(
+        self, index: int, step: int, report: Report, seen: Measured, scores: Mapping[str, float]
+    ) -> None:
+        """Hand on the row of a step."""
         member = self.members[index]
-        member.since = member.since.then(reports)
-        if not block.measured:
-            return
         scalars = self._of_steps(member.since)
-        scalars["train/grad_norm"] = float(Report(*reports[-1]).grad_norm)
-        if step == call.begin[index]:
-            seen = seen | call.closely.get(index, {})
-        if block is call.plans[index][-1]:
-            scores = call.scores.get(index, {})
-            scalars |= {f"val/{name}": value for name, value in scores.items()}
+        scalars["train/grad_norm"] = float(report.grad_norm)
+        scalars |= {f"val/{name}": value for name, value in scores.items()}
         member.since = NOTHING
         self._log(index, Row(step, scalars, seen))
 

@@ -23,9 +23,12 @@ from gradlab.tasks.base import Split
 from gradlab.training.checkpoint import FOLDER as CHECKPOINTS
 from gradlab.training.checkpoint import Checkpoints, Position
 from gradlab.training.compile_cache import compile_cache
-from gradlab.training.loop import Member
+from gradlab.training.loop import SECONDS, Member
 from gradlab.training.step import Steps
 
+FLUSH_SECONDS = 2.0 - 2 * SECONDS
+"""Least time between two flushes. A row waits for the end of its call, and, when the first of those
+with it was flushed, until the first of a later call is: two seconds at most, if a step is short."""
 SCALARS = {
     "train/loss": "mean training loss since the last row",
     "train/grad_norm": "global gradient norm before clipping",
@@ -67,7 +70,7 @@ class Recording:
         if self.earlier is not None:
             check_whole(self.earlier)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
-        self.directory, self.last = RunDirectory(folder), _LastRows()
+        self.directory, self.last = RunDirectory(folder, FLUSH_SECONDS), _LastRows()
         self.is_open = False
         self.others = [Guarded(sink) for sink in sinks]
 

@@ -12,6 +12,7 @@ from gradlab.probes import Adjoint, AdjointSlope, MemoryHorizon
 from gradlab.tasks.adding import Adding
 from gradlab.training.loop import Trainer
 from gradlab.training.optimizer import Optimizer
+from gradlab.training.stretch import Block
 
 PROBES = {"adjoint": Adjoint(), "adjoint_slope": AdjointSlope(), "memory_horizon": MemoryHorizon()}
 
@@ -38,3 +39,9 @@ def experiment(**changes: Any) -> Experiment:
         "config": {"seed": 0},
     }
     return Experiment(**(parts | changes))
+
+
+def make(program: Any, plain: int, *, measured: bool = False, members: Any = (0,)) -> Any:
+    """Make so many plain steps of each member, and one that is measured; what has landed."""
+    program.send({member: [Block(plain, measured)] for member in members})
+    return program.land()

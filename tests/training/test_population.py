@@ -30,7 +30,7 @@ from gradlab.training.optimizer import Optimizer
 from gradlab.training.population import Population, Untraceable, numbers_of, together
 from gradlab.training.program import Solo
 from tests.experiments import experiment
-from tests.training.test_loop import FirstLoss, Rows
+from tests.training.test_loop import FirstLoss, Rows, compilations
 
 TRAINER = Trainer(steps=12, batch=4, log_every=5, eval_every=5)
 
@@ -161,22 +161,11 @@ def test_how_many_go_together_can_be_measured(monkeypatch):
 
 
 def test_nothing_compiles_after_the_first_row():
-    compiled, counts = [], []
-
-    class Counting(Rows):
-        def log(self, row):
-            counts.append(len(compiled))
-
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, _, **__: compiled.append(name) if "backend_compile" in name else None
-    )
-    try:
-        trainer = Trainer(steps=30, batch=4, log_every=5, eval_every=10)
-        trained(different(trainer), [Counting(), Rows(), Rows()])
-    finally:
-        jax.monitoring.clear_event_listeners()
-    assert compiled
-    assert counts[-1] == counts[1]
+    trainer = Trainer(steps=30, batch=4, log_every=5, eval_every=10)
+    with compilations() as counts:
+        trained(different(trainer), [counts, Rows(), Rows()])
+    assert counts.at_rows[0] > 0
+    assert counts.at_rows[-1] == counts.at_rows[1]
 
 
 def test_a_member_that_diverges_disturbs_no_other():

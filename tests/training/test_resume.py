@@ -47,18 +47,20 @@ def compiled():
     compile_ = program_module.jax.jit
 
     class Kept:
-        def __init__(self, function):
-            self.function = compile_(function)
+        def __init__(self, function, **options):
+            self.function = compile_(function, **options)
             self.name = function.__name__
 
         def lower(self, *arguments):
             self.arguments = arguments
+            if self.name not in cache:
+                lowered = self.function.lower(*arguments)
+                cache[self.name] = lowered.out_info, lowered.compile()
+            self.out_info = cache[self.name][0]
             return self
 
         def compile(self):
-            if self.name not in cache:
-                cache[self.name] = self.function.lower(*self.arguments).compile()
-            return cache[self.name]
+            return cache[self.name][1]
 
         def __call__(self, *arguments):
             if self.name not in cache:
@@ -67,7 +69,7 @@ def compiled():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program_module.jax, "jit", Kept)
-        patch.setattr(train_module, "STRETCH", 2)
+        patch.setattr(train_module, "STEPS", 2)
         yield
 
 
@@ -193,16 +195,16 @@ def test_a_signal_saves_and_ends(whole, tmp_path, name):
     heard = []
     before = signal.signal(number, lambda *_: heard.append(name))
     exp = experiment(trainer=SELDOM)
-    advance = train_module._Loop._advance
+    make = train_module._Loop._make
 
-    def advance_and_signal(loop, step):
-        advance(loop, step)
+    def make_and_signal(loop, plans):
+        make(loop, plans)
         if loop.members[0].done == 8:
             os.kill(os.getpid(), number)
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_module._Loop, "_advance", advance_and_signal)
+            patch.setattr(train_module._Loop, "_make", make_and_signal)
             outcome = run(exp, tmp_path / "run", [], figures=False)
     finally:
         signal.signal(number, before)

@@ -30,7 +30,7 @@ from gradlab.training.optimizer import Optimizer
 from gradlab.training.population import Population
 from gradlab.training.program import Solo
 from tests import ROOT, zoo
-from tests.experiments import experiment
+from tests.experiments import experiment, make
 from tests.training.test_mesh import bits
 
 KEY = jax.random.key(5)
@@ -75,10 +75,9 @@ def trained():
     steps = build_steps(changing())
     program = Solo(steps, KEY, 250)
     program.compile()
-    program.advance({0: 3})
+    make(program, 3)
     half_way = program.state()
-    program.advance({0: STEPS - 4})
-    program.probe()
+    make(program, STEPS - 4, measured=True)
     return steps, program, half_way, program.state()
 
 
@@ -129,8 +128,7 @@ def test_it_is_resumed_with_the_same_bits(tmp_path):
     kept = Checkpoints(tmp_path).restore(steps, KEY)
     sent = from_bytes(to_bytes(kept), steps.start(KEY))
     program.resume({0: sent.state})
-    program.advance({0: STEPS - 4})
-    program.probe()
+    make(program, STEPS - 4, measured=True)
     same((program.state(), sent.best.values), (state, half_way.values))
 
 
@@ -148,7 +146,7 @@ def test_members_of_a_population_move_as_alone():
     other = build_steps(changing(learning_rate=3e-3))
     population = Population([steps, other], [KEY, KEY], 250)
     population.compile()
-    population.advance({0: 3, 1: 3})
+    make(population, 3, members=(0, 1))
     for one, two in zip(
         *(jax.tree.leaves(s.values) for s in (population.state(0), half_way)), strict=True
     ):
@@ -241,8 +239,7 @@ def _on_devices():
     ends = []
     for _ in range(2):
         program.resume({0: state})
-        program.advance({0: 5})
-        program.probe()
+        make(program, 5, measured=True)
         ends.append(program.state())
     same(*ends)
     for leaf in jax.tree.leaves(ends[0].values):

@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,32 @@ class Best(NamedTuple):
         return Values(self.params, self.variables)
 
 
+class Since(NamedTuple):
+    """The steps since the last recorded row.
+
+    Attributes:
+      steps: how many.
+      sums: of their reports, in float64; one after another, so that they do not depend on how the
+        steps were divided.
+    """
+
+    steps: int
+    sums: Report
+
+    def then(self, reports: np.ndarray) -> Since:
+        """With further steps, of which ``reports`` (steps, 4) holds a :class:`Report` each."""
+        sums = np.add.accumulate([self.sums, *reports.astype(np.float64)])[-1]
+        return Since(self.steps + len(reports), Report(*sums.tolist()))
+
+    @property
+    def mean(self) -> Report:
+        """The mean report."""
+        return Report(*(total / self.steps for total in self.sums))
+
+
+NOTHING = Since(0, Report(0.0, 0.0, 0.0, 0.0))
+
+
 @dataclass
 class Position:
     """Where a run stands.
@@ -62,14 +88,14 @@ class Position:
     Attributes:
       state: the model's arrays, optimizer, step and random key. The key and the step give the
         position in the data: a step's batch is drawn from them alone.
-      since: number of steps and mean report of each stretch since the last recorded row.
+      since: the steps since the last recorded row.
       best: best so far in validation, or None.
       next_validation: first step at which validation is due.
       seconds: of training so far.
     """
 
     state: State
-    since: list[tuple[int, Report]] = field(default_factory=list)
+    since: Since = NOTHING
     best: Best | None = None
     next_validation: int = 0
     seconds: float = 0.0
@@ -306,7 +332,7 @@ def _packed(position: Position) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     arrays = {name: value for name, value in arrays.items() if not isinstance(value, dict) or value}
     rest = {
-        "since": [[count, *map(float, report)] for count, report in position.since],
+        "since": _stretches(position.since),
         "best": None if best is None else [best.loss, best.step, best.scores],
         "next_validation": position.next_validation,
         "seconds": position.seconds,
@@ -338,11 +364,22 @@ def _unpacked(arrays: dict[str, Any], rest: dict[str, Any], start: State) -> Pos
         scores = {str(name): float(score) for name, score in scores.items()}
         params, variables = named("best", start.params), named("best_variables", start.variables)
         best = Best(float(loss), int(step), params, scores, variables)
-    since = []
-    for count, *report in rest["since"]:
-        values: list[Any] = [np.float32(value) for value in report]
-        since.append((int(count), Report(*values)))
+    since = _since(rest["since"])
     return Position(state, since, best, int(rest["next_validation"]), float(rest["seconds"]))
+
+
+def _stretches(since: Since) -> list[list[float]]:
+    """As stretches, each with its number of steps and their mean, that give the very same sums."""
+    rest = [since.steps - 1, *NOTHING.sums]
+    return [[1, *since.sums], rest] if since.steps else []
+
+
+def _since(stretches: list[list[float]]) -> Since:
+    since = NOTHING
+    for count, *mean in stretches:
+        sums = (own + count * float(one) for own, one in zip(since.sums, mean, strict=True))
+        since = Since(since.steps + int(count), Report(*sums))
+    return since
 
 
 def _shapes(arrays: dict[str, Any]) -> dict[str, str]:

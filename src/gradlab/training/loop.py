@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,15 +13,20 @@ import numpy as np
 from gradlab.bptt.passes import Route
 from gradlab.errors import BadInput, CannotRecord, number, whole_number
 from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink, figures_of
-from gradlab.training.checkpoint import Best, Position
+from gradlab.training.checkpoint import NOTHING, Best, Position, Since
 from gradlab.training.diagnosis import diagnose
 from gradlab.training.interruption import Interruption
-from gradlab.training.program import Measured, Program
+from gradlab.training.program import Landed, Measured, Program
 from gradlab.training.schedule import Schedule
 from gradlab.training.step import Report, State
+from gradlab.training.stretch import STEPS, Block
 
-STRETCH = 100
-"""Most steps that are made without a look at whether the run should end or be saved."""
+SECONDS = 0.5
+"""About how long a call to the devices is: how long a run makes steps without a look at whether it
+should end or be saved, and how long its rows wait."""
+TIMED = 5
+"""From the start, so many calls of each kind are of that kind alone, to compare their times; and
+one of each from then on, after about so many others."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +83,24 @@ class Trainer:
 
 
 class Clock:
-    """Seconds of plain steps, of probed ones and of close looks, the device's work included.
+    """Seconds of calls to the devices, with the number of steps of each, and of close looks.
 
-    The first call of each kind is left out of the rates: it is not yet steady.
+    A call is timed from when it is sent until it has landed. So what the host does meanwhile is in
+    that time, not beside it. The first one of each kind is left out: it is not yet steady.
+
+    Attributes:
+      plain: of calls without a measured step, with nothing else for the host to do meanwhile.
+      probed: likewise of measured steps alone.
+      mixed: of all others.
+      close: seconds of close looks.
+      empty: seconds of a call without any step, which the comparison of kinds leaves out.
     """
 
     def __init__(self) -> None:
+        self.empty = 0.0
         self.plain: list[tuple[float, int]] = []
-        self.probed: list[float] = []
+        self.probed: list[tuple[float, int]] = []
+        self.mixed: list[tuple[float, int]] = []
         self.close: list[float] = []
 
     def timings(self) -> dict[str, float | None]:
@@ -94,15 +110,18 @@ class Clock:
         the seconds of one look of the close probes, which ``steps_per_second`` leaves out.
         """
         plain, probed, close = self.plain[1:], self.probed[1:], self.close[1:]
-        seconds = sum(s for s, _ in plain) + sum(probed)
-        steps = sum(n for _, n in plain) + len(probed)
-        each = [s / n for s, n in plain if n]
-        overhead = float(np.median(probed) / np.median(each)) if each and probed else None
+        calls = [*plain, *probed, *self.mixed[1:]]
+        seconds, steps = sum(s for s, _ in calls), sum(n for _, n in calls)
+        overhead = self._of_step(probed) / self._of_step(plain) if plain and probed else None
         return {
             "steps_per_second": steps / seconds if steps else None,
             "probe_overhead": overhead,
             "close_look": float(np.median(close)) if close else None,
         }
+
+    def _of_step(self, calls: Sequence[tuple[float, int]]) -> float:
+        """Seconds of a step in calls of one kind."""
+        return float(np.median([(seconds - self.empty) / steps for seconds, steps in calls]))
 
 
 def train(
@@ -176,21 +195,21 @@ class Member:
         self.sinks, self.start = sinks, position
         self.recorded, self.last_row = recorded, last_row
         self.save, self.ended = save, ended
-        self.since: list[tuple[int, Report]]
+        self.since: Since
         self.best: Best | None
         self.outcome: Outcome | None = None
         self.error: CannotRecord | None = None
-        self.done, self.since, self.best = 0, [], None
+        self.done, self.since, self.best = 0, NOTHING, None
         self.next_validation, self.seconds = 0, 0.0
         if position is not None:
-            self.done, self.since = int(position.state.step), list(position.since)
+            self.done, self.since = int(position.state.step), position.since
             self.best, self.next_validation = position.best, position.next_validation
             self.seconds = position.seconds
 
     def position(self, state: State, seconds: float) -> Position:
         """Where it stands, after ``seconds`` more of training."""
-        since, at = list(self.since), self.seconds + seconds
-        return Position(state, since, self.best, self.next_validation, at)
+        at = self.seconds + seconds
+        return Position(state, self.since, self.best, self.next_validation, at)
 
     def log(self, row: Row) -> None:
         """Hand on a row, unless it was recorded before the run was resumed."""
@@ -201,7 +220,32 @@ class Member:
                 sink.log(row)
 
 
+@dataclass
+class _Call:
+    """A stretch of steps of some members, from its plan until its rows are handed over.
+
+    Attributes:
+      plans: the blocks of steps, by member.
+      begin: how many steps each member had made before.
+      closely: what the close probes measured before it, by member.
+      landed: where it led to; None before it has.
+      scores: of the parameters after it, of the members that were validated.
+    """
+
+    plans: dict[int, list[Block]]
+    begin: dict[int, int]
+    closely: Mapping[int, Measured]
+    landed: Landed | None = None
+    scores: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+
 class _Loop:
+    """While the devices make one stretch of steps, the host hands over the rows of the one before.
+
+    A stretch ends before a close look, after a step whose parameters are validated, and where the
+    time is up; how many steps that is, is found while training and changes no number.
+    """
+
     def __init__(self, trainer: Trainer, program: Program, members, close, interruption, now):
         self.trainer, self.program, self.now = trainer, program, now
         self.members: dict[int, Member] = dict(enumerate(members))
@@ -209,7 +253,10 @@ class _Loop:
         total = trainer.steps
         self.close_steps = close.steps(total) if self.steps.looks_closely else set()
         self.rows = sorted(trainer.log.steps(total) | self.close_steps)
+        self.close_steps = sorted(self.close_steps)
         self.clock = Clock()
+        self.limit, self.others = 1, 0
+        self.made: _Call | None = None
         self.began = self.saved = now()
         starts = {i: m.start.state for i, m in self.members.items() if m.start is not None}
         if starts:
@@ -222,88 +269,171 @@ class _Loop:
 
     def go(self) -> None:
         """The loop itself."""
-        for step in self.rows:
-            while counts := self._until(step):
-                self._advance(counts)
-                self._end_diverged()
-                if self._asked_to_end():
-                    return self._interrupt()
-            due = [i for i, member in self.training.items() if member.done == step]
-            if not due:  # made before the runs were resumed
-                continue
-            self._measured_step(step, due)
-            if self._asked_to_end() and step + 1 < self.trainer.steps:
+        self._time_empty_calls()
+        while plans := self._plans():
+            self._make(plans)
+            self._validate()
+            self._end_diverged()
+            if self._asked_to_end() and any(
+                member.done < self.trainer.steps for member in self.training.values()
+            ):
                 return self._interrupt()
+        self._hand_over()
         self._save()
         return self.end({i: Outcome("finished") for i in self.training})
 
-    def _until(self, step: int) -> dict[int, int]:
-        """How many plain steps, a stretch at most, each member that is short of ``step`` makes."""
-        short = {i: step - member.done for i, member in self.training.items()}
-        return {i: min(STRETCH, count) for i, count in short.items() if count > 0}
+    def _time_empty_calls(self) -> None:
+        found = []
+        for _ in range(TIMED):
+            began = self.now()
+            self.program.send({i: [] for i in self.training})
+            self.program.land()
+            found.append(self.now() - began)
+        self.clock.empty = float(np.median(found))
 
-    def _advance(self, counts: Mapping[int, int]) -> None:
+    # What is made next.
+
+    def _plans(self) -> dict[int, list[Block]]:
+        """The blocks of steps that each member makes in the next call; empty if none is left."""
+        parted = self._compares(probed=False) or self._compares(probed=True)
+        plans = {i: self._plan(member, parted=parted) for i, member in self.training.items()}
+        return {i: plan for i, plan in plans.items() if plan}
+
+    def _compares(self, *, probed: bool) -> bool:
+        """Whether a call of steps of this kind alone is to be timed, to be compared with others."""
+        if len(self.rows) == self.trainer.steps:
+            return False
+        few = len(self.clock.probed if probed else self.clock.plain) <= TIMED
+        return few or self.others >= TIMED
+
+    def _plan(self, member: Member, *, parted: bool) -> list[Block]:
+        """What one member makes; of one kind of steps alone if they are ``parted``."""
+        at, blocks = member.done, []
+        end = min(at + self.limit, self.trainer.steps)
+        if (look := bisect_right(self.close_steps, at)) < len(self.close_steps):
+            end = min(end, self.close_steps[look])
+        first = bisect_left(self.rows, at)
+        for row in self.rows[first : first + self.program.most_blocks]:
+            if row >= end or (parted and row > at):
+                end = min(end, row)
+                break
+            blocks.append(Block(row - at, measured=True))
+            at = row + 1
+            if self._is_validated(member, row):
+                return blocks
+        room = len(blocks) < self.program.most_blocks and not (parted and blocks)
+        if at < end and room:
+            blocks.append(Block(end - at, measured=False))
+        return blocks
+
+    def _is_validated(self, member: Member, row: int) -> bool:
+        """Whether validation is due after the step of a row."""
+        return row >= member.next_validation or row == self.trainer.steps - 1
+
+    # Making it.
+
+    def _make(self, plans: dict[int, list[Block]]) -> None:
+        """Make a stretch; its rows are handed over later."""
+        begin = {i: self.members[i].done for i in plans}
+        call = _Call(plans, begin, self._look_closely(begin))
+        steps = {i: sum(block.steps for block in blocks) for i, blocks in plans.items()}
+        kept = self._kept(plans)
+        if kept is not self.clock.mixed:  # nothing beside the steps while they are timed
+            self._hand_over()
         began = self.now()
-        reports = self.program.advance(counts)
-        self.clock.plain.append((self.now() - began, max(counts.values())))
-        for i, report in reports.items():
-            self.members[i].since.append((counts[i], report))
-            self.members[i].done += counts[i]
+        self.program.send(plans)
+        self._hand_over()
+        call.landed, self.made = self.program.land(), call
+        seconds, most = self.now() - began, max(steps.values())
+        for i, count in steps.items():
+            self.members[i].done += count
+        kept.append((seconds, most))
+        self.others = 0 if kept is self.clock.probed else self.others + 1
+        limit = int(min(STEPS, max(1, SECONDS * most / max(seconds, 1e-6))))
+        self.limit = self.steps.mesh.agree(limit)
 
-    def _measured_step(self, step: int, due: Sequence[int]) -> None:
-        """One step of those that are due, with all that is measured of it."""
-        closely = self._look_closely(step, due)
-        began = self.now()
-        probed = self.program.probe(due)
-        self.clock.probed.append(self.now() - began)
-        self._end_diverged()
-        alive = {i: member for i, member in self.training.items() if i in due}
-        scores = self._validate(step, alive)
-        for i, member in alive.items():
-            report, measured = probed[i]
-            scalars = self._of_steps([*member.since, (1, report)])
-            scalars["train/grad_norm"] = float(report.grad_norm)
-            self._log(i, Row(step, scalars | scores.get(i, {}), measured | closely.get(i, {})))
-            member.since, member.done = [], step + 1
+    def _kept(self, plans: Mapping[int, list[Block]]) -> list[tuple[float, int]]:
+        """Where the clock keeps the time of a call that makes so much."""
+        blocks = [block for blocks in plans.values() for block in blocks]
+        if not any(block.measured for block in blocks) and self._compares(probed=False):
+            return self.clock.plain
+        if all(block.measured and not block.plain for block in blocks) and self._compares(
+            probed=True
+        ):
+            return self.clock.probed
+        return self.clock.mixed
 
-    def _look_closely(self, step: int, due: Sequence[int]) -> Mapping[int, Measured]:
-        """What the close probes measure, when they are due, before ``step`` is made."""
-        if step not in self.close_steps:
+    def _look_closely(self, begin: Mapping[int, int]) -> Mapping[int, Measured]:
+        """What the close probes measure of the members that are due, before their step is made."""
+        due = [i for i, step in begin.items() if step in self.close_steps]
+        if not due:
             return {}
         began = self.now()
         measured = self.program.measure(due)
         self.clock.close.append(self.now() - began)
         return measured
 
-    def _of_steps(self, since: list[tuple[int, Report]]) -> dict[str, float]:
-        """Means over the steps since the last row."""
-        steps = sum(count for count, _ in since)
-
-        def mean(field: str) -> float:
-            return sum(count * float(getattr(report, field)) for count, report in since) / steps
-
-        found = {"train/loss": mean("loss")}
-        if self.steps.optimizer.clips:
-            found["train/clip_rate"] = mean("clipped")
-        if self.steps.regularizer is not None:
-            found["train/penalty"] = mean("penalty")
-        return found
-
-    def _validate(self, step: int, members: Mapping[int, Member]) -> dict[int, dict[str, float]]:
-        """Validation scores of those that are due, of the parameters after ``step``."""
-        last = step == self.trainer.steps - 1
-        due = [i for i, member in members.items() if last or step >= member.next_validation]
+    def _validate(self) -> None:
+        """Validation scores of those that are due, of the parameters after the last call."""
+        assert self.made is not None
+        assert self.made.landed is not None
+        rows = {
+            i: self.members[i].done - 1
+            for i, blocks in self.made.plans.items()
+            if i in self.training and blocks[-1].measured and self.made.landed.alive[i]
+        }
+        due = {i: row for i, row in rows.items() if self._is_validated(self.members[i], row)}
         if not due:
-            return {}
-        rows = {}
-        for i, scores in self.program.score("val", due).items():
-            member = members[i]
-            member.next_validation = step + self.trainer.eval_every
+            return
+        self.made.scores = self.program.score("val", list(due))
+        for i, scores in self.made.scores.items():
+            member = self.members[i]
+            member.next_validation = due[i] + self.trainer.eval_every
             if member.best is None or scores["loss"] < member.best.loss:
                 params, variables = self.program.state(i).values
-                member.best = Best(scores["loss"], step, params, scores, variables)
-            rows[i] = {f"val/{name}": value for name, value in scores.items()}
-        return rows
+                member.best = Best(scores["loss"], due[i], params, scores, variables)
+
+    # Its rows.
+
+    def _hand_over(self) -> None:
+        """Hand on the rows of the last call that has landed, if that is still to do."""
+        call, self.made = self.made, None
+        if call is None or call.landed is None:
+            return
+        stretches = call.landed.stretches()
+        for i, blocks in call.plans.items():
+            at, last = call.begin[i], call.landed.step[i]
+            for block, (reports, seen) in zip(blocks, stretches[i].by_block(blocks), strict=True):
+                at += block.steps
+                if at > last or i not in self.training:
+                    break
+                self._block(i, at - 1, block, reports, seen, call)
+
+    def _block(self, index: int, step: int, block: Block, reports, seen: Measured, call: _Call):
+        """Count a block of steps, whose last is ``step``, and hand on its row."""
+        member = self.members[index]
+        member.since = member.since.then(reports)
+        if not block.measured:
+            return
+        scalars = self._of_steps(member.since)
+        scalars["train/grad_norm"] = float(Report(*reports[-1]).grad_norm)
+        if step == call.begin[index]:
+            seen = seen | call.closely.get(index, {})
+        if block is call.plans[index][-1]:
+            scores = call.scores.get(index, {})
+            scalars |= {f"val/{name}": value for name, value in scores.items()}
+        member.since = NOTHING
+        self._log(index, Row(step, scalars, seen))
+
+    def _of_steps(self, since: Since) -> dict[str, float]:
+        """Means over the steps since the last row."""
+        mean = since.mean
+        found = {"train/loss": mean.loss}
+        if self.steps.optimizer.clips:
+            found["train/clip_rate"] = mean.clipped
+        if self.steps.regularizer is not None:
+            found["train/penalty"] = mean.penalty
+        return found
 
     # Ending.
 
@@ -313,6 +443,7 @@ class _Loop:
         signal = self.steps.mesh.agree(self.interruption.signal)
         self.interruption.signal = signal or self.interruption.signal
         if every is not None and self.now() - self.saved >= every and not signal:
+            self._hand_over()
             self._save()
         return signal != 0
 
@@ -329,6 +460,7 @@ class _Loop:
         return self.now() - self.began
 
     def _interrupt(self) -> None:
+        self._hand_over()
         self._save()
         self.end(
             {
@@ -338,14 +470,20 @@ class _Loop:
         )
 
     def _end_diverged(self) -> None:
-        alive = self.program.alive()
-        dead = [i for i in self.training if not alive[i]]
+        assert self.made is not None
+        assert self.made.landed is not None
+        alive = self.made.landed.alive
+        dead = [i for i in self.training if not alive.get(i, True)]
         if not dead:
             return
+        self._hand_over()
         # Their states wait at the step that was not finite, so that it can be looked into.
-        probed, closely = self.program.probe(dead), self.program.measure(dead)
+        self.program.send({i: [Block(0, measured=True)] for i in dead})
+        seen = self.program.land().stretches()
+        closely = self.program.measure(dead)
         for i in dead:
-            self._log(i, Row(self.program.step(i), {}, probed[i][1] | closely[i]))
+            measured = {name: array[0] for name, array in seen[i].rows.items()}
+            self._log(i, Row(self.program.step(i), {}, measured | closely[i]))
         dead = [i for i in dead if i in self.training]
         self.end({i: Outcome("diverged", diagnose(self.program, i)) for i in dead})
 

@@ -48,10 +48,12 @@ class DataMesh:
         self.devices = 1 if mesh is None else mesh.size
         self.processes = 1 if mesh is None else len({d.process_index for d in mesh.devices.flat})
 
-    def jit(self, function: Callable[..., Any]) -> Any:
-        """``jax.jit``, with results that are whole on every device."""
+    def jit(self, function: Callable[..., Any], **options: Any) -> Any:
+        """``jax.jit`` with ``options``, and with results that are whole on every device."""
         sharding = self._whole()
-        return jax.jit(function) if sharding is None else jax.jit(function, out_shardings=sharding)
+        if sharding is not None:
+            options["out_shardings"] = sharding
+        return jax.jit(function, **options)
 
     def _whole(self) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, P())
@@ -70,6 +72,10 @@ class DataMesh:
             return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
         return jax.tree.map(everywhere, tree)
+
+    def place(self, tree: Any) -> Any:
+        """Arrays of the host, the same in every process, on the device or whole on every one."""
+        return jax.device_put(tree) if self.mesh is None else self.replicate(tree)
 
     def whole(self, tree: Any) -> Any:
         """Within a compiled function: what is computed from ``tree`` is computed on each device."""

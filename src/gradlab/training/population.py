@@ -26,13 +26,15 @@ from gradlab.training import lift
 from gradlab.training.memory import free, gigabytes
 from gradlab.training.program import (
     HeldOut,
+    Landed,
     Measured,
     compiled,
     held_out,
     scores,
     test_at,
 )
-from gradlab.training.step import Report, State, Steps, Values
+from gradlab.training.step import State, Steps, Values
+from gradlab.training.stretch import Block, make, most_blocks, plan_of
 
 PARTS = ("optimizer", "task", "regularizer", "probes")
 """What of :class:`~gradlab.training.step.Steps` may hold numbers, besides the model."""
@@ -153,16 +155,13 @@ class Population:
         steps.rest = rest
         return steps
 
-    def _advance_one(self, own: Any, state: State, count: jax.Array, data: Any):
-        return self._bound(own).advance(state, data, count)
+    def _stretch_one(self, state: State, own: Any, plan: jax.Array, data: Any):
+        return make(self._bound(own), state, data, plan, self.rows)
 
-    def _probe_one(self, own: Any, state: State, due: jax.Array, data: Any):
-        return _if(due, lambda: self._bound(own).probe(state, data), kept=(state,))
-
-    def _measure_one(self, own: Any, state: State, due: jax.Array, data: Any):
+    def _measure_one(self, state: State, own: Any, due: jax.Array, data: Any):
         return _if(due, lambda: self._bound(own).measure(state, data))
 
-    def _score_one(self, own: Any, values: Values, due: jax.Array, split: Any, shared: Any):
+    def _score_one(self, values: Values, own: Any, due: jax.Array, split: Any, shared: Any):
         of = shared if split is None else split
         return _if(due, lambda: scores(self._bound(own), values, of))
 
@@ -186,7 +185,7 @@ class Population:
                 raise self._too_large(needed)
             self.at_once //= 2
             self._lowered = self._lower()
-        self._advance, self._probe, self._measure, *score = programs
+        self._stretch, self._measure, *score = programs
         self._score: dict[HeldOut, Any] = {"val": score[0], "test": score[-1]}
         self._score_at = self._over(self._score_one)  # compiled when a member ends
         self.compile_seconds = time.perf_counter() - began
@@ -194,28 +193,31 @@ class Population:
     def _seconds_of_steps(self, at_once: int) -> float:
         """How long a few steps of all members take, whose results are thrown away."""
         self.at_once = at_once
-        taking = (self._own, self._state, self._counts(dict.fromkeys(range(self.size), TRIED)))
-        (advance,) = compiled(self._over(self._advance_one).lower(taking, self._data))
-        jax.block_until_ready(advance(taking, self._data))
+        tried = [Block(TRIED, measured=False)]
+        plan = self._planned(dict.fromkeys(range(self.size), tried))
+        lowered = self._over(self._stretch_one).lower(self._state, (self._own, plan), self._data)
+        (stretch,) = compiled(lowered)
+        jax.block_until_ready(stretch(self._state, (self._own, plan), self._data))
         began = time.perf_counter()
-        jax.block_until_ready(advance(taking, self._data))
+        jax.block_until_ready(stretch(self._state, (self._own, plan), self._data))
         return time.perf_counter() - began
 
     def _lower(self) -> list[Any]:
-        """What a run needs, traced: advance, probe, measure, a score for each shape of split."""
-        due, counts = self._dealt(()), self._counts({})
+        """What a run needs, traced: stretch, measure, a score for each shape of split."""
+        due, plan = self._dealt(()), self._planned({})
+        stretch = self._over(self._stretch_one, donate_argnums=0)
         lowered = [
-            self._over(self._advance_one).lower((self._own, self._state, counts), self._data),
-            self._over(self._probe_one).lower((self._own, self._state, due), self._data),
-            self._over(self._measure_one).lower((self._own, self._state, due), self._data),
+            stretch.lower(self._state, (self._own, plan), self._data),
+            self._over(self._measure_one).lower(self._state, (self._own, due), self._data),
         ]
+        self.most_blocks = most_blocks(lowered[0].out_info, axis=1)
         shapes = []
         for cut in self._splits.values():
             if _shapes_of(cut) not in shapes:
                 shapes.append(_shapes_of(cut))
                 own, shared = self._dealt_split(cut)
-                taking = (self._own, self._state.values, due, own)
-                lowered.append(self._over(self._score_one).lower(taking, shared))
+                taking = (self._state.values, (self._own, due, own))
+                lowered.append(self._over(self._score_one).lower(*taking, shared))
         return lowered
 
     def _needs(self, programs: Sequence[Any]) -> int:
@@ -234,6 +236,7 @@ class Population:
         self._impl = impl
         self._state = placed._replace(key=jax.random.wrap_key_data(placed.key, impl=impl))
         self._host: State | None = None
+        self._steps_done = {i: int(state.step) for i, state in enumerate(states)}
 
     def state(self, member: int) -> State:
         """See :meth:`gradlab.training.program.Program.state`; on the host."""
@@ -242,30 +245,29 @@ class Population:
 
     def step(self, member: int) -> int:
         """See :meth:`gradlab.training.program.Program.step`."""
-        return int(self._on_host().step[member])
+        return self._steps_done[member]
 
-    def alive(self) -> list[bool]:
-        """See :meth:`gradlab.training.program.Program.alive`."""
-        return np.asarray(self._state.alive)[: self.size].tolist()
+    def send(self, plans: Mapping[int, Sequence[Block]]) -> None:
+        """See :meth:`gradlab.training.program.Program.send`."""
+        self._wait()
+        taking = (self._own, self._planned(plans))
+        self._state, self._sent = self._stretch(self._state, taking, self._data)
+        self._sent_to, self._host = tuple(plans), None
 
-    def advance(self, counts: Mapping[int, int]) -> dict[int, Report]:
-        """See :meth:`gradlab.training.program.Program.advance`."""
-        taking = (self._own, self._state, self._counts(counts))
-        self._state, report = jax.block_until_ready(self._advance(taking, self._data))
-        self._host = None
-        return self._by_member(report, counts)
+    def land(self) -> Landed:
+        """See :meth:`gradlab.training.program.Program.land`."""
+        landed = Landed(self._sent_to, jax.block_until_ready(self._sent), _row_of)
+        self._steps_done |= landed.step
+        return landed
 
-    def probe(self, members: Collection[int]) -> dict[int, tuple[Report, Measured]]:
-        """See :meth:`gradlab.training.program.Program.probe`."""
-        taking = (self._own, self._state, self._dealt(members))
-        self._state, *seen = jax.block_until_ready(self._probe(taking, self._data))
-        self._host = None
-        return self._by_member(tuple(seen), members)
+    def _wait(self) -> None:
+        jax.block_until_ready(self._state)
 
     def measure(self, members: Collection[int]) -> dict[int, Measured]:
         """See :meth:`gradlab.training.program.Program.measure`."""
-        taking = (self._own, self._state, self._dealt(members))
-        return self._by_member(jax.block_until_ready(self._measure(taking, self._data)), members)
+        self._wait()
+        taking = (self._own, self._dealt(members))
+        return self._by_member(self._measure(self._state, taking, self._data), members)
 
     def score(
         self,
@@ -276,6 +278,7 @@ class Population:
         length: int | None = None,
     ) -> dict[int, dict[str, float]]:
         """See :meth:`gradlab.training.program.Program.score`."""
+        self._wait()
         if values is None:
             of = self._state.values
         else:  # of those that take no part anything will do
@@ -284,7 +287,8 @@ class Population:
         own, shared = self._dealt_split(
             self._splits[split] if length is None else self._test_at(length)
         )
-        scores = self._by_member(call((self._own, of, self._dealt(members), own), shared), members)
+        taking = (self._own, self._dealt(members), own)
+        scores = self._by_member(call(of, taking, shared), members)
         return {i: {name: float(value) for name, value in s.items()} for i, s in scores.items()}
 
     def inspect(self, member: int) -> Any:
@@ -298,22 +302,29 @@ class Population:
     def _data(self) -> Any:
         return self.steps.task.data
 
-    def _over(self, function: Callable[..., Any]) -> Any:
-        """``function(*own, shared)`` of every member, as ``call(stacked own, shared)``."""
+    def _over(self, function: Callable[..., Any], **options: Any) -> Any:
+        """``function(first, *others, shared)`` of every member, jitted with ``options``.
+
+        As ``call(first, others, shared)``, where the first two are stacked.
+        """
         batch = self.at_once if self.at_once > 1 else None
 
-        def on_a_device(own: Any, shared: Any) -> Any:
-            return lax.map(lambda one: function(*one, shared), own, batch_size=batch)
+        def on_a_device(first: Any, others: Any, shared: Any) -> Any:
+            def one(own: Any) -> Any:
+                return function(own[0], *own[1], shared)
+
+            return lax.map(one, (first, others), batch_size=batch)
 
         split, whole = P(_AXIS), P()
         return jax.jit(
             jax.shard_map(
                 on_a_device,
                 mesh=self._mesh,
-                in_specs=(split, whole),
+                in_specs=(split, split, whole),
                 out_specs=split,
                 check_vma=False,
-            )
+            ),
+            **options,
         )
 
     def _placed(self, trees: Sequence[Any]) -> Any:
@@ -322,19 +333,20 @@ class Population:
         here += here[-1:] * (self.rows - len(here))  # filled up; never due
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *here)
         stacked = jax.tree.map(jnp.asarray, stacked)
-        return jax.device_put(stacked, NamedSharding(self._mesh, P(_AXIS)))
+        return self._dealt_out(stacked)
 
     def _dealt(self, members: Collection[int]) -> jax.Array:
         """Which rows take part."""
-        return self._row(dict.fromkeys(members, True), np.bool_)
+        row = np.zeros(self.rows, bool)
+        row[list(members)] = True
+        return self._dealt_out(row)
 
-    def _counts(self, counts: Mapping[int, int]) -> jax.Array:
-        return self._row(counts, np.int32)
+    def _planned(self, plans: Mapping[int, Sequence[Block]]) -> jax.Array:
+        """The steps of every row; none where none are planned."""
+        return self._dealt_out(np.stack([plan_of(plans.get(i, ())) for i in range(self.rows)]))
 
-    def _row(self, values: Mapping[int, Any], dtype: Any) -> jax.Array:
-        row = np.zeros(self.rows, dtype)
-        row[list(values)] = list(values.values())
-        return jax.device_put(row, NamedSharding(self._mesh, P(_AXIS)))
+    def _dealt_out(self, rows: Any) -> Any:
+        return jax.device_put(rows, NamedSharding(self._mesh, P(_AXIS)))
 
     def _by_member(self, tree: Any, members: Collection[int]) -> dict[int, Any]:
         here = jax.device_get(tree)
@@ -343,7 +355,8 @@ class Population:
     def _on_host(self) -> State:
         if self._host is None:
             raw = self._state._replace(key=jax.random.key_data(self._state.key))
-            self._host = jax.device_get(raw)
+            # Copied, for a view would keep the devices from using this memory again.
+            self._host = jax.tree.map(np.array, jax.device_get(raw))
         assert self._host is not None
         return self._host
 
@@ -406,13 +419,12 @@ def _row_of(tree: Any, member: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[member], tree)
 
 
-def _if(due: jax.Array, act: Callable[[], Any], kept: tuple[Any, ...] = ()) -> Any:
-    """What ``act`` gives where a member is due; else ``kept``, then zeros."""
+def _if(due: jax.Array, act: Callable[[], Any]) -> Any:
+    """What ``act`` gives where a member is due; else zeros."""
 
     def skip() -> Any:
         shapes = jax.eval_shape(act)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return (*kept, *zeros[len(kept) :]) if kept else zeros
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     return lax.cond(due, act, skip)
 

@@ -20,25 +20,56 @@ import numpy as np
 from gradlab.bptt.precision import in_all_digits
 from gradlab.model import per_example_accuracy, per_example_loss
 from gradlab.tasks.base import Batch, Task
-from gradlab.training.step import Report, State, Steps, Values
+from gradlab.training.step import State, Steps, Values
+from gradlab.training.stretch import Block, Stretch, make, most_blocks, plan_of
 
 HeldOut = Literal["val", "test"]
 """The splits that are scored."""
 Measured = dict[str, np.ndarray]
 
 
+class Landed:
+    """A call that has been awaited: where it has led to, and what it has seen on the way.
+
+    Args:
+      members: who took part.
+      made: what the call gave back; the arrays of many members have a member axis.
+      of: the part of one member in such a tree on the host.
+
+    Attributes:
+      step: steps done, by member.
+      alive: whether all of them were finite, by member.
+    """
+
+    def __init__(self, members: Collection[int], made: Stretch, of: Callable[[Any, int], Any]):
+        self._members, self._made, self._of = members, made, of
+        step, alive = jax.device_get((made.step, made.alive))
+        self.step = {member: int(of(step, member)) for member in members}
+        self.alive = {member: bool(of(alive, member)) for member in members}
+
+    def stretches(self) -> dict[int, Stretch]:
+        """All of it, on the host, by member."""
+        here = jax.device_get(self._made)
+        return {member: self._of(here, member) for member in self._members}
+
+
 class Program(Protocol):
     """Some members of one kind, stepped together, known by their numbers from 0.
 
-    A call names the members that take part in it, and answers for those.
+    A call names the members that take part in it, and answers for those. Steps are made by
+    :meth:`send`, which returns at once, and :meth:`land`, which waits. Between the two the host may
+    do what it likes, but for other calls of the program. (The program itself never has two calls
+    under way: with collectives over the devices of a host, jax 0.10.2 can hang.)
 
     Attributes:
       steps: the step functions of a member; what they say of names and shapes holds for all.
       compile_seconds: how long :meth:`compile` took.
+      most_blocks: how many blocks of steps a call may have.
     """
 
     steps: Steps
     compile_seconds: float
+    most_blocks: int
 
     def compile(self) -> None:
         """Compile what a run needs, so that nothing is compiled between steps."""
@@ -49,23 +80,19 @@ class Program(Protocol):
         ...
 
     def state(self, member: int) -> State:
-        """The state of a member."""
+        """A copy of the state of a member."""
         ...
 
     def step(self, member: int) -> int:
-        """How many steps a member has made."""
+        """How many steps a member had made when last a call was awaited."""
         ...
 
-    def alive(self) -> Sequence[bool]:
-        """Whether each member's numbers are finite so far."""
+    def send(self, plans: Mapping[int, Sequence[Block]]) -> None:
+        """Have the devices make these steps of each member, in order."""
         ...
 
-    def advance(self, counts: Mapping[int, int]) -> dict[int, Report]:
-        """So many plain steps of each member; means over them."""
-        ...
-
-    def probe(self, members: Collection[int]) -> dict[int, tuple[Report, Measured]]:
-        """One measured step."""
+    def land(self) -> Landed:
+        """Wait for what was sent last."""
         ...
 
     def measure(self, members: Collection[int]) -> dict[int, Measured]:
@@ -111,48 +138,60 @@ class Solo:
         self._state = mesh.replicate(steps.start(key))
         self._splits = mesh.replicate(held_out(steps.task, eval_batch, mesh.devices))
         self._scores = mesh.jit(lambda values, chunks: scores(steps, values, chunks))
+        self._copy = mesh.jit(copy_of)
+        self._sent: Stretch | None = None
+        self._step = 0
 
     def compile(self) -> None:
         """See :meth:`Program.compile`."""
-        began, mesh = time.perf_counter(), self.steps.mesh
-        self._advance, self._probe, self._measure = compiled(
-            mesh.jit(self.steps.advance).lower(self._state, self.data, np.int32(0)),
-            mesh.jit(self.steps.probe).lower(self._state, self.data),
-            mesh.jit(self.steps.measure).lower(self._state, self.data),
+        began, mesh, steps = time.perf_counter(), self.steps.mesh, self.steps
+
+        def stretch(state: State, data: Any, plan: jax.Array) -> tuple[State, Stretch]:
+            return make(steps, state, data, plan)
+
+        lowered = mesh.jit(stretch, donate_argnums=0).lower(self._state, self.data, plan_of(()))
+        self.most_blocks = most_blocks(lowered.out_info)
+        self._stretch, self._measure = compiled(
+            lowered, mesh.jit(steps.measure).lower(self._state, self.data)
         )
+        self.resume({0: self._state})
         self.compile_seconds = time.perf_counter() - began
 
     def resume(self, states: Mapping[int, State]) -> None:
         """See :meth:`Program.resume`."""
-        self._state = self.steps.mesh.replicate(states[0])
+        mesh = self.steps.mesh
+        self._state = self._copy(mesh.replicate(states[0]))  # what is sent is given away
+        self._step = int(self._state.step)
 
     def state(self, member: int = 0) -> State:
         """See :meth:`Program.state`; on the device."""
-        return self._state
+        self._wait()
+        return jax.block_until_ready(self._copy(self._state))
 
     def step(self, member: int = 0) -> int:
         """See :meth:`Program.step`."""
-        return int(self._state.step)
+        return self._step
 
-    def alive(self) -> list[bool]:
-        """See :meth:`Program.alive`."""
-        return [bool(self._state.alive)]
+    def send(self, plans: Mapping[int, Sequence[Block]]) -> None:
+        """See :meth:`Program.send`."""
+        self._wait()
+        plan = self.steps.mesh.place(plan_of(plans[0]))
+        self._state, self._sent = self._stretch(self._state, self.data, plan)
 
-    def advance(self, counts: Mapping[int, int]) -> dict[int, Report]:
-        """See :meth:`Program.advance`."""
-        count = np.int32(counts[0])
-        self._state, report = jax.block_until_ready(self._advance(self._state, self.data, count))
-        return {0: jax.device_get(report)}
+    def land(self) -> Landed:
+        """See :meth:`Program.land`."""
+        assert self._sent is not None
+        landed = Landed((0,), jax.block_until_ready(self._sent), lambda tree, _: tree)
+        self._step = landed.step[0]
+        return landed
 
-    def probe(self, members: Collection[int] = (0,)) -> dict[int, tuple[Report, Measured]]:
-        """See :meth:`Program.probe`."""
-        self._state, *seen = jax.block_until_ready(self._probe(self._state, self.data))
-        report, measured = jax.device_get(seen)
-        return {0: (report, measured)}
+    def _wait(self) -> None:
+        jax.block_until_ready(self._state)
 
     def measure(self, members: Collection[int] = (0,)) -> dict[int, Measured]:
         """See :meth:`Program.measure`."""
-        return {0: jax.device_get(jax.block_until_ready(self._measure(self._state, self.data)))}
+        self._wait()
+        return {0: jax.device_get(self._measure(self._state, self.data))}
 
     def score(
         self,
@@ -163,6 +202,7 @@ class Solo:
         length: int | None = None,
     ) -> dict[int, dict[str, float]]:
         """See :meth:`Program.score`."""
+        self._wait()
         mesh = self.steps.mesh
         of = self._state.values if values is None else mesh.replicate(values[0])
         if length is None:
@@ -176,6 +216,16 @@ class Solo:
         """See :meth:`Program.inspect`."""
         inspect = self.steps.mesh.jit(self.steps.inspect)
         return jax.device_get(inspect(self._state, self.data))
+
+
+def copy_of(tree: Any) -> Any:
+    """The same arrays in other memory, for a compiled function."""
+
+    def copy(leaf: jax.Array) -> jax.Array:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.clone(leaf) if is_key else jnp.copy(leaf)
+
+    return jax.tree.map(copy, tree)
 
 
 def compiled(*lowered: Any) -> list[Callable[..., Any]]:

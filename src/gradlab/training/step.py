@@ -231,27 +231,31 @@ class Steps:
         return jnp.mean(each), (forward.traces, self._changed(model))
 
     @in_all_digits
+    def plain(self, state: State, data: Any) -> tuple[State, Report]:
+        """One step without measurements."""
+        batch = self.draw(state, data)
+        return self._update(state, batch, self._gradient(state.values, batch))[:2]
+
+    @in_all_digits
     def advance(self, state: State, data: Any, count: jax.Array) -> tuple[State, Report]:
         """``count`` plain steps in one compiled loop; the report holds means over them."""
 
-        def plain(_, carry):
+        def add(_, carry):
             state, total = carry
-            batch = self.draw(state, data)
-            state, report, _ = self._update(state, batch, self._gradient(state.values, batch))
+            state, report = self.plain(state, data)
             return state, jax.tree.map(jnp.add, total, report)
 
         zero = Report(*(jnp.float32(0) for _ in Report._fields))
-        state, total = lax.fori_loop(0, count, plain, (state, zero))
+        state, total = lax.fori_loop(0, count, add, (state, zero))
         return state, jax.tree.map(lambda x: x / jnp.asarray(count, x.dtype), total)
 
     @in_all_digits
     def probe(self, state: State, data: Any) -> tuple[State, Report, dict[str, jax.Array]]:
         """One step with the probes' measurements, of the parameters before its update."""
-        batch = self.draw(state, data)
         probes = [one for one in self.probes.values() if isinstance(one, StepProbe)]
         if not probes:
-            state, report, _ = self._update(state, batch, self._gradient(state.values, batch))
-            return state, report, {}
+            return *self.plain(state, data), {}
+        batch = self.draw(state, data)
         pulled, (traces, norms) = self._measured_gradient(state.values, batch)
         after, report, (grads, clipped, updates) = self._update(state, batch, pulled)
         gates, retention = self._gates(self.model(state.values), traces)

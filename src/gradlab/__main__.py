@@ -33,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gradlab.errors import BadInput, CannotRecord, LostPeer
 from gradlab.launch.conf_files import config_folder
+from gradlab.launch.cores import cores_of_job, use_cores
 from gradlab.launch.explain import check_flags, explain, why
 from gradlab.launch.extras import check_launcher
 from gradlab.launch.job import prepare, run_or_collect
@@ -175,6 +176,9 @@ def job(cfg: DictConfig) -> Worth:
 
 
 def _job(cfg: DictConfig, folder: Path) -> Worth:
+    if OmegaConf.select(cfg, "trainer.mesh") == "auto":
+        launcher = str(HydraConfig.get().launcher.get("_target_"))
+        use_cores(cores_of_job(elsewhere=os.getpid() != session.process, launcher=launcher))
     try:
         return run_or_collect(prepare(cfg, folder, name_of_job()))
     except (CannotRecord, LostPeer) as error:

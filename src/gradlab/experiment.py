@@ -15,13 +15,13 @@ from flax import nnx
 
 from gradlab.bptt.unroll import initial_carries
 from gradlab.errors import BadInput, cannot_be, whole_number
-from gradlab.model import InitialState, MakeCell, SequenceModel
+from gradlab.model import InitialState, MakeCell, SequenceModel, moving
 from gradlab.probes.base import CloseProbe, Probe
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Generated, Task, at_length
 from gradlab.training.loop import Trainer
 from gradlab.training.memory import Need, check_memory, fits
-from gradlab.training.mesh import DataMesh, mesh_of
+from gradlab.training.mesh import DataMesh, best_mesh, mesh_of
 from gradlab.training.optimizer import Optimizer
 from gradlab.training.schedule import Schedule
 from gradlab.training.step import Steps
@@ -69,8 +69,13 @@ class Experiment:
     overrides: Sequence[str] = ()
 
 
-def build_steps(experiment: Experiment) -> Steps:
+def build_steps(experiment: Experiment, *, split: int | None = None) -> Steps:
     """The step functions of an experiment.
+
+    Args:
+      experiment: its parts.
+      split: over how many devices the run that is resumed split its batches: ``trainer.mesh=auto``
+        keeps to it where it can, and where it changes a warning is logged. None: for a new run.
 
     Raises:
       BadInput: for a cell that returns a wrong carry, a probe, regularizer or way back that the
@@ -79,12 +84,20 @@ def build_steps(experiment: Experiment) -> Steps:
     """
     task, lengths = experiment.task, experiment.trainer.test_lengths
     test_tasks = {length: at_length(task, length, "trainer.test_lengths") for length in lengths}
-    mesh = mesh_of(experiment.trainer.mesh, experiment.trainer.batch)
+    kind = experiment.trainer.mesh
+    mesh = mesh_of(None if kind == "auto" else kind, experiment.trainer.batch)
     _check_memory(experiment, mesh)
     close = any(isinstance(probe, CloseProbe) for probe in experiment.probes.values())
     each = 6 if close else 2 if experiment.probes else 1
     _say_cost(experiment.layers * (2 if experiment.bidirectional else 1), each)
     model = _model(experiment)
+    if kind == "auto":
+        mesh = best_mesh(experiment.trainer.batch, _work(experiment, model), split)
+    if split not in (None, mesh.devices):
+        change = (
+            "resumed with each batch on %d device(s), split over %d before: last bits will differ"
+        )
+        _log.warning(change, mesh.devices, split)
     steps = Steps(
         model,
         task,
@@ -100,6 +113,18 @@ def build_steps(experiment: Experiment) -> Steps:
     )
     _check_regularizer(steps, experiment.regularizer)
     return steps
+
+
+def _work(experiment: Experiment, model: SequenceModel) -> float:
+    """Multiply-adds of one example's forward pass through the layers, about.
+
+    Nothing of a model that would train otherwise on parts of a batch, by statistics of it or random
+    numbers, nor where most of the work is a penalty's, which is not split.
+    """
+    if moving(model, experiment.trainer.batch) or experiment.regularizer is not None:
+        return 0.0
+    weights = jax.tree.leaves(nnx.state(model.layers, nnx.Param))
+    return float(experiment.task.length * sum(weight.size for weight in weights))
 
 
 @functools.cache  # once for all the runs of a sweep that are alike

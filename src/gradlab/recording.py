@@ -64,11 +64,11 @@ class Recording:
         self, experiment: Experiment, folder: Path, sinks: Sequence[Sink] = (), *, resume=False
     ):
         self.experiment, self.folder = experiment, folder
-        self.steps = build_steps(experiment)
-        self.key = key_of(experiment)
         self.earlier = open_run(folder) if resume else None
         if self.earlier is not None:
             check_whole(self.earlier)
+        self.steps = build_steps(experiment, split=split_of(self.earlier))
+        self.key = key_of(experiment)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.directory, self.last = RunDirectory(folder, FLUSH_SECONDS), _LastRows()
         self.is_open = False
@@ -213,6 +213,17 @@ def key_of(experiment: Experiment) -> jax.Array:
     return jax.random.fold_in(jax.random.key(experiment.seed), 1)
 
 
+def split_of(earlier: Run | None) -> int | None:
+    """Over how many devices the run that is resumed split its batches; None if that is not known.
+
+    One of an earlier version did so only where it was told to.
+    """
+    if earlier is None:
+        return None
+    told = earlier.config.get("trainer", {}).get("mesh") == "data"
+    return earlier.info.get("facts", {}).get("split", None if told else 1)
+
+
 def describe(
     experiment: Experiment,
     steps: Steps,
@@ -257,6 +268,8 @@ def describe(
             "readout": task.readout,
             "T": task.length,
             "steps": experiment.trainer.steps,
+            "split": steps.mesh.devices,
+            **({"not_split": steps.mesh.reason} if steps.mesh.reason else {}),
             "devices": [str(device) for device in jax.devices()],
             "compile_cache": compile_cache(),
             "overrides": list(experiment.overrides),

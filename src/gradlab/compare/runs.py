@@ -28,7 +28,7 @@ NEVER_BEGAN, UNREADABLE = "never began", "unreadable"
 LASTING = ("finished", "diverged", "interrupted", "crashed")
 """Statuses that do not change unless ``run.json`` does."""
 SEED = "seed"
-IRRELEVANT = ("record", "hydra", "trainer.resume", "trainer.checkpoint_seconds")
+IRRELEVANT = ("record", "hydra", "trainer.resume", "trainer.checkpoint_seconds", "trainer.mesh")
 """Keys, and all below them, that change nothing in the numbers of a run."""
 MEASURING = ("probe", "trainer.log_every", "trainer.log_per_decade")
 """Keys, and all below them, that say what is measured and when: they change no run's course."""

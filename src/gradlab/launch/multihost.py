@@ -183,7 +183,7 @@ class Company:
         Raises:
           BadInput: if the environment speaks of several, and this process knows of none.
         """
-        if self.place is None and config["trainer"].get("mesh") and place(os.environ):
+        if self.place is None and config["trainer"].get("mesh") == "data" and place(os.environ):
             allowed = "said on the command line, since processes must meet before anything is read"
             hint = f"{KEY}=data as an argument, and no launcher that has processes of its own"
             raise BadInput(KEY, config["trainer"]["mesh"], allowed, hint)

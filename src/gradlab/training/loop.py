@@ -43,7 +43,8 @@ class Trainer:
       eval_batch: examples evaluated at once; bounds memory only.
       checkpoint_seconds: keep the position of the run at about every so many seconds, and at its
         end; None: never.
-      mesh: ``"data"`` splits each batch over all devices of all processes; None: one device.
+      mesh: ``"data"`` splits each batch over all devices of all processes; ``"auto"`` over those of
+        a CPU where that pays, see :func:`gradlab.training.mesh.best_mesh`; None: one device.
       test_lengths: further lengths of the sequences to test at, each once, in timesteps.
       backward: what passes back from each timestep, in the backward pass alone, as for
         :func:`gradlab.bptt.unroll.unroll`.
@@ -59,7 +60,7 @@ class Trainer:
     eval_batch: int = 250
     log_per_decade: int | None = None
     checkpoint_seconds: float | None = 30.0
-    mesh: Literal["data"] | None = None
+    mesh: Literal["auto", "data"] | None = None
     test_lengths: Sequence[int] = ()
     backward: Route = "full"
 

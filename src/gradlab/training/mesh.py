@@ -40,10 +40,11 @@ class DataMesh:
     Args:
       mesh: of one axis, named ``AXIS``; None for a run on the default device, where every method
         gives back what it is given.
+      reason: why ``trainer.mesh=auto`` splits no batch; empty where it does, or was not asked.
     """
 
-    def __init__(self, mesh: Mesh | None = None):
-        self.mesh = mesh
+    def __init__(self, mesh: Mesh | None = None, reason: str = ""):
+        self.mesh, self.reason = mesh, reason
         self.devices = 1 if mesh is None else mesh.size
         self.processes = 1 if mesh is None else len({d.process_index for d in mesh.devices.flat})
 
@@ -160,6 +161,45 @@ def mesh_of(kind: str | None, batch: int) -> DataMesh:
         allowed = f"a multiple of {devices}, the devices that trainer.mesh={kind} splits it over"
         raise BadInput("trainer.batch", batch, allowed, hint)
     return DataMesh(jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,)))
+
+
+PAYS = 20e6
+"""Multiply-adds of a device's own rows, forward, from which it is worth a device of its own."""
+
+
+def best_mesh(batch: int, work: float, kept: int | None = None) -> DataMesh:
+    """The mesh of ``trainer.mesh=auto``: never an error.
+
+    On a CPU it is the largest number of the process's devices that divides the batch and leaves
+    each of them :data:`PAYS` multiply-adds a step; where there is none, one device. Below that the
+    message between devices, some 0.3 ms a step, costs more than the second core gains. On an
+    accelerator it is one device, since nobody has measured yet what a network of this kind gains by
+    several, and the others may be somebody else's.
+
+    Args:
+      batch: ``B``, examples per update.
+      work: multiply-adds of the forward pass of one example; 0 for what must not be split.
+      kept: over how many devices a run was split that is resumed: so it is again, if it can be.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu" or jax.process_count() > 1:
+        return ONE_DEVICE
+    fitting = [n for n in range(1, len(devices) + 1) if batch % n == 0]
+    if kept in fitting:
+        many, reason = kept, "as in the run that is resumed"
+    elif len(devices) == 1:
+        many, reason = 1, "there is one core for it"
+    elif len(fitting) == 1:
+        many, reason = 1, f"a batch of {batch} does not divide over 2 to {len(devices)} cores"
+    else:
+        many = max((n for n in fitting if batch // n * work >= PAYS), default=1)
+        reason = (
+            "one core is faster" if work else "it would not train in the same way, or no faster"
+        )
+    if many == 1:
+        return DataMesh(reason=reason)
+    axis = (AxisType.Auto,)
+    return DataMesh(jax.make_mesh((many,), (AXIS,), axis_types=axis, devices=devices[:many]))
 
 
 def _mean(tree: Any) -> Any:

@@ -8,10 +8,10 @@ is kept for W&B offline, are made from the run directories, in processes beside 
 from __future__ import annotations
 
 import copy
-import os
+import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
@@ -20,11 +20,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from gradlab.errors import BadInput, CannotRecord, whole_number
+from gradlab.launch.cores import cores, use_cores
 from gradlab.launch.job import Job, collecting, figures_of, obey, worth
 from gradlab.launch.objective import Worth
 from gradlab.launch.session import session
 
 if TYPE_CHECKING:
+    from gradlab.experiment import Experiment
     from gradlab.record.base import Description, Outcome, Row
     from gradlab.record.finish import Finished, Finisher
     from gradlab.record.progress import SweepProgress
@@ -70,11 +72,11 @@ class PopulationLauncher(Launcher):
         self._check()
         from gradlab.record.finish import Finisher, parts_of
 
-        cores = os.cpu_count() or 1
-        with Finisher(self.workers or cores) as finisher:
+        many = cores()
+        with Finisher(self.workers or many) as finisher:
             if parts_of(self.config.record):
                 finisher.begin()  # while this process imports and composes
-            _use_every_core(cores)
+            use_cores(many)
             if len(job_overrides) > SILENT:
                 print(f"composing {len(job_overrides)} jobs", flush=True)
             ends = _Ends(self.context.callbacks)
@@ -119,14 +121,6 @@ class PopulationLauncher(Launcher):
             )
         _ = returned.return_value  # raises what was raised, unless it was a refusal
         return returned, collected[0] if collected else None
-
-
-def _use_every_core(cores: int) -> None:
-    """On a CPU, a device for each core; this comes before jax is first used."""
-    import jax
-
-    with suppress(RuntimeError):  # jax has been used in this process
-        jax.config.update("jax_num_cpu_devices", cores)
 
 
 class _Ends:
@@ -215,7 +209,8 @@ class _Crew:
         for i, job in enumerate(self.jobs):
             try:
                 sinks = [_Shown(self.progress, i), *_live_sinks(job)]
-                ready.append(Recording(job.experiment, job.folder, sinks, resume=job.resume))
+                member = _whole(job.experiment)
+                ready.append(Recording(member, job.folder, sinks, resume=job.resume))
             except BadInput as error:
                 self._refuse(job, error)
         return ready
@@ -288,6 +283,14 @@ class _Crew:
         why = f", divided by {' and '.join(deciding)}" if deciding else ""
         many = f"{sizes[0]} members each" if len(set(sizes)) == 1 else f"{sizes} members"
         self.progress.note(f"{len(parts)} programs of {many}{why}")
+
+
+def _whole(experiment: Experiment) -> Experiment:
+    """The same, where ``trainer.mesh=auto`` splits no batch: the members share the devices out."""
+    if experiment.trainer.mesh != "auto":
+        return experiment
+    trainer = dataclasses.replace(experiment.trainer, mesh=None)
+    return dataclasses.replace(experiment, trainer=trainer)
 
 
 def _said(overrides: Sequence[str]) -> dict[str, str]:

@@ -330,12 +330,15 @@ class _Transposed(NamedTuple):
       pull_output: from the cotangent of the output to those of the new leaves and of all that the
         step reads; None where the output is h.
       y: the output; None likewise.
+      gates: the step's gates, ``(B, H)`` by their names in :mod:`gradlab.cells.stock`, where the
+        transposition has them anyway; None: it does not.
     """
 
     pull: Callable[[Any], Any]
     results: Any
     pull_output: Callable[[Any], Any] | None
     y: Any
+    gates: dict[str, jax.Array] | None = None
 
     def add_output(self, adjoint: Any, from_y: jax.Array) -> Any:
         """The total adjoint, with what comes through the output."""

@@ -144,16 +144,12 @@ class Folding:
         return [Tap(*pair) for pair in zip(self._folds, results, strict=True)]
 
     def _gates(self, before: Any, moved: Sequence[Any], x: jax.Array, found: Any = None) -> Gates:
-        # Barriers, so that what is read of a step changes nothing of how it is compiled.
-        if found is None:
-            before, moved, x = lax.optimization_barrier((before, moved, x))
         cell = self._step.module(moved)
         view = stock.gate_view(cell)
         if found is None:
             own = stock.gates(cell, before, x)
             found = {name: getattr(own, name) for name in view.names}
-        found = lax.optimization_barrier({name: found[name] for name in view.names})
-        named = {name: _wide(gate) for name, gate in found.items()}
+        named = {name: _wide(found[name]) for name in view.names}
         return Gates(named, named.get(view.retention or ""))
 
 

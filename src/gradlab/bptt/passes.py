@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from gradlab.bptt import scaling
+from gradlab.bptt.folding import Fold, Folded, Folding
 from gradlab.bptt.form import Form, Step, chosen, joined, parted
 from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import Scaled
@@ -70,6 +71,7 @@ class Gradients(NamedTuple):
       observed: what was made of each step's adjoint, stacked over time.
       start: the adjoint of the states before the first step, as of :func:`of_states`.
       start_leaves: the cotangent of each leaf of the first carry.
+      folded: what each fold made of the gates.
     """
 
     variables: list[Any]
@@ -78,6 +80,7 @@ class Gradients(NamedTuple):
     observed: Any
     start: Any
     start_leaves: list[Any]
+    folded: Sequence[Folded] = ()
 
 
 @in_all_digits
@@ -157,6 +160,7 @@ def backward(
     cut: jax.Array | None = None,
     route: Route = "full",
     steps_at_once: int = 1,
+    folds: Sequence[Fold] = (),
 ) -> Gradients:
     """The gradients of one direction, from those of its outputs and of its final carry.
 
@@ -179,6 +183,7 @@ def backward(
         this one; of scaled numbers only.
       route: what passes back from each step.
       steps_at_once: ``lax.scan``'s ``unroll``.
+      folds: of the gates of each step, of a cell whose gates can be seen.
     """
     form, batch = step.form, trace.inputs.shape[1]
     calculus = Generic(step) if written is None else written
@@ -201,9 +206,11 @@ def backward(
     direct_of = _direct(form, direct, end_sliced)
     first = None if mask is None else _first_real(trace.inputs, mask)
     start = jax.tree.map(lambda leaf: leaf[0], trace.before)
+    folding = Folding(folds, step)
+    unfolded = folding.begin(start, [leaf[0] for leaf in trace.variables or []], trace.inputs[0])
 
     def one(state: Any, read: Any) -> Any:
-        after, total = state
+        after, total, folded = state
         before, moved, sliced, x, real, from_output, cut_here, end, gates = read
         if cut_here is not None:
             after = _cut(form, after, cut_here)
@@ -216,7 +223,8 @@ def backward(
             quiet = ~real & _is_silent(form, adjoint.mantissa[0], from_y)
             x = _where(quiet, first, x)
             before = _hold(form, before, start, ~quiet)
-        through = calculus.at(before, joined(step.moves_on, moved, sliced), x, gates)
+        moved = joined(step.moves_on, moved, sliced)
+        through = calculus.at(before, moved, x, gates)
         if from_y is not None and not form.is_leaf:
             adjoint = through.add_output(adjoint, from_y)
         silenced = _silenced(form, adjoint.mantissa, real if waits else None)
@@ -230,11 +238,13 @@ def backward(
         passed = adjoint._replace(mantissa=earlier).normalise()
         # Whether it is looked at or not, the adjoint is calculated by the same program.
         seen = observe(of_states(form, lax.optimization_barrier(adjoint), batch))
-        return (passed, total), (adjoint._replace(mantissa=from_x), made, seen)
+        folded, made_of_gates = folding.step(folded, before, moved, x, real, through.gates)
+        from_input = adjoint._replace(mantissa=from_x)
+        return (passed, total, folded), (from_input, made, seen, made_of_gates)
 
     reads = (trace.before, moving, sliced, trace.inputs, mask, direct_of, cut, ends, kept)
-    (start_adjoint, total), (inputs, made, observed) = lax.scan(
-        one, (begin, calculus.zeros(kept)), reads, reverse=True, unroll=steps_at_once
+    (start_adjoint, total, folded), (inputs, made, observed, made_of_gates) = lax.scan(
+        one, (begin, calculus.zeros(kept), unfolded), reads, reverse=True, unroll=steps_at_once
     )
     total, from_x = calculus.finish(trace, total, inputs.mantissa, made, inputs.exponent)
     inputs = inputs._replace(mantissa=from_x)
@@ -250,6 +260,7 @@ def backward(
         observed,
         of_states(form, start_adjoint, batch),
         cotangents_like(jax.tree.leaves(start), form.live, by_leaves),
+        folding.finish(folded, made_of_gates),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 
 P = ParamSpec("P")
@@ -141,3 +142,28 @@ def _in_program(jaxpr: Any, consts: Sequence[Any]) -> Any:
 
     run = lambda *arrays: _evaluated(jaxpr, consts, arrays)  # noqa: E731
     return jax.make_jaxpr(run)(*map(wide, jaxpr.invars))
+
+
+def settled(tree: Any, zero: jax.Array) -> Any:
+    """The same numbers, each rounded before anything is made of it.
+
+    A compiler may join a multiplication and the addition that follows into one operation, which
+    rounds once, and does not where the product is read elsewhere, too. What is made of settled
+    numbers has the same bits in every program. (On a CPU ``lax.optimization_barrier`` is gone
+    before XLA joins operations.)
+
+    Args:
+      tree: of arrays.
+      zero: () integer, 0, in a way that the compiler does not know.
+    """
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if jnp.iscomplexobj(leaf):
+            return lax.complex(one(leaf.real), one(leaf.imag))
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        whole = {1: jnp.int8, 2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[leaf.dtype.itemsize]
+        bits = lax.bitcast_convert_type(leaf, whole) ^ zero.astype(whole)
+        return lax.bitcast_convert_type(bits, leaf.dtype)
+
+    return jax.tree.map(one, tree)

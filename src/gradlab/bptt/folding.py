@@ -26,7 +26,7 @@ class Gates(NamedTuple):
     """The gates of one step, in at least float32.
 
     Attributes:
-      named: gate name -> ``(B, H)`` activations.
+      named: gate name -> ``(B, H)`` activations, in the cell's own order.
       retention: those of the gate that multiplies the old state, or None.
     """
 
@@ -158,7 +158,9 @@ def fold_over(fold: Fold, gates: Gates, mask: jax.Array) -> Folded:
     begun = fold.begin(jax.tree.map(lambda gate: gate[0], gates))
 
     def one(carry: Any, read: Any) -> Any:
-        return fold.step(carry, *read)
+        here, real = read
+        in_order = {name: here.named[name] for name in gates.named}  # which JAX does not keep
+        return fold.step(carry, here._replace(named=in_order), real)
 
     return fold.finish(*lax.scan(one, begun, (gates, mask), reverse=True))
 

@@ -238,12 +238,11 @@ def backward(
         passed = adjoint._replace(mantissa=earlier).normalise()
         # Whether it is looked at or not, the adjoint is calculated by the same program.
         seen = observe(of_states(form, lax.optimization_barrier(adjoint), batch))
-        folded, made_of_gates = folding.step(folded, before, moved, x, real, through.gates)
-        from_input = adjoint._replace(mantissa=from_x)
-        return (passed, total, folded), (from_input, made, seen, made_of_gates)
+        folded, noted = folding.step(folded, before, moved, x, real, through.gates)
+        return (passed, total, folded), (adjoint._replace(mantissa=from_x), made, seen, noted)
 
     reads = (trace.before, moving, sliced, trace.inputs, mask, direct_of, cut, ends, kept)
-    (start_adjoint, total, folded), (inputs, made, observed, made_of_gates) = lax.scan(
+    (start_adjoint, total, folded), (inputs, made, observed, noted) = lax.scan(
         one, (begin, calculus.zeros(kept), unfolded), reads, reverse=True, unroll=steps_at_once
     )
     total, from_x = calculus.finish(trace, total, inputs.mantissa, made, inputs.exponent)
@@ -260,7 +259,7 @@ def backward(
         observed,
         of_states(form, start_adjoint, batch),
         cotangents_like(jax.tree.leaves(start), form.live, by_leaves),
-        folding.finish(folded, made_of_gates),
+        folding.finish(folded, noted),
     )
 
 

@@ -57,7 +57,7 @@ class GateSaturation(GateProbe):
 
     def begin(self, gates: Gates) -> Any:
         """How often each unit of each example was outside so far, by gate; and how many were."""
-        counts = {name: jnp.zeros(one.shape, jnp.int32) for name, one in gates.named.items()}
+        counts = [jnp.zeros(gate.shape, jnp.int32) for gate in gates.named.values()]
         return counts, jnp.int32(0)
 
     def step(self, carry: Any, gates: Gates, real: jax.Array | None) -> tuple[Any, None]:
@@ -69,15 +69,15 @@ class GateSaturation(GateProbe):
             outside = outside if real is None else outside & real[:, None]
             return count + outside.astype(count.dtype)
 
-        counts = {name: more(counts[name], gate) for name, gate in gates.named.items()}
-        examples, units = next(iter(counts.values())).shape
+        counts = list(map(more, counts, gates.named.values()))
+        examples, units = counts[0].shape
         rows = jnp.int32(examples) if real is None else jnp.sum(real, dtype=jnp.int32)
         return (counts, all_ + rows * units), None
 
     def finish(self, carry: Any, kept: None) -> Folded:
         """The sums: ``(gates,)`` outside, of how many."""
         counts, all_ = carry
-        outside = jnp.stack([jnp.sum(count) for count in counts.values()])
+        outside = jnp.stack([jnp.sum(count) for count in counts])
         return Folded(sums=(outside.astype(jnp.float32), all_.astype(jnp.float32)))
 
     def measure(self, folded: Folded, mask: jax.Array) -> dict[str, jax.Array]:

@@ -77,6 +77,15 @@ class DataMesh:
         """Arrays of the host, the same in every process, on the device or whole on every one."""
         return jax.device_put(tree) if self.mesh is None else self.replicate(tree)
 
+    def of_first(self, tree: Any) -> Any:
+        """Arrays that are whole on every device, as those of the first alone; nothing is copied.
+
+        Of several processes each keeps to all: they go through every call together.
+        """
+        if self.mesh is None or self.processes > 1:
+            return tree
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
     def whole(self, tree: Any) -> Any:
         """Within a compiled function: what is computed from ``tree`` is computed on each device."""
         sharding = self._whole()

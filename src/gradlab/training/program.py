@@ -141,6 +141,7 @@ class Solo:
         self._copy = mesh.jit(copy_of)
         self._sent: Stretch | None = None
         self._step = 0
+        self._looks = steps if mesh.processes > 1 else steps.on_one_device()
 
     def compile(self) -> None:
         """See :meth:`Program.compile`."""
@@ -152,7 +153,7 @@ class Solo:
         lowered = mesh.jit(stretch, donate_argnums=0).lower(self._state, self.data, plan_of(()))
         self.most_blocks = most_blocks(lowered.out_info)
         self._stretch, self._measure = compiled(
-            lowered, mesh.jit(steps.measure).lower(self._state, self.data)
+            lowered, self._looks.mesh.jit(self._looks.measure).lower(*self._seen())
         )
         self.resume({0: self._state})
         self.compile_seconds = time.perf_counter() - began
@@ -191,7 +192,11 @@ class Solo:
     def measure(self, members: Collection[int] = (0,)) -> dict[int, Measured]:
         """See :meth:`Program.measure`."""
         self._wait()
-        return {0: jax.device_get(self._measure(self._state, self.data))}
+        return {0: jax.device_get(self._measure(*self._seen()))}
+
+    def _seen(self) -> tuple[State, Any]:
+        """What a close look is at: on one device, for on each it would be the same work again."""
+        return self.steps.mesh.of_first((self._state, self.data))
 
     def score(
         self,

@@ -7,6 +7,7 @@ measure. Nothing here knows when to measure (:mod:`gradlab.training.loop`) or wh
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -212,6 +213,12 @@ class Steps:
     def first(self) -> Values:
         """The arrays of the model before the first step."""
         return Values(self.first_params, self.first_variables)
+
+    def on_one_device(self) -> Steps:
+        """The same step functions, with no batch split."""
+        alone = copy.copy(self)
+        alone.mesh = ONE_DEVICE
+        return alone
 
     def _moves(self, path: Any, _: Any) -> bool:
         return path in self.moving

@@ -40,7 +40,7 @@ def measure(options: Any) -> dict[str, Any]:
             row
             for cell in cells
             for size in sizes
-            for row in field.compete(cell, size, options.repeats or 7)
+            for row in field.compete(cell, size, options.repeats or 5)
         ]
     return {"rows": rows, "skipped": field.skipped, "tolerance": TOLERANCE}
 

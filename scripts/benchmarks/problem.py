@@ -34,8 +34,9 @@ class Size(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Size:
         """From ``"T,B,I,H"``."""
-        numbers = [int(part) for part in text.split(",")]
-        if len(numbers) != 4 or min(numbers) < 1:
+        parts = text.split(",")
+        numbers = [int(part) for part in parts if part.isdecimal()]
+        if len(parts) != 4 or len(numbers) != 4 or min(numbers) < 1:
             raise SystemExit(f"--sizes {text}: four whole numbers T,B,I,H above 0, as 100,50,2,64")
         return cls(*numbers)
 

@@ -108,7 +108,13 @@ def _options() -> argparse.Namespace:
     add("--every", type=int, default=50, help="probe.every")
     add("--log-every", type=int, default=10, help="trainer.log_every")
     add("--examples", type=int, default=4, help="probe.examples")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.out and not options.out.absolute().parent.is_dir():
+        parser.error(f"--out {options.out}: there is no folder {options.out.parent}")
+    for path in options.show or ():
+        if not path.is_file():
+            parser.error(f"--show {path}: there is no such file")
+    return options
 
 
 if __name__ == "__main__":

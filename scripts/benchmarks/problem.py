@@ -34,8 +34,9 @@ class Size(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Size:
         """From ``"T,B,I,H"``."""
-        numbers = [int(part) for part in text.split(",")]
-        if len(numbers) != 4 or min(numbers) < 1:
+        parts = text.split(",")
+        numbers = [int(part) for part in parts if part.isdecimal()]
+        if len(parts) != 4 or len(numbers) != 4 or min(numbers) < 1:
             raise SystemExit(f"--sizes {text}: four whole numbers T,B,I,H above 0, as 100,50,2,64")
         return cls(*numbers)
 
@@ -87,10 +88,13 @@ class First(NamedTuple):
 
 
 def errors(found: First, due: First) -> dict[str, float]:
-    """How far it is off: of the loss relatively, of each gradient over its largest entry."""
-    gradient = [
-        np.abs(found.gradient[name] - array).max() / np.abs(array).max()
-        for name, array in due.gradient.items()
-    ]
+    """How far it is off: of the loss relatively, of each gradient over its largest entry.
+
+    The offset's is one number, a sum in which much may cancel: it counts with the readout's.
+    """
+    apart = []
+    for name, array in due.gradient.items():
+        scale = due.gradient["readout" if name == "offset" else name]
+        apart.append(np.abs(found.gradient[name] - array).max() / np.abs(scale).max())
     loss = abs(found.loss - due.loss) / abs(due.loss)
-    return {"loss": float(loss), "gradient": float(max(gradient))}
+    return {"loss": float(loss), "gradient": float(max(apart))}

@@ -5,6 +5,7 @@ So each framework has its own threads and settings, and yet all take turns withi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -34,7 +35,8 @@ class Process:
 
     def send(self, what: str, *args: Any) -> None:
         """Have it do this, without waiting."""
-        self.pipe.send((what, args))
+        with contextlib.suppress(BrokenPipeError):  # of one that has died; its answer says so
+            self.pipe.send((what, args))
 
     def answer(self) -> Any:
         """What came of what was sent; the first one first.
@@ -44,7 +46,7 @@ class Process:
         """
         try:
             went_well, found = self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self.process.join()
             raise Failed(f"the process ended with {self.process.exitcode}") from None
         if not went_well:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import sys
 import time
@@ -40,7 +41,7 @@ def measure(options: Any) -> dict[str, Any]:
             row
             for cell in cells
             for size in sizes
-            for row in field.compete(cell, size, options.repeats or 7)
+            for row in field.compete(cell, size, options.repeats or 5)
         ]
     return {"rows": rows, "skipped": field.skipped, "tolerance": TOLERANCE}
 
@@ -83,14 +84,15 @@ class Field:
         for name in self.names:
             self.of(name).send("build", name, CONTESTANTS[name].module, cell, size)
         for process in self.processes.values():
-            process.answer()
+            with contextlib.suppress(Failed):  # it has died; each of its contestants says so
+                process.answer()
         due, rows = reference.first(cell, size), {}
         for name in self.names:
             row: dict[str, Any] = {"cell": cell, "size": list(size), "contestant": name}
             try:
                 first = self.of(name).answer()
             except Failed as error:
-                first, row["refused"] = None, f"it failed: {error}".strip().splitlines()[-1]
+                first, row["refused"] = None, last_line(error)
             if first is not None:
                 row["errors"] = problem.errors(first, due)
                 row |= refusal(row["errors"])
@@ -99,23 +101,39 @@ class Field:
 
     def time(self, rows: dict[str, dict[str, Any]], rounds: int) -> None:
         """Take turns; each row gets the milliseconds of a step in each round, and their median."""
-        one = {name: self.of(name).ask("time", name, 1, 1)["steps"] for name in rows}
+        one = {name: took["steps"] for name in rows if (took := self._turn(rows[name], 1, 1))}
         steps = {name: max(1, min(50, round(SECONDS / each))) for name, each in one.items()}
-        order = list(rows)
+        order = list(one)
         for turn in range(rounds):
-            for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            first = turn % max(1, len(order))
+            for name in order[first:] + order[:first]:
                 if turn >= 3 and one[name] > SLOW:
                     continue
-                warm = 1 if one[name] < SECONDS / 2 else 0
-                took = self.of(name).ask("time", name, steps[name], warm)
-                row = rows[name]
-                each = 1e3 * took["steps"] / steps[name]
-                if "look" in took:
-                    row.setdefault("look_ms", []).append(1e3 * took["look"])
-                    each += 1e3 * took["look"] / LOOK_EVERY
-                row.setdefault("rounds", []).append(each)
+                row, warm = rows[name], 1 if one[name] < SECONDS / 2 else 0
+                if took := self._turn(row, steps[name], warm):
+                    each = 1e3 * took["steps"] / steps[name]
+                    if "look" in took:
+                        row.setdefault("look_ms", []).append(1e3 * took["look"])
+                        each += 1e3 * took["look"] / LOOK_EVERY
+                    row.setdefault("rounds", []).append(each)
         for row in rows.values():
-            row["ms"] = statistics.median(row["rounds"])
+            if "refused" not in row:
+                row["ms"] = statistics.median(row["rounds"])
+
+    def _turn(self, row: dict[str, Any], steps: int, warm: int) -> dict[str, float] | None:
+        """Seconds of one turn; None of a contestant that failed, now or before."""
+        if "refused" in row:
+            return None
+        try:
+            return self.of(row["contestant"]).ask("time", row["contestant"], steps, warm)
+        except Failed as error:
+            row["refused"] = last_line(error)
+            return None
+
+
+def last_line(error: Exception) -> str:
+    """What a contestant failed with."""
+    return f"it failed: {str(error).strip().splitlines()[-1]}"
 
 
 def refusal(errors: dict[str, float]) -> dict[str, str]:

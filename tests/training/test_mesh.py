@@ -33,7 +33,6 @@ from gradlab.training.loop import Member, Trainer, train
 from gradlab.training.mesh import ONE_DEVICE, mesh_of
 from gradlab.training.program import Solo
 from gradlab.training.schedule import Schedule
-from gradlab.training.step import Report
 from tests import ROOT
 from tests.experiments import experiment
 
@@ -162,7 +161,7 @@ def test_a_position_reaches_another_process_bit_by_bit():
     state = steps.start(jax.random.key(7))
     params = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
     best = Best(0.5, 3, state.params, {"loss": 0.5})
-    since = Since(7, Report(0.1, 1 / 3, 4.0, 1e-300))
+    since = Since(7, (0.1, 1 / 3, 4.0, 1e-300))
     sent = Position(state._replace(params=params), since, best, 8, 2.5)
     came = from_bytes(to_bytes(sent), steps.start(jax.random.key(0)))
     assert jax.tree.structure(came.state) == jax.tree.structure(sent.state)

@@ -13,7 +13,6 @@ from gradlab.training import stretch
 from gradlab.training.checkpoint import NOTHING, Since, _since, _stretches
 from gradlab.training.loop import Member, Trainer, train
 from gradlab.training.program import Solo
-from gradlab.training.step import Report
 from gradlab.training.stretch import Block
 from tests.experiments import experiment
 from tests.training.test_loop import FirstLoss, Rows
@@ -128,13 +127,15 @@ def test_sums_do_not_depend_on_how_steps_were_divided_nor_on_being_saved():
         parts = NOTHING.then(reports[:cut])
         parts = _since(_stretches(parts)).then(reports[cut:])
         assert parts == whole
-    np.testing.assert_allclose(whole.mean, reports.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(
+        list(whole.means.values()), reports.mean(axis=0, dtype=np.float64), rtol=1e-12
+    )
     assert _since(_stretches(NOTHING)) == NOTHING
 
 
 def test_stretches_with_their_means_are_read_as_they_were_once_written():
     found = _since([[4, 0.5, 1.0, 0.25, 0.0], [2, 2.0, 4.0, 0.0, 0.0]])
-    assert found == Since(6, Report(6.0, 12.0, 1.0, 0.0))
+    assert found == Since(6, (6.0, 12.0, 1.0, 0.0))
 
 
 # The loop.

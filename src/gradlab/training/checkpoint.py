@@ -60,25 +60,26 @@ class Since(NamedTuple):
 
     Attributes:
       steps: how many.
-      sums: of their reports, in float64; one after another, so that they do not depend on how the
-        steps were divided.
+      sums: of each field of their :class:`~gradlab.training.step.Report`, in float64; one after
+        another, so that they do not depend on how the steps were divided.
     """
 
     steps: int
-    sums: Report
+    sums: tuple[float, ...]
 
     def then(self, reports: np.ndarray) -> Since:
-        """With further steps, of which ``reports`` (steps, 4) holds a :class:`Report` each."""
+        """With further steps, of which ``reports``, (steps, 4), holds the fields of each."""
         sums = np.add.accumulate([self.sums, *reports.astype(np.float64)])[-1]
-        return Since(self.steps + len(reports), Report(*sums.tolist()))
+        return Since(self.steps + len(reports), tuple(sums.tolist()))
 
     @property
-    def mean(self) -> Report:
-        """The mean report."""
-        return Report(*(total / self.steps for total in self.sums))
+    def means(self) -> dict[str, float]:
+        """The mean of each field."""
+        means = (total / self.steps for total in self.sums)
+        return dict(zip(Report._fields, means, strict=True))
 
 
-NOTHING = Since(0, Report(0.0, 0.0, 0.0, 0.0))
+NOTHING = Since(0, (0.0,) * len(Report._fields))
 
 
 @dataclass
@@ -370,15 +371,14 @@ def _unpacked(arrays: dict[str, Any], rest: dict[str, Any], start: State) -> Pos
 
 def _stretches(since: Since) -> list[list[float]]:
     """As stretches, each with its number of steps and their mean, that give the very same sums."""
-    rest = [since.steps - 1, *NOTHING.sums]
-    return [[1, *since.sums], rest] if since.steps else []
+    return [[1, *since.sums], [since.steps - 1, *NOTHING.sums]] if since.steps else []
 
 
 def _since(stretches: list[list[float]]) -> Since:
     since = NOTHING
     for count, *mean in stretches:
         sums = (own + count * float(one) for own, one in zip(since.sums, mean, strict=True))
-        since = Since(since.steps + int(count), Report(*sums))
+        since = Since(since.steps + int(count), tuple(sums))
     return since
 
 

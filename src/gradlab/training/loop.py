@@ -427,12 +427,12 @@ class _Loop:
 
     def _of_steps(self, since: Since) -> dict[str, float]:
         """Means over the steps since the last row."""
-        mean = since.mean
-        found = {"train/loss": mean.loss}
+        means = since.means
+        found = {"train/loss": means["loss"]}
         if self.steps.optimizer.clips:
-            found["train/clip_rate"] = mean.clipped
+            found["train/clip_rate"] = means["clipped"]
         if self.steps.regularizer is not None:
-            found["train/penalty"] = mean.penalty
+            found["train/penalty"] = means["penalty"]
         return found
 
     # Ending.

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradlab.bptt import scaling
+from gradlab.bptt import scaling, segments
 from gradlab.bptt.form import Form, Step, chosen, joined, parted
 from gradlab.bptt.precision import in_all_digits
 from gradlab.bptt.scaling import Plain, Scaled
@@ -43,11 +43,13 @@ class Trace(NamedTuple):
 
     Attributes:
       before: the carry that each step began from, leaves ``(T, B, H)``; one that is common to the
-        batch is ``(T, ...)``.
+        batch is ``(T, ...)``. Where time is cut into segments, those that the segments began from;
+        :func:`in_full` makes the others.
       inputs: what it read, ``(T, B, I)``.
       final: the carry after the last step, leaves ``(B, H)``.
       variables: the cell's Variables that are not fixed, as each step began with them, stacked
-        over T, in the order of :attr:`gradlab.bptt.form.Step.moved`; None if there are none.
+        over T, in the order of :attr:`gradlab.bptt.form.Step.moved`; None if there are none. Where
+        time is cut into segments, those that move as the segments began with them.
       final_variables: the same after the last step; those with an axis of time have it in front.
     """
 
@@ -88,6 +90,7 @@ def forward(
     wanted: bool,
     waits: bool,
     steps_at_once: int = 1,
+    count: int | None = None,
 ) -> tuple[Trace, jax.Array | None]:
     """What a cell goes through from the carry ``start`` on, and its outputs if they are wanted.
 
@@ -101,12 +104,24 @@ def forward(
         (or 0 where it is not h). There the cell reads the example's first real input; one that
         mixes the examples reads what is there, as it is a part of what it does.
       steps_at_once: ``lax.scan``'s ``unroll``.
+      count: of the segments that time is cut into; None: it is not cut.
     """
-    form = step.form
     moving, sliced = parted(step.moves_on, step.moved)
     holds = mask if waits else None
-    if holds is not None and not form.mixes:
+    if holds is not None and not step.form.mixes:
         inputs = harmless(inputs, holds)
+    (final, moved), (before, on_way), (made, outputs) = segments.forward(
+        _advance(step, wanted), (start, moving), (inputs, holds, sliced), count, steps_at_once
+    )
+    if not step.moved:
+        return Trace(before, inputs, final), outputs
+    variables, last = joined(step.moves_on, on_way, sliced), joined(step.moves_on, moved, made)
+    return Trace(before, inputs, final, variables, last), outputs
+
+
+def _advance(step: Step, wanted: bool) -> segments.Body:
+    """The body of the forward loop; it gives what the step has made, and the output if wanted."""
+    form = step.form
 
     def one(state: Any, read: Any) -> Any:
         carry, moving = state
@@ -117,16 +132,23 @@ def forward(
         if wanted:
             output = form.hidden(new) if form.is_leaf else _silent(y, real)
         moving_after, sliced_after = parted(step.moves_on, after)
-        return (new, moving_after), (carry, moving, sliced_after, output)
+        return (new, moving_after), (sliced_after, output)
 
-    reads = (inputs, holds, sliced)
-    (final, moved), (before, on_way, made, outputs) = lax.scan(
-        one, (start, moving), reads, unroll=steps_at_once
-    )
-    if not step.moved:
-        return Trace(before, inputs, final), outputs
-    variables, last = joined(step.moves_on, on_way, sliced), joined(step.moves_on, moved, made)
-    return Trace(before, inputs, final, variables, last), outputs
+    return one
+
+
+@in_all_digits
+def in_full(step: Step, trace: Trace, mask: jax.Array | None, waits: bool = True) -> Trace:
+    """A trace with the carry that every step began from, made again where segments left it out.
+
+    Arguments as for :func:`backward`.
+    """
+    moving, sliced = parted(step.moves_on, trace.variables or [])
+    forth = (trace.inputs, mask if waits else None, sliced)
+    again = _advance(step, wanted=False)
+    before, on_way = segments.every_state(again, (trace.before, moving), forth)
+    variables = joined(step.moves_on, on_way, sliced) if step.moved else None
+    return trace._replace(before=before, variables=variables)
 
 
 @in_all_digits
@@ -192,7 +214,7 @@ def backward(
 
     def one(state: Any, read: Any) -> Any:
         after, total = state
-        before, moved, sliced, x, real, from_output, cut_here, end = read
+        (before, moved), (sliced, x, real, from_output, cut_here, end) = read
         if cut_here is not None:
             after = _cut(form, after, cut_here)
         if end is not None:
@@ -222,9 +244,15 @@ def backward(
         seen = observe(of_states(form, adjoint, batch))
         return (passed, total), (adjoint._replace(mantissa=from_x), by_sliced, seen)
 
-    reads = (trace.before, moving, sliced, trace.inputs, mask, direct_of, cut, ends)
-    (start_adjoint, total), (inputs, by_sliced, observed) = lax.scan(
-        one, (begin, calculus.zeros()), reads, reverse=True, unroll=steps_at_once
+    reads = (sliced, trace.inputs, mask, direct_of, cut, ends)
+    forth = (trace.inputs, mask if waits else None, sliced)
+    (start_adjoint, total), (inputs, by_sliced, observed) = segments.backward(
+        one,
+        _advance(step, wanted=False),
+        (begin, calculus.zeros()),
+        (trace.before, moving),
+        (reads, forth),
+        steps_at_once,
     )
     by_leaves, by_moving = start_adjoint.plain()
     read = None

@@ -40,8 +40,9 @@ from gradlab.bptt.passes import (
 )
 from gradlab.bptt.port import Port, is_nothing
 from gradlab.bptt.scaling import ZERO, Plain, Scaled, shift
+from gradlab.bptt.segments import about_root
 from gradlab.cells import stock
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, whole_number
 
 Layer = Sequence[nnx.RNNCellBase]
 """The cells that read the same input: one, or a forward and a backward one."""
@@ -274,6 +275,7 @@ def unroll(
     state_axes: Mapping[Any, Any] | None = None,
     broadcast_rngs: Any = None,
     steps_at_once: int = 1,
+    segments: int | None = None,
     port: Port | None = None,
     ported: bool = False,
 ) -> Unrolled:
@@ -306,6 +308,10 @@ def unroll(
       state_axes: as for ``nnx.RNN``: what becomes of the cells' Variables over time.
       broadcast_rngs: as for ``nnx.RNN``: which random streams are the same at every step.
       steps_at_once: how many steps one turn of the compiled loop makes; changes no number.
+      segments: cut time into so many segments and keep the states at their borders only; the
+        backward pass runs each forward again. About √T of them need ``O(√T B H)`` memory in place
+        of ``O(T B H)`` (:mod:`gradlab.bptt.segments`). None: keep all states. Where a mask is given,
+        only with ``waits``.
       port: of the inputs, which are the outputs of another run: takes their cotangent in their
         place. Only with taps.
       ported: give a port of the outputs. Only with taps.
@@ -314,6 +320,9 @@ def unroll(
       :class:`Unrolled`.
     """
     check_route(backward, layers, "backward")
+    check_segments(segments, inputs.shape[0], "segments")
+    if segments is not None and mask is not None and not waits:
+        raise BadInput("segments", segments, "None where states do not wait beyond the mask")
     with _split_rngs(layers, broadcast_rngs):
         carries, forms = _begun(
             layers,
@@ -325,7 +334,13 @@ def unroll(
             broadcast_rngs=broadcast_rngs,
         )
         spec = _Spec(
-            every or not _top_is_leaf(forms), backward, forms, waits, steps_at_once, ported
+            every or not _top_is_leaf(forms),
+            backward,
+            forms,
+            waits,
+            steps_at_once,
+            ported,
+            segments,
         )
         cells = _parts(layers)
         read = _readable(spec, inputs, mask)
@@ -398,6 +413,24 @@ def check_route(route: str, layers: Sequence[Layer], key: str) -> None:
         reason = "has no retention gate, which would divide the way back through time in two"
         allowed = f"full: {type(without[0]).__name__} {reason}"
         raise BadInput(key, route, allowed, "an LSTM or a GRU")
+
+
+def check_segments(segments: int | None, steps: int, key: str) -> None:
+    """Refuse a number of segments that ``T`` steps cannot be cut into.
+
+    Args:
+      segments: None: none.
+      steps: ``T``.
+      key: what a caller calls them.
+
+    Raises:
+      BadInput: naming ``key``.
+    """
+    if segments is not None:
+        whole_number(key, segments, 2)
+        if segments > steps:
+            allowed = f"{steps} at most, the steps of a sequence"
+            raise BadInput(key, segments, allowed, f"{key}={about_root(steps)}, about their root")
 
 
 class Backward(NamedTuple):
@@ -569,6 +602,7 @@ class _Spec(NamedTuple):
     waits: bool
     steps_at_once: int = 1
     ported: bool = False
+    segments: int | None = None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -590,7 +624,14 @@ def _run_forward(spec: _Spec, cells, start, inputs, mask, taps, port):
             step = Step(cell, form)
             runs.append(
                 passes.forward(
-                    step, first, own_read, own_mask, wanted, spec.waits, spec.steps_at_once
+                    step,
+                    first,
+                    own_read,
+                    own_mask,
+                    wanted,
+                    spec.waits,
+                    spec.steps_at_once,
+                    spec.segments,
                 )
             )
         outputs = [_reading_order(own, direction) for direction, (_, own) in enumerate(runs)]

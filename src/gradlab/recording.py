@@ -60,11 +60,12 @@ class Recording:
         self, experiment: Experiment, folder: Path, sinks: Sequence[Sink] = (), *, resume=False
     ):
         self.experiment, self.folder = experiment, folder
-        self.steps = build_steps(experiment)
-        self.key = key_of(experiment)
         self.earlier = open_run(folder) if resume else None
         if self.earlier is not None:
             check_whole(self.earlier)
+        facts = self.earlier.info.get("facts", {}) if self.earlier else {}
+        self.steps = build_steps(experiment, facts.get("segments"))
+        self.key = key_of(experiment)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.directory, self.last = RunDirectory(folder), _LastRows()
         self.is_open = False
@@ -253,6 +254,7 @@ def describe(
             "readout": task.readout,
             "T": task.length,
             "steps": experiment.trainer.steps,
+            **({"segments": steps.segments} if steps.segments else {}),
             "devices": [str(device) for device in jax.devices()],
             "overrides": list(experiment.overrides),
             "probes_left_out": dict(steps.left_out),

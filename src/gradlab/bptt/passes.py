@@ -23,7 +23,7 @@ from jax import lax
 
 from gradlab.bptt import scaling, segments
 from gradlab.bptt.form import Form, Step, chosen, joined, parted
-from gradlab.bptt.precision import in_all_digits
+from gradlab.bptt.precision import in_all_digits, with_products
 from gradlab.bptt.scaling import Plain, Scaled
 from gradlab.cells import stock
 
@@ -134,7 +134,7 @@ def _advance(step: Step, wanted: bool) -> segments.Body:
         moving_after, sliced_after = parted(step.moves_on, after)
         return (new, moving_after), (sliced_after, output)
 
-    return one
+    return with_products(one, step.products)
 
 
 @in_all_digits
@@ -247,7 +247,7 @@ def backward(
     reads = (sliced, trace.inputs, mask, direct_of, cut, ends)
     forth = (trace.inputs, mask if waits else None, sliced)
     (start_adjoint, total), (inputs, by_sliced, observed) = segments.backward(
-        one,
+        with_products(one, step.products),
         _advance(step, wanted=False),
         (begin, calculus.zeros()),
         (trace.before, moving),

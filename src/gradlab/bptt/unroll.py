@@ -39,6 +39,7 @@ from gradlab.bptt.passes import (
     wide_type,
 )
 from gradlab.bptt.port import Port, is_nothing
+from gradlab.bptt.precision import Products
 from gradlab.bptt.scaling import ZERO, Plain, Scaled, shift
 from gradlab.bptt.segments import about_root
 from gradlab.cells import stock
@@ -276,6 +277,7 @@ def unroll(
     broadcast_rngs: Any = None,
     steps_at_once: int = 1,
     segments: int | None = None,
+    products: Products = "float32",
     port: Port | None = None,
     ported: bool = False,
 ) -> Unrolled:
@@ -310,8 +312,10 @@ def unroll(
       steps_at_once: how many steps one turn of the compiled loop makes; changes no number.
       segments: cut time into so many segments and keep the states at their borders only; the
         backward pass runs each forward again. About √T of them need ``O(√T B H)`` memory in place
-        of ``O(T B H)`` (:mod:`gradlab.bptt.segments`). None: keep all states. Where a mask is given,
-        only with ``waits``.
+        of ``O(T B H)`` (:mod:`gradlab.bptt.segments`). None: keep all states. A mask needs
+        ``waits``.
+      products: what the matrix products of the cells are made in, forward and backward, as of
+        :func:`gradlab.bptt.precision.with_products`.
       port: of the inputs, which are the outputs of another run: takes their cotangent in their
         place. Only with taps.
       ported: give a port of the outputs. Only with taps.
@@ -341,6 +345,7 @@ def unroll(
             steps_at_once,
             ported,
             segments,
+            products,
         )
         cells = _parts(layers)
         read = _readable(spec, inputs, mask)
@@ -431,6 +436,32 @@ def check_segments(segments: int | None, steps: int, key: str) -> None:
         if segments > steps:
             allowed = f"{steps} at most, the steps of a sequence"
             raise BadInput(key, segments, allowed, f"{key}={about_root(steps)}, about their root")
+
+
+def in_full(
+    layers: Sequence[Layer],
+    forms: Forms,
+    traces: Sequence[Sequence[Trace]],
+    mask: jax.Array | None,
+    products: Products = "float32",
+) -> tuple[tuple[Trace, ...], ...]:
+    """The traces of :func:`unroll` with every state, made again where segments left them out.
+
+    ``O(T B H)`` memory.
+
+    Args:
+      layers, mask, products: as there.
+      forms, traces: as it gave them.
+    """
+
+    def one(place: tuple[int, int]) -> Trace:
+        step = Step(*(_at(place, tree) for tree in (_parts(layers), forms)), products)
+        return passes.in_full(step, _at(place, traces), _reading_order(mask, place[1]))
+
+    return tuple(
+        tuple(one((depth, direction)) for direction in range(len(layer)))
+        for depth, layer in enumerate(layers)
+    )
 
 
 class Backward(NamedTuple):
@@ -603,6 +634,7 @@ class _Spec(NamedTuple):
     steps_at_once: int = 1
     ported: bool = False
     segments: int | None = None
+    products: Products = "float32"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -621,7 +653,7 @@ def _run_forward(spec: _Spec, cells, start, inputs, mask, taps, port):
             form = spec.forms[depth][direction]
             own_read, own_mask = _reading_order((read, mask), direction)
             first = start[depth][direction]
-            step = Step(cell, form)
+            step = Step(cell, form, spec.products)
             runs.append(
                 passes.forward(
                     step,
@@ -780,7 +812,7 @@ def _backward_through(
             place, form = (depth, direction), spec.forms[depth][direction]
             layer.append(
                 passes.backward(
-                    Step(cell, form),
+                    Step(cell, form, spec.products),
                     _at(place, traces),
                     _reading_order(mask, direction),
                     _part_of(from_above, direction, spec.forms[depth]),

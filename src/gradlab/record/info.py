@@ -93,6 +93,7 @@ _OPTIONAL: dict[str, Check] = {
         T=_whole,
         parameters=_whole,
         steps=_whole,
+        segments=_whole,
     ),
     "baseline": _each(_with(name=_text, loss=_number, accuracy=_number)),
     "overrides": _list(_text),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from gradlab.bptt.passes import Route
+from gradlab.bptt.precision import Products
 from gradlab.errors import BadInput, CannotRecord, number, whole_number
 from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink, figures_of
 from gradlab.training.checkpoint import Best, Position
@@ -40,6 +41,9 @@ class Trainer:
       test_lengths: further lengths of the sequences to test at, each once, in timesteps.
       backward: what passes back from each timestep, in the backward pass alone, as for
         :func:`gradlab.bptt.unroll.unroll`.
+      segments: of time, as there; ``"auto"``: some where the states of a step would take too much
+        memory (:func:`gradlab.experiment.build_steps`).
+      products: of the cells, as there.
 
     Raises:
       BadInput: if one of them is too small or too large.
@@ -55,10 +59,16 @@ class Trainer:
     mesh: Literal["data"] | None = None
     test_lengths: Sequence[int] = ()
     backward: Route = "full"
+    segments: int | Literal["auto"] | None = "auto"
+    products: Products = "float32"
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "eval_every", "eval_batch"):
             whole_number(f"trainer.{key}", getattr(self, key), 1)
+        if self.segments not in ("auto", None):
+            whole_number("trainer.segments", self.segments, 2, otherwise=", auto, or null for none")
+        if self.products not in get_args(Products):
+            raise BadInput("trainer.products", self.products, " | ".join(get_args(Products)))
         if self.checkpoint_seconds is not None:
             number("trainer.checkpoint_seconds", self.checkpoint_seconds, 0, 1e9)
         _ = self.log  # refuses what is no schedule

@@ -20,9 +20,17 @@ from gradlab.bptt.closeup import Closeup
 from gradlab.bptt.form import Form, Step
 from gradlab.bptt.parts import Parts, by_name, names_of
 from gradlab.bptt.passes import Route, wide
-from gradlab.bptt.precision import in_all_digits
+from gradlab.bptt.precision import Products, in_all_digits
 from gradlab.bptt.scaling import LOG10_2
-from gradlab.bptt.unroll import Trace, check_route, forms_of, initial_carries, make_taps
+from gradlab.bptt.unroll import (
+    Trace,
+    check_route,
+    check_segments,
+    forms_of,
+    in_full,
+    initial_carries,
+    make_taps,
+)
 from gradlab.cells import stock
 from gradlab.model import SequenceModel, moving, per_example_loss
 from gradlab.probes.base import CloseProbe, Probe, Seen, StepProbe, norm
@@ -120,6 +128,8 @@ class Steps:
       probes_by_preset: whether a preset chose the probes; then those that cannot measure this model
         are left out.
       backward: what passes back from each timestep, as for :func:`gradlab.bptt.unroll.unroll`.
+      segments: of time, as there.
+      products: of the cells, as there; close probes and what is held out are seen in float32.
 
     Attributes:
       left_out: name -> reason, of the probes that were left out.
@@ -143,9 +153,13 @@ class Steps:
         test_tasks: Mapping[int, Task] | None = None,
         probes_by_preset: bool = False,
         backward: Route = "full",
+        segments: int | None = None,
+        products: Products = "float32",
     ):
         check_route(backward, model.layers, "trainer.backward")
+        check_segments(segments, task.length, "trainer.segments")
         self.backward: Route = backward
+        self.segments, self.products = segments, products
         self.mesh, self.test_tasks = mesh, dict(test_tasks or {})
         self.moving = moving(model, batch)
         self.hold(model)
@@ -226,7 +240,14 @@ class Steps:
     def loss(self, values: Values, batch: Batch, taps: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         """``(mean loss, (traces, what the pass has changed))`` of a batch."""
         model = self.model(values, of_device=True)
-        forward = model(batch.inputs, batch.mask, taps, self.backward)
+        forward = model(
+            batch.inputs,
+            batch.mask,
+            taps,
+            self.backward,
+            segments=self.segments,
+            products=self.products,
+        )
         each = per_example_loss(self.task.loss, forward.outputs, batch.targets, batch.weights)
         return jnp.mean(each), (forward.traces, self._changed(model))
 
@@ -254,7 +275,8 @@ class Steps:
             return state, report, {}
         pulled, (traces, norms) = self._measured_gradient(state.values, batch)
         after, report, (grads, clipped, updates) = self._update(state, batch, pulled)
-        gates, retention = self._gates(self.model(state.values), traces)
+        model = self.model(state.values)
+        gates, retention = self._gates(model, self._in_full(model, traces, batch.mask))
         seen = Seen(
             adjoints=self._adjoints(norms),
             mask=self._masks(batch.mask),
@@ -334,7 +356,15 @@ class Steps:
         """
         batch = self.draw(state, data)
         pulled, (traces, norms) = self._measured_gradient(state.values, batch)
+        traces = self._in_full(self.model(state.values), traces, batch.mask)
         return pulled.loss, by_name(pulled.grads), self._adjoints(norms), traces
+
+    def _in_full(self, model: SequenceModel, traces: Any, mask: jax.Array | None) -> Any:
+        """The traces with every state, made again where segments left them out."""
+        if self.segments is None:
+            return traces
+        forms = forms_of(model.layers, self.shape, self.reads)
+        return in_full(model.layers, forms, traces, mask, self.products)
 
     def _gradient(self, values: Values, batch: Batch) -> Pulled:
         """The mean loss of a batch and its gradient."""

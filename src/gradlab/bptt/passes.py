@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from gradlab.bptt import scaling, segments
+from gradlab.bptt.folding import Fold, Folded, Folding
 from gradlab.bptt.form import Form, Step, chosen, joined, parted
 from gradlab.bptt.precision import in_all_digits, with_products
 from gradlab.bptt.scaling import Plain, Scaled
@@ -71,6 +72,7 @@ class Gradients(NamedTuple):
       observed: what was made of each step's adjoint, stacked over time.
       start: the adjoint of the states before the first step, as of :func:`of_states`.
       start_leaves: the cotangent of each leaf of the first carry.
+      folded: what each fold made of the gates.
     """
 
     variables: list[Any]
@@ -79,6 +81,7 @@ class Gradients(NamedTuple):
     observed: Any
     start: Any
     start_leaves: list[Any]
+    folded: Sequence[Folded] = ()
 
 
 @in_all_digits
@@ -167,6 +170,7 @@ def backward(
     cut: jax.Array | None = None,
     route: Route = "full",
     steps_at_once: int = 1,
+    folds: Sequence[Fold] = (),
 ) -> Gradients:
     """The gradients of one direction, from those of its outputs and of its final carry.
 
@@ -189,6 +193,7 @@ def backward(
         this one; of scaled numbers only.
       route: what passes back from each step.
       steps_at_once: ``lax.scan``'s ``unroll``.
+      folds: of the gates of each step, of a cell whose gates can be seen.
     """
     form, batch = step.form, trace.inputs.shape[1]
     calculus = _Calculus(step)
@@ -211,9 +216,11 @@ def backward(
     direct_of = _direct(form, kind, direct, end_sliced)
     first = None if mask is None else _first_real(trace.inputs, mask)
     start = jax.tree.map(lambda leaf: leaf[0], trace.before)
+    folding = Folding(folds, step)
+    unfolded = folding.begin(start, [leaf[0] for leaf in trace.variables or []], trace.inputs[0])
 
     def one(state: Any, read: Any) -> Any:
-        after, total = state
+        after, total, folded = state
         (before, moved), (sliced, x, real, from_output, cut_here, end) = read
         if cut_here is not None:
             after = _cut(form, after, cut_here)
@@ -226,7 +233,8 @@ def backward(
             quiet = ~real & _is_silent(form, adjoint.mantissa[0], from_y)
             x = _where(quiet, first, x)
             before = _hold(form, before, start, ~quiet)
-        through = calculus.at(before, joined(step.moves_on, moved, sliced), x)
+        moved = joined(step.moves_on, moved, sliced)
+        through = calculus.at(before, moved, x)
         if from_y is not None and not form.is_leaf:
             adjoint = through.add_output(adjoint, from_y)
         silenced = _silenced(form, adjoint.mantissa, real if waits else None)
@@ -242,14 +250,15 @@ def backward(
         by_fixed, by_sliced = gradient
         total = jax.tree.map(jnp.add, total, by_fixed)
         seen = observe(of_states(form, adjoint, batch))
-        return (passed, total), (adjoint._replace(mantissa=from_x), by_sliced, seen)
+        folded, kept = folding.step(folded, before, moved, x, real, through.gates)
+        return (passed, total, folded), (adjoint._replace(mantissa=from_x), by_sliced, seen, kept)
 
     reads = (sliced, trace.inputs, mask, direct_of, cut, ends)
     forth = (trace.inputs, mask if waits else None, sliced)
-    (start_adjoint, total), (inputs, by_sliced, observed) = segments.backward(
+    (start_adjoint, total, folded), (inputs, by_sliced, observed, kept) = segments.backward(
         with_products(one, step.products),
         _advance(step, wanted=False),
-        (begin, calculus.zeros()),
+        (begin, calculus.zeros(), unfolded),
         (trace.before, moving),
         (reads, forth),
         steps_at_once,
@@ -266,6 +275,7 @@ def backward(
         observed,
         of_states(form, start_adjoint, batch),
         cotangents_like(jax.tree.leaves(start), form.live, by_leaves),
+        folding.finish(folded, kept),
     )
 
 

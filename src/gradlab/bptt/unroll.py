@@ -27,6 +27,7 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt import passes
+from gradlab.bptt.folding import Fold, Folding, Tap
 from gradlab.bptt.form import FIXED, Form, Step, chosen, form_of, joined
 from gradlab.bptt.parts import Parts
 from gradlab.bptt.passes import (
@@ -53,6 +54,8 @@ Carries = Sequence[Sequence[Any]]
 
 Forms = tuple[tuple[Form, ...], ...]
 """The form of each cell, by layer and direction."""
+FOLDS = "folds of the gates"
+"""Where taps hold those of folds, beside the states."""
 
 
 class Unrolled(NamedTuple):
@@ -144,24 +147,19 @@ def _begun(
     **scan: Any,
 ) -> tuple[list[list[Any]], Forms]:
     """The carries before the first step, and the form of each cell."""
-    _, *read = shape
+    read = tuple(shape[1:])
     due = []
     forms: list[tuple[Form, ...]] = []
     for depth, layer in enumerate(layers):
         if given is not None and as_given:
             own = list(given[depth])
         else:
-            own = [cell.initialize_carry(tuple(read), nnx.Rngs(0)) for cell in layer]
+            own = [cell.initialize_carry(read, nnx.Rngs(0)) for cell in layer]
         kind = _dtype_of(own) if dtype is None else dtype
-        x = jax.ShapeDtypeStruct(tuple(read), kind)
+        x = jax.ShapeDtypeStruct(read, kind)
         found = [form_of(*pair, x, **scan) for pair in zip(layer, own, strict=True)]
-        outputs = [form.output for form in found]
-        if outputs[0].shape:
-            joined = sum(output.shape[-1] for output in outputs)
-            read = [read[0], *outputs[0].shape[:-1], joined]
-        else:
-            read = [read[0]]
-        dtype = outputs[0].dtype
+        above = _read_above(x, found)
+        read, dtype = above.shape, above.dtype
         due.append(own)
         forms.append(tuple(found))
     if given is None or as_given:
@@ -177,6 +175,15 @@ def _begun(
         )
         raise BadInput(key, _shapes(given), allowed) from None
     return carries, tuple(forms)
+
+
+def _read_above(x: jax.ShapeDtypeStruct, layer: Sequence[Form]) -> jax.ShapeDtypeStruct:
+    """What the next layer reads at a step where this one reads x: the joined outputs."""
+    output, *others = (form.output for form in layer)
+    shape = output.shape
+    if shape:
+        shape = (*shape[:-1], shape[-1] + sum(other.shape[-1] for other in others))
+    return jax.ShapeDtypeStruct((x.shape[0], *shape), output.dtype)
 
 
 def _dtype_of(carries: Any) -> Any:
@@ -214,20 +221,34 @@ def _shapes(carries: Any) -> Any:
 
 
 def make_taps(
-    layers: Sequence[Layer], shape: tuple[int, ...], dtype: Any = None, **scan: Any
-) -> list[list[dict[str, jax.Array]]]:
+    layers: Sequence[Layer],
+    shape: tuple[int, ...],
+    dtype: Any = None,
+    *,
+    folds: Sequence[Fold] = (),
+    **scan: Any,
+) -> list[list[dict[str, Any]]]:
     """Zeros for ``taps=``: one ``(T, B)`` array a layer, direction and state.
 
     Args:
       layers: as for :func:`unroll`.
       shape: ``(T, B, I)`` of the inputs.
       dtype: of the inputs; None: that of the first carry.
+      folds: to be made of the gates of cells that all have some; besides the states each dict then
+        has :data:`FOLDS`, a :class:`gradlab.bptt.folding.Tap` for each.
       scan: ``state_axes`` and ``broadcast_rngs``, as for :func:`unroll`.
     """
-    return [
-        [{name: jnp.zeros(shape[:2]) for name in form.states} for form in layer]
-        for layer in forms_of(layers, shape, dtype, **scan)
-    ]
+    carries, forms = _begun(layers, shape, dtype, **scan)
+    x = jax.ShapeDtypeStruct(shape[1:], _dtype_of(carries[0]) if dtype is None else dtype)
+    taps: list[list[dict[str, Any]]] = []
+    for layer, begun, own in zip(layers, carries, forms, strict=True):
+        taps.append([{name: jnp.zeros(shape[:2]) for name in form.states} for form in own])
+        for found, cell, carry, form in zip(taps[-1], layer, begun, own, strict=True):
+            if folds:
+                folding = Folding(folds, Step(Parts.of(cell), form))
+                found[FOLDS] = folding.taps(carry, jnp.zeros(x.shape, x.dtype), shape[0])
+        x = _read_above(x, own)
+    return taps
 
 
 def whole_taps(
@@ -287,7 +308,8 @@ def unroll(
     tap is the base-2 logarithm of the 2-norm of the adjoint of that state, for every timestep and
     example. It is the adjoint of whatever scalar is differentiated, so a mean over ``B`` examples
     gives every example's own adjoint divided by ``B``. Exactly zero adjoints give -inf. Of complex
-    states it is the norm over real and imaginary parts.
+    states it is the norm over real and imaginary parts. The "gradient" of the tap of a fold is its
+    result.
 
     Variables that a step changes are carried from step to step, and the cells' own are updated in
     place, as ``nnx.RNN`` does.
@@ -699,6 +721,7 @@ def _run_backward(spec: _Spec, residuals, cotangents):
         observe,
         None,
         from_port,
+        folds=_folds(taps),
     )
     grads = [
         [
@@ -718,7 +741,10 @@ def _run_backward(spec: _Spec, residuals, cotangents):
         by_inputs = from_inputs.plain().astype(traces[0][0].inputs.dtype)
     if taps is None:
         return grads, starts, by_inputs, None, None, None
-    seen = [[result.observed for result in layer] for layer in results]
+    seen = [
+        [_observed(*pair) for pair in zip(layer, own, strict=True)]
+        for layer, own in zip(results, taps, strict=True)
+    ]
     if whole:
         seen = [
             [
@@ -763,6 +789,21 @@ def _array(cotangent: Any) -> Any:
 _run_ported.defvjp(_ported_forward, _ported_backward, symbolic_zeros=True)
 
 
+def _folds(taps: Any) -> list[list[list[Fold]]] | None:
+    """What is to be made of the gates, by layer and direction."""
+    if taps is None or FOLDS not in taps[0][0]:
+        return None
+    return [[[tap.fold for tap in own[FOLDS]] for own in layer] for layer in taps]
+
+
+def _observed(result: Gradients, taps: Mapping[str, Any]) -> Any:
+    """What was observed of one direction, as its taps have it."""
+    if FOLDS not in taps:
+        return result.observed
+    pairs = zip(taps[FOLDS], result.folded, strict=True)
+    return {**result.observed, FOLDS: [Tap(tap.fold, folded) for tap, folded in pairs]}
+
+
 def _states(_: Form, adjoint: Scaled) -> Scaled:
     return adjoint
 
@@ -794,6 +835,7 @@ def _backward_through(
     observe: Callable[[Form, Scaled], Any] | None,
     cuts: Sequence[jax.Array] | None = None,
     from_port: Port | None = None,
+    folds: Sequence[Sequence[Sequence[Fold]]] | None = None,
 ) -> tuple[list[list[Gradients]], Any]:
     """Every layer's gradients, from the top down, and the inputs' cotangent.
 
@@ -824,6 +866,7 @@ def _backward_through(
                     cut=None if cuts is None else cuts[direction],
                     route=spec.backward,
                     steps_at_once=spec.steps_at_once,
+                    folds=() if folds is None else _at(place, folds),
                 )
             )
         results.insert(0, layer)

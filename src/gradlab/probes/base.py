@@ -15,6 +15,7 @@ Shapes: ``L`` layers (both directions of a bidirectional one counted), ``T`` ste
 from __future__ import annotations
 
 import abc
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradlab.bptt.closeup import Closeup, LayerView
+from gradlab.bptt.folding import Folded, Gates, fold_over
 from gradlab.bptt.passes import wide, wide_type
 from gradlab.errors import BadInput, number
 from gradlab.variable import Variable, over_lag_name
@@ -147,6 +149,48 @@ class StepProbe(Probe):
         """Measure. Pure and traceable; arrays shaped as the dims of :meth:`variables`."""
 
 
+class GateProbe(StepProbe):
+    """A step probe that reads gates: a fold over time, from the last step to the first.
+
+    The backward pass that trains makes the fold (:mod:`gradlab.bptt.folding`) of gates that it has
+    anyway, on each device of the examples there; called with what a step saw, it makes it of gates
+    that were kept.
+    """
+
+    @abc.abstractmethod
+    def begin(self, gates: Gates) -> Any:
+        """See :meth:`gradlab.bptt.folding.Fold.begin`."""
+
+    @abc.abstractmethod
+    def step(self, carry: Any, gates: Gates, real: jax.Array | None) -> tuple[Any, Any]:
+        """See :meth:`gradlab.bptt.folding.Fold.step`."""
+
+    @abc.abstractmethod
+    def finish(self, carry: Any, kept: Any) -> Folded:
+        """See :meth:`gradlab.bptt.folding.Fold.finish`."""
+
+    @abc.abstractmethod
+    def measure(self, folded: Folded, mask: jax.Array) -> dict[str, jax.Array]:
+        """Measure.
+
+        Args:
+          folded: the result of the fold over the whole batch, of each layer: rows ``(L, T, B)``,
+            sums ``(L, ...)``.
+          mask: ``(L, T, B)`` as of :class:`Seen`.
+        """
+
+    def __call__(self, seen: Seen) -> dict[str, jax.Array]:
+        """See :meth:`StepProbe.__call__`."""
+        kept = Gates(seen.gates, seen.retention), seen.mask
+        layers = [jax.tree.map(operator.itemgetter(at), kept) for at in range(len(seen.mask))]
+        return self.measure(stacked([fold_over(self, *layer) for layer in layers]), seen.mask)
+
+
+def stacked(layers: Sequence[Any]) -> Any:
+    """Trees of arrays, one for each layer, as one tree with a leading axis of layers."""
+    return jax.tree.map(lambda *each: jnp.stack(each), *layers)
+
+
 class CloseProbe(Probe):
     """A measurement that needs the network itself, on a few examples.
 
@@ -247,18 +291,10 @@ def mean_change(log10: jax.Array, mask: jax.Array) -> jax.Array:
 def nearest_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Array:
     """Over the last axis, the values nearest to these quantiles, ``(..., Q)``; nan is left out.
 
-    What ``jnp.nanquantile(..., method="nearest")`` gives, but for the sign of a zero. Sorted as
-    whole numbers, since XLA sorts those six times as fast on a CPU.
+    What ``jnp.nanquantile(..., method="nearest")`` gives, but for the sign of a zero.
     """
-    whole = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize]
-    largest = jnp.iinfo(whole).max  # read as a float it is nan
-
-    def turned(bits: jax.Array) -> jax.Array:
-        return jnp.where(bits < 0, bits ^ largest, bits)
-
-    bits = turned(lax.bitcast_convert_type(values, whole))
-    bits = jnp.sort(jnp.where(jnp.isnan(values), largest, bits), axis=-1)
-    ordered = lax.bitcast_convert_type(turned(bits), values.dtype)
+    bits, largest = _ordered_bits(values)
+    ordered = _as_floats(_sorted(jnp.where(jnp.isnan(values), largest, bits)), values.dtype)
     exact = wide_type(values)
     count = jnp.sum(~jnp.isnan(values), axis=-1, keepdims=True).astype(exact)
     wanted = jnp.asarray(quantiles, exact).reshape((1,) * (values.ndim - 1) + (-1,))
@@ -268,9 +304,55 @@ def nearest_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Arra
     return jnp.take_along_axis(ordered, index, axis=-1)
 
 
+def greatest(values: jax.Array) -> jax.Array:
+    """The largest of the last axis where none is nan. XLA is slow at that of floats on a CPU."""
+    return _as_floats(jnp.max(_ordered_bits(values)[0], axis=-1), values.dtype)
+
+
+def _ordered_bits(values: jax.Array) -> tuple[jax.Array, int]:
+    """Whole numbers in the order of these floats, and the largest of them, which is nan."""
+    whole = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize]
+    return _turned(lax.bitcast_convert_type(values, whole)), jnp.iinfo(whole).max
+
+
+def _as_floats(bits: jax.Array, dtype: Any) -> jax.Array:
+    return lax.bitcast_convert_type(_turned(bits), dtype)
+
+
+def _turned(bits: jax.Array) -> jax.Array:
+    """Negative floats read as whole numbers are in reverse order; their own inverse."""
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
+
+
+def _sorted(whole: jax.Array) -> jax.Array:
+    """The last axis sorted, by a network of comparisons that takes all rows at once.
+
+    Batcher's (1968) bitonic network: on a CPU more than twice as fast as XLA's sort.
+    """
+    size = whole.shape[-1]
+    width = 1 << max(size - 1, 1).bit_length()
+    rows = whole.reshape(-1, size).T  # the rows side by side, for vector instructions
+    rows = jnp.pad(rows, ((0, width - size), (0, 0)), constant_values=jnp.iinfo(whole.dtype).max)
+    span = 2
+    while span <= width:
+        rows, half = _exchanged(rows, span, flip=True), span // 2
+        while half > 1:
+            rows, half = _exchanged(rows, half, flip=False), half // 2
+        span *= 2
+    return rows[:size].T.reshape(whole.shape)
+
+
+def _exchanged(rows: jax.Array, span: int, *, flip: bool) -> jax.Array:
+    """In each block of ``span`` rows, the smaller of each pair of its halves in the first one."""
+    first, second = jnp.moveaxis(rows.reshape(-1, 2, span // 2, rows.shape[-1]), 1, 0)
+    second = second[:, ::-1] if flip else second
+    low, high = jnp.minimum(first, second), jnp.maximum(first, second)
+    return jnp.stack([low, high[:, ::-1] if flip else high], axis=1).reshape(rows.shape)
+
+
 def over_layers(measure: Callable[[LayerView], Any], layers: Sequence[LayerView]) -> Any:
     """What is measured of each layer, a pytree of arrays, stacked over the layers."""
-    return jax.tree.map(lambda *each: jnp.stack(each), *map(measure, layers))
+    return stacked([measure(layer) for layer in layers])
 
 
 def state_log10(adjoints: Mapping[str, jax.Array]) -> jax.Array:

@@ -7,23 +7,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from gradlab.bptt.folding import Folded, Gates
 from gradlab.bptt.scaling import LOG10_2
 from gradlab.probes.base import (
-    Seen,
+    GateProbe,
     Setting,
-    StepProbe,
     Unsupported,
     both_means,
     check_quantiles,
+    greatest,
     nearest_quantiles,
 )
 from gradlab.variable import Variable, over_lag
 
 
 @dataclass(frozen=True)
-class ForgetProduct(StepProbe):
+class ForgetProduct(GateProbe):
     """log10 of the product of the retention gate from t + 1 to the end of the sequence.
 
     Definition: ``p_t = ∏_{k=t+1}^{T-1} f_k`` per unit and example, T being the example's own
@@ -37,8 +37,8 @@ class ForgetProduct(StepProbe):
     Source: Hochreiter & Schmidhuber (1997) for the path through the cell state; Gers, Schmidhuber &
     Cummins (2000) for the gate on it.
 
-    Cost: O(T B H) beside the gates, which are computed again from the states for all probes
-    together: a sum at each step, of which the products are not kept.
+    Cost: O(T B H), of gates that the backward pass has at hand: two transcendental functions a unit
+    and step. O(T (B + H)) memory, since the products are not kept.
 
     Mask: a step of padding multiplies by 1, and the products end at each example's own last real
     step. Over the lag all begin there with 1.
@@ -90,47 +90,68 @@ class ForgetProduct(StepProbe):
         """The quantiles."""
         return {"quantile": list(self.quantiles)}
 
-    def __call__(self, seen: Seen) -> dict[str, jax.Array]:
-        """See the class."""
-        assert seen.retention is not None
-        typical, rms, units = _products(seen.retention, seen.mask)
-        quantiles = nearest_quantiles(units, self.quantiles)
+    def begin(self, gates: Gates) -> Sum:
+        """log2 of the product of each unit and example so far, ``(B, H)``."""
+        assert gates.retention is not None
+        nothing = jnp.zeros(gates.retention.shape, gates.retention.dtype)
+        return Sum(nothing, nothing)
+
+    def step(self, carry: Sum, gates: Gates, real: jax.Array | None) -> tuple[Sum, _Kept]:
+        """The product from the step after this one on, and one factor more."""
+        assert gates.retention is not None
+        log2, product = jnp.log2(gates.retention), carry.high
+        largest = greatest(product)
+        apart = product - jnp.where(jnp.isfinite(largest), largest, 0)[:, None]
+        counted = product > -jnp.inf
+        if real is not None:
+            log2 = jnp.where(real[:, None], log2, 0)
+            counted &= real[:, None]
+        ones = jnp.ones(product.shape[:1], product.dtype)
+        units = jnp.ones(product.shape[1:], product.dtype)
+        kept = _Kept(
+            typical=product @ units,
+            largest=largest,
+            squares=jnp.exp2(2 * apart) @ units,
+            total=ones @ jnp.where(counted, product, 0),
+            count=ones @ counted.astype(product.dtype),
+        )
+        return carry.plus(log2), kept
+
+    def finish(self, carry: Sum, kept: _Kept) -> Folded:
+        """By example the mean over units and the root mean square, log10; by unit the sums."""
+        units = carry.high.shape[-1]
+        rms = kept.largest + 0.5 * jnp.log2(kept.squares / units)
+        return Folded((kept.typical / units * LOG10_2, rms * LOG10_2), (kept.total, kept.count))
+
+    def measure(self, folded: Folded, mask: jax.Array) -> dict[str, jax.Array]:
+        """See :meth:`gradlab.probes.base.GateProbe.measure`."""
+        (typical, rms), (total, count) = folded.rows, folded.sums
+        mean = total / jnp.maximum(count, 1)
+        nothing = jnp.where(jnp.any(mask, -1), -jnp.inf, jnp.nan)[..., None]
+        units = jnp.where(count > 0, mean, nothing) * LOG10_2
         return {
-            **both_means("forget_product_log10", typical, seen.mask),
-            **both_means("forget_product_rms_log10", rms, seen.mask),
-            "forget_product_log10_q": jnp.moveaxis(quantiles, -1, 1),
+            **both_means("forget_product_log10", typical, mask),
+            **both_means("forget_product_rms_log10", rms, mask),
+            "forget_product_log10_q": jnp.moveaxis(nearest_quantiles(units, self.quantiles), -1, 1),
         }
 
 
-def _products(gate: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """log10 of the products of ``(L, T, B, H)`` from the step after each on.
+class _Kept(NamedTuple):
+    """What is kept of a step; log2 of the products from the step after it on.
 
-    Returns:
-      Their mean over units and their root mean square, ``(L, T, B)`` each, and of each unit the
-      mean over the examples that are real there, ``(L, T, H)``.
+    Attributes:
+      typical: the sum over units, ``(B,)``.
+      largest: that of the unit that keeps most, ``(B,)``.
+      squares: the sum over units of the squares of their products over the largest, ``(B,)``.
+      total: the sum over the real examples where it is no product of 0, ``(H,)``.
+      count: how many these are.
     """
-    log2 = jnp.where(mask[..., None], jnp.log2(gate), 0)
 
-    def back(total: Sum, read: tuple[jax.Array, jax.Array]):
-        log2, real = read
-        product = total.high
-        largest = jnp.max(product, axis=-1)
-        apart = product - jnp.where(jnp.isfinite(largest), largest, 0)[..., None]
-        rms = largest + 0.5 * jnp.log2(jnp.mean(jnp.exp2(2 * apart), axis=-1))
-        counted = real[..., None] & (product > -jnp.inf)
-        units = jnp.sum(jnp.where(counted, product, 0), axis=1), jnp.sum(counted, axis=1)
-        return total.plus(log2), (jnp.mean(product, axis=-1), rms, units)
-
-    def time_first(array: jax.Array) -> jax.Array:
-        return jnp.moveaxis(array, 1, 0)
-
-    nothing = jnp.zeros_like(log2[:, 0])
-    reads = (time_first(log2), time_first(mask))
-    _, found = lax.scan(back, Sum(nothing, nothing), reads, reverse=True)
-    typical, rms, (total, count) = jax.tree.map(lambda one: jnp.moveaxis(one, 0, 1), found)
-    mean = total / jnp.maximum(count, 1).astype(total.dtype)
-    units = jnp.where(count > 0, mean, jnp.where(jnp.any(mask, -1), -jnp.inf, jnp.nan)[..., None])
-    return typical * LOG10_2, rms * LOG10_2, units * LOG10_2
+    typical: jax.Array
+    largest: jax.Array
+    squares: jax.Array
+    total: jax.Array
+    count: jax.Array
 
 
 class Sum(NamedTuple):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from gradlab.bptt.folding import Folded, Gates
 from gradlab.errors import number
-from gradlab.probes.base import Seen, Setting, StepProbe, Unsupported
+from gradlab.probes.base import GateProbe, Setting, Unsupported
 from gradlab.variable import Variable
 
 
 @dataclass(frozen=True)
-class GateSaturation(StepProbe):
+class GateSaturation(GateProbe):
     """The fraction of gate activations outside [0.1, 0.9], per layer and gate.
 
     Definition: the share of activations, over real steps, examples and units, that are below
@@ -21,8 +23,7 @@ class GateSaturation(StepProbe):
 
     Source: Karpathy, Johnson & Li (2015), section 4.2.
 
-    Cost: O(T B H) comparisons beside the gates, which are computed again from the states for all
-    probes together. Memory O(T B H).
+    Cost: O(T B H) comparisons of gates that the backward pass has at hand, O(B H) memory.
 
     Mask: only real steps count, above and below the line; a longer example counts for more.
 
@@ -54,14 +55,32 @@ class GateSaturation(StepProbe):
         name = f"share of gate activations outside [{self.low}, {self.high}]"
         return {"gate_saturation": Variable(("layer", "gate"), "1", name)}
 
-    def __call__(self, seen: Seen) -> dict[str, jax.Array]:
-        """See the class."""
-        mask = seen.mask[..., None]
+    def begin(self, gates: Gates) -> Any:
+        """How often each unit of each example was outside so far, by gate; and how many were."""
+        counts = {name: jnp.zeros(one.shape, jnp.int32) for name, one in gates.named.items()}
+        return counts, jnp.int32(0)
 
-        def share(gate: jax.Array) -> jax.Array:
-            outside = mask & ((gate < self.low) | (gate > self.high))
-            real = jnp.sum(mask, axis=(1, 2, 3)) * gate.shape[-1]
-            return jnp.sum(outside, axis=(1, 2, 3)) / real
+    def step(self, carry: Any, gates: Gates, real: jax.Array | None) -> tuple[Any, None]:
+        """One step more."""
+        counts, all_ = carry
 
-        shares = [share(gate) for gate in seen.gates.values()]
-        return {"gate_saturation": jnp.stack(shares, axis=-1)}
+        def more(count: jax.Array, gate: jax.Array) -> jax.Array:
+            outside = (gate < self.low) | (gate > self.high)
+            outside = outside if real is None else outside & real[:, None]
+            return count + outside.astype(count.dtype)
+
+        counts = {name: more(counts[name], gate) for name, gate in gates.named.items()}
+        examples, units = next(iter(counts.values())).shape
+        rows = jnp.int32(examples) if real is None else jnp.sum(real, dtype=jnp.int32)
+        return (counts, all_ + rows * units), None
+
+    def finish(self, carry: Any, kept: None) -> Folded:
+        """The sums: ``(gates,)`` outside, of how many."""
+        counts, all_ = carry
+        outside = jnp.stack([jnp.sum(count) for count in counts.values()])
+        return Folded(sums=(outside.astype(jnp.float32), all_.astype(jnp.float32)))
+
+    def measure(self, folded: Folded, mask: jax.Array) -> dict[str, jax.Array]:
+        """See :meth:`gradlab.probes.base.GateProbe.measure`."""
+        outside, all_ = folded.sums
+        return {"gate_saturation": outside / all_[:, None]}

@@ -17,12 +17,14 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt.closeup import Closeup
+from gradlab.bptt.folding import Folded
 from gradlab.bptt.form import Form, Step
 from gradlab.bptt.parts import Parts, by_name, names_of
 from gradlab.bptt.passes import Route, wide
 from gradlab.bptt.precision import Products, in_all_digits
 from gradlab.bptt.scaling import LOG10_2
 from gradlab.bptt.unroll import (
+    FOLDS,
     Trace,
     check_route,
     check_segments,
@@ -33,7 +35,15 @@ from gradlab.bptt.unroll import (
 )
 from gradlab.cells import stock
 from gradlab.model import SequenceModel, moving, per_example_loss
-from gradlab.probes.base import CloseProbe, Probe, Seen, StepProbe, norm
+from gradlab.probes.base import (
+    CloseProbe,
+    GateProbe,
+    Probe,
+    Seen,
+    StepProbe,
+    norm,
+    stacked,
+)
 from gradlab.probes.setting import setting_of, supported
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Batch, Task
@@ -110,6 +120,22 @@ class Pulled(NamedTuple):
     loss: jax.Array
     grads: Any
     changed: Any
+
+
+class Passed(NamedTuple):
+    """What a measured pass saw of a whole batch, of all layers and directions.
+
+    Attributes:
+      adjoints: as of :class:`gradlab.probes.base.Seen`.
+      folded: the result of each fold, with a leading axis of layers.
+      gates: as of :class:`gradlab.probes.base.Seen`; computed only where they are read.
+      traces: as of :class:`gradlab.bptt.unroll.Unrolled`.
+    """
+
+    adjoints: dict[str, jax.Array]
+    folded: list[Folded]
+    gates: dict[str, jax.Array]
+    traces: Any
 
 
 class Steps:
@@ -273,24 +299,25 @@ class Steps:
         if not probes:
             state, report, _ = self._update(state, batch, self._gradient(state.values, batch))
             return state, report, {}
-        pulled, (traces, norms) = self._measured_gradient(state.values, batch)
+        folds = [one for one in probes if isinstance(one, GateProbe)]
+        pulled, passed = self._measured_gradient(state.values, batch, folds)
         after, report, (grads, clipped, updates) = self._update(state, batch, pulled)
-        model = self.model(state.values)
-        gates, retention = self._gates(model, self._in_full(model, traces, batch.mask))
         seen = Seen(
-            adjoints=self._adjoints(norms),
+            adjoints=passed.adjoints,
             mask=self._masks(batch.mask),
-            gates=gates,
-            retention=retention,
+            gates=passed.gates,
+            retention=passed.gates.get(self.setting.retention or ""),
             params=by_name(state.params),
             grads=by_name(grads),
             clipped=by_name(clipped),
             updates=by_name(updates),
-            hidden=self.setting.hidden_of(self._adjoints(norms)),
+            hidden=self.setting.hidden_of(passed.adjoints),
         )
         measured: dict[str, jax.Array] = {}
+        own = iter(passed.folded)
         for one in probes:
-            measured |= one(seen)
+            gates = isinstance(one, GateProbe)
+            measured |= one.measure(next(own), seen.mask) if gates else one(seen)
         return after, report, measured
 
     @property
@@ -355,9 +382,9 @@ class Steps:
         For the diagnosis of a step that was not finite.
         """
         batch = self.draw(state, data)
-        pulled, (traces, norms) = self._measured_gradient(state.values, batch)
-        traces = self._in_full(self.model(state.values), traces, batch.mask)
-        return pulled.loss, by_name(pulled.grads), self._adjoints(norms), traces
+        pulled, passed = self._measured_gradient(state.values, batch)
+        traces = self._in_full(self.model(state.values), passed.traces, batch.mask)
+        return pulled.loss, by_name(pulled.grads), passed.adjoints, traces
 
     def _in_full(self, model: SequenceModel, traces: Any, mask: jax.Array | None) -> Any:
         """The traces with every state, made again where segments left them out."""
@@ -376,24 +403,43 @@ class Steps:
             (mean, (_, changed)), grads = jax.value_and_grad(loss, has_aux=True)(values.params)
             return Pulled(mean, _descent(grads), changed), ()
 
-        return self.mesh.over_batch(of)(values, batch)[0]
+        return lax.optimization_barrier(self.mesh.over_batch(of)(values, batch)[0])
 
-    def _measured_gradient(self, values: Values, batch: Batch) -> tuple[Pulled, tuple[Any, Any]]:
-        """The same, with the traces and what the taps saw of the adjoints."""
+    def _measured_gradient(
+        self, values: Values, batch: Batch, folds: Sequence[GateProbe] = ()
+    ) -> tuple[Pulled, Passed]:
+        """The same, with what was seen on the way."""
         layers = self.model(values).layers
 
-        def of(values: Values, batch: Batch) -> tuple[Pulled, tuple[Any, Any]]:
+        def of(values: Values, batch: Batch) -> tuple[Any, Any]:
             def loss(params: Any, taps: Any) -> Any:
                 return self.loss(Values(params, values.variables), batch, taps)
 
             shape = (self.shape[0], batch.inputs.shape[1], self.shape[2])
             grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-            (mean, (traces, changed)), (grads, norms) = grad(
-                values.params, make_taps(layers, shape, self.reads)
+            (mean, (traces, changed)), (grads, found) = grad(
+                values.params, make_taps(layers, shape, self.reads, folds=folds)
             )
-            return Pulled(mean, _descent(grads), changed), (traces, norms)
+            norms = stacked([own for layer in found for own in layer])
+            rows, sums = [], []
+            for tap in norms.pop(FOLDS, ()):
+                rows.append(tap.folded.rows)
+                sums.append(tap.folded.sums)
+            model = self.model(values)
+            gates = self._gates(model, self._in_full(model, traces, batch.mask))
+            return (Pulled(mean, _descent(grads), changed), sums), (traces, norms, rows, gates)
 
-        return self.mesh.over_batch(of, (self._rows(layers), 1))(values, batch)
+        each = (self._rows(layers), 2, 2, 2)
+        (pulled, sums), (traces, *seen) = lax.optimization_barrier(
+            self.mesh.over_batch(of, each)(values, batch)
+        )
+        norms, rows, gates = self.mesh.whole(seen)
+        # The mean over the rows of a device divides every example's own adjoint by their number.
+        shift = jnp.log2(jnp.float32(self.batch // self.mesh.devices))
+        adjoints = {name: (norms[name] + shift) * LOG10_2 for name in self.setting.states}
+        totals = jax.tree.map(lambda mean: mean * self.mesh.devices, sums)
+        folded = [Folded(*own) for own in zip(rows, totals, strict=True)]
+        return pulled, Passed(adjoints, folded, gates, traces)
 
     def _rows(self, layers: Any) -> Any:
         """Where the examples are in each part of the traces; -1: in none."""
@@ -450,9 +496,10 @@ class Steps:
         grads, penalty = self._regularized(state, batch, pulled.grads)
         before, variables = self._after_pass(state.values, pulled.changed)
         full = wide(before)
-        clipped, clip_state = clip(grads, state.opt_state[0], full)
+        # Barriers, so that what is measured in between changes no bit of the parameters.
+        clipped, clip_state = lax.optimization_barrier(clip(grads, state.opt_state[0], full))
         with jax.numpy_dtype_promotion("standard"):  # Adam's own code mixes types
-            updates, rule_state = rule(clipped, state.opt_state[1], full)
+            updates, rule_state = lax.optimization_barrier(rule(clipped, state.opt_state[1], full))
         params = _as_before(optax.apply_updates(full, updates), before)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(clipped), strict=True)
         changed = jnp.stack([jnp.any(before != after) for before, after in pairs])
@@ -470,24 +517,18 @@ class Steps:
         after = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, kept)
         return after, report, (grads, clipped, updates)
 
-    def _adjoints(self, norms: Any) -> dict[str, jax.Array]:
-        # The mean over the rows of a device divides every example's own adjoint by their number.
-        own = [direction for layer in norms for direction in layer]
-        shift = jnp.log2(jnp.float32(self.batch // self.mesh.devices))
-        return {
-            name: (self.mesh.whole(jnp.stack([one[name] for one in own])) + shift) * LOG10_2
-            for name in self.setting.states
-        }
-
     def _masks(self, mask: jax.Array | None) -> jax.Array:
         if mask is None:
             return jnp.ones((len(self.names), *self.shape[:2]), bool)
         backward = [name.endswith("backward") for name in self.names]
         return jnp.stack([mask[::-1] if flip else mask for flip in backward])
 
-    def _gates(self, model: SequenceModel, traces: Sequence[Sequence[Trace]]):
+    def _gates(
+        self, model: SequenceModel, traces: Sequence[Sequence[Trace]]
+    ) -> dict[str, jax.Array]:
+        """The gates over time, ``(L, T, B, H)`` by name, for a probe that reads them whole."""
         if not self.setting.gates:
-            return {}, None
+            return {}
         forms = forms_of(model.layers, self.shape, self.reads)
         places = [
             (cell, form, trace)
@@ -495,11 +536,10 @@ class Steps:
             for cell, form, trace in zip(layer, own, went, strict=True)
         ]
         found: list[Any] = [_gates_over_time(*place) for place in places]
-        gates = {
+        return {
             name: jnp.stack([wide(getattr(one, name)) for one in found])
             for name in self.setting.gates
         }
-        return gates, gates.get(self.setting.retention or "")
 
 
 def _gates_over_time(cell: nnx.RNNCellBase, form: Form, trace: Trace) -> Any:

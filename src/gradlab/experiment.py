@@ -20,7 +20,7 @@ from gradlab.model import InitialState, MakeCell, SequenceModel
 from gradlab.probes.base import CloseProbe, Probe
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Generated, Task, at_length
-from gradlab.training.loop import Trainer
+from gradlab.training.loop import Segments, Trainer
 from gradlab.training.memory import Need, check_memory, fits, free
 from gradlab.training.mesh import DataMesh, mesh_of
 from gradlab.training.optimizer import Optimizer
@@ -70,13 +70,13 @@ class Experiment:
     overrides: Sequence[str] = ()
 
 
-def build_steps(experiment: Experiment, segments: int | None = None) -> Steps:
+def build_steps(experiment: Experiment, segments: Segments = "auto") -> Steps:
     """The step functions of an experiment.
 
     Args:
       experiment: its parts.
-      segments: what a run that is resumed was cut into; where ``trainer.segments`` is "auto" it
-        stays so.
+      segments: what "auto" stands for in ``trainer.segments``, where a run is resumed that was cut
+        into these, or not at all.
 
     Raises:
       BadInput: for a cell that returns a wrong carry, a probe, regularizer or way back that the
@@ -153,13 +153,12 @@ SHARE = 0.25
 """Of the free memory: where the states of a batch take more, "auto" cuts time into segments."""
 
 
-def _segments(experiment: Experiment, mesh: DataMesh, earlier: int | None) -> int | None:
+def _segments(experiment: Experiment, mesh: DataMesh, automatic: Segments) -> int | None:
     """How many segments time is cut into; the same for all processes of a run."""
     asked, length = experiment.trainer.segments, experiment.task.length
+    asked = automatic if asked == "auto" else asked
     if asked != "auto":
         return asked
-    if earlier is not None:
-        return earlier
     device, each = jax.local_devices()[0], experiment.layers * (1 + experiment.bidirectional)
 
     def large(state: int) -> bool:

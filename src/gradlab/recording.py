@@ -63,8 +63,8 @@ class Recording:
         self.earlier = open_run(folder) if resume else None
         if self.earlier is not None:
             check_whole(self.earlier)
-        facts = self.earlier.info.get("facts", {}) if self.earlier else {}
-        self.steps = build_steps(experiment, facts.get("segments"))
+        automatic = self.earlier.info.get("facts", {}).get("segments") if self.earlier else "auto"
+        self.steps = build_steps(experiment, automatic)
         self.key = key_of(experiment)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.directory, self.last = RunDirectory(folder), _LastRows()

@@ -177,9 +177,12 @@ class Step:
         ]
         return joined(self._moves, placed, fixed)
 
-    def module(self, moved: Sequence[jax.Array] = ()) -> Any:
-        """A copy of the cell with these arrays in place of those that are not fixed."""
-        return self._parts.with_leaves(joined(self._moves, moved, self.fixed)).module()
+    def module(
+        self, moved: Sequence[jax.Array] = (), fixed: Sequence[jax.Array] | None = None
+    ) -> Any:
+        """A copy of the cell with these arrays in place of those that are not fixed, and fixed."""
+        own = self.fixed if fixed is None else fixed
+        return self._parts.with_leaves(joined(self._moves, moved, own)).module()
 
     def __call__(
         self, fixed: Sequence[jax.Array], moved: Sequence[jax.Array], carry: Any, x: jax.Array

@@ -25,7 +25,8 @@ from gradlab.bptt import scaling, segments
 from gradlab.bptt.folding import Fold, Folded, Folding
 from gradlab.bptt.form import Form, Step, chosen, joined, parted
 from gradlab.bptt.precision import in_all_digits, with_products
-from gradlab.bptt.scaling import Plain, Scaled
+from gradlab.bptt.scaling import Scaled
+from gradlab.bptt.written import Written
 from gradlab.cells import stock
 
 Route = Literal["full", "no_h_path", "no_c_path"]
@@ -94,8 +95,11 @@ def forward(
     waits: bool,
     steps_at_once: int = 1,
     count: int | None = None,
-) -> tuple[Trace, jax.Array | None]:
+    written: Written | None = None,
+) -> tuple[Trace, jax.Array | None, Any]:
     """What a cell goes through from the carry ``start`` on, and its outputs if they are wanted.
+
+    Besides the gates that ``written`` keeps for the backward pass, ``(T, B, H)`` each, or None.
 
     Args:
       step: of the cell.
@@ -108,34 +112,45 @@ def forward(
         mixes the examples reads what is there, as it is a part of what it does.
       steps_at_once: ``lax.scan``'s ``unroll``.
       count: of the segments that time is cut into; None: it is not cut.
+      written: the cell's step where that is written out, and a backward pass is to come.
     """
     moving, sliced = parted(step.moves_on, step.moved)
+    # A state that runs on may come to be NaN where nothing is read, and so would its gates.
+    keeps = written is not None and written.keeps and (mask is None or waits) and count is None
     holds = mask if waits else None
     if holds is not None and not step.form.mixes:
         inputs = harmless(inputs, holds)
-    (final, moved), (before, on_way), (made, outputs) = segments.forward(
-        _advance(step, wanted), (start, moving), (inputs, holds, sliced), count, steps_at_once
+    body = _advance(step, wanted, written if keeps else None)
+    (final, moved), (before, on_way), (made, outputs, kept) = segments.forward(
+        body, (start, moving), (inputs, holds, sliced), count, steps_at_once
     )
     if not step.moved:
-        return Trace(before, inputs, final), outputs
+        return Trace(before, inputs, final), outputs, kept
     variables, last = joined(step.moves_on, on_way, sliced), joined(step.moves_on, moved, made)
-    return Trace(before, inputs, final, variables, last), outputs
+    return Trace(before, inputs, final, variables, last), outputs, kept
 
 
-def _advance(step: Step, wanted: bool) -> segments.Body:
-    """The body of the forward loop; it gives what the step has made, and the output if wanted."""
+def _advance(step: Step, wanted: bool = False, written: Written | None = None) -> segments.Body:
+    """The body of the forward loop.
+
+    It gives the Variables that the step has made, the output if wanted, and gates if ``written``.
+    """
     form = step.form
 
     def one(state: Any, read: Any) -> Any:
         carry, moving = state
         x, real, sliced = read
-        new, y, after = step(step.fixed, joined(step.moves_on, moving, sliced), carry, x)
+        kept = None
+        if written is not None:
+            (new, kept), y, after = written(carry, x), None, []
+        else:
+            new, y, after = step(step.fixed, joined(step.moves_on, moving, sliced), carry, x)
         new = _hold(form, new, carry, real)
         output = None
         if wanted:
             output = form.hidden(new) if form.is_leaf else _silent(y, real)
         moving_after, sliced_after = parted(step.moves_on, after)
-        return (new, moving_after), (sliced_after, output)
+        return (new, moving_after), (sliced_after, output, kept)
 
     return with_products(one, step.products)
 
@@ -146,12 +161,35 @@ def in_full(step: Step, trace: Trace, mask: jax.Array | None, waits: bool = True
 
     Arguments as for :func:`backward`.
     """
-    moving, sliced = parted(step.moves_on, trace.variables or [])
-    forth = (trace.inputs, mask if waits else None, sliced)
-    again = _advance(step, wanted=False)
-    before, on_way = segments.every_state(again, (trace.before, moving), forth)
+    before, on_way = _every_state(step, trace, mask, waits, lambda states: states)
+    _, sliced = parted(step.moves_on, trace.variables or [])
     variables = joined(step.moves_on, on_way, sliced) if step.moved else None
     return trace._replace(before=before, variables=variables)
+
+
+@in_all_digits
+def finite(step: Step, trace: Trace, mask: jax.Array | None, waits: bool = True) -> list[jax.Array]:
+    """Of each leaf of the carry whether all of it is finite after each step, ``(T,)`` bool.
+
+    Arguments as for :func:`backward`. Where time is cut into segments it takes the memory of one.
+    """
+
+    def look(states: Any) -> list[jax.Array]:
+        leaves = jax.tree.leaves(states[0])
+        return [jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
+
+    before = _every_state(step, trace, mask, waits, look)
+    last = look((jax.tree.map(lambda leaf: leaf[None], trace.final), ()))
+    return [jnp.concatenate([own[1:], end]) for own, end in zip(before, last, strict=True)]
+
+
+def _every_state(
+    step: Step, trace: Trace, mask: jax.Array | None, waits: bool, look: Callable[[Any], Any]
+) -> Any:
+    """What ``look`` makes of ``(carry, moving Variables)`` before every step."""
+    moving, sliced = parted(step.moves_on, trace.variables or [])
+    forth = (trace.inputs, mask if waits else None, sliced)
+    return segments.every_state(_advance(step), (trace.before, moving), forth, look)
 
 
 @in_all_digits
@@ -162,8 +200,9 @@ def backward(
     direct: Any,
     final: Any,
     *,
-    kind: type[Any],
     observe: Callable[[Any], Any],
+    written: Written | None = None,
+    kept: Any = None,
     final_exponent: jax.Array | None = None,
     final_variables: Sequence[Any] | None = None,
     waits: bool = True,
@@ -181,10 +220,10 @@ def backward(
       direct: cotangents of its outputs ``(T, B, H)`` in reading order, normalised, or None.
       final: cotangents of the leaves of its final carry: after the last step, or after each
         example's last real one where the state does not wait.
-      kind: what numbers the pass calculates in, :class:`gradlab.bptt.scaling.Scaled` or
-        :class:`gradlab.bptt.scaling.Plain`.
       observe: what to keep of each step's adjoint of the states (:func:`of_states`), itself no part
         of the result.
+      written: the cell's step where that is written out.
+      kept: of the forward pass.
       final_exponent: ``(B,)``, of two, where those cotangents are mantissas; the same for all
         examples where a step mixes them.
       final_variables: cotangents of ``trace.final_variables``; None: zeros.
@@ -196,7 +235,7 @@ def backward(
       folds: of the gates of each step, of a cell whose gates can be seen.
     """
     form, batch = step.form, trace.inputs.shape[1]
-    calculus = _Calculus(step)
+    calculus = Generic(step) if written is None else written
     moving, sliced = parted(step.moves_on, trace.variables or [])
     end_moving, end_sliced = calculus.final(final_variables)
     own_final = wide(form.live_leaves(final))
@@ -210,10 +249,10 @@ def backward(
             ]
             for late in (True, False)
         )
-        late = _ended(form, kind, states, final_exponent)
+        late = _ended(form, states, final_exponent)
         ends, own_final = last_real(mask), common
-    begin = _ended(form, kind, (own_final, end_moving), final_exponent)
-    direct_of = _direct(form, kind, direct, end_sliced)
+    begin = _ended(form, (own_final, end_moving), final_exponent)
+    direct_of = _direct(form, direct, end_sliced)
     first = None if mask is None else _first_real(trace.inputs, mask)
     start = jax.tree.map(lambda leaf: leaf[0], trace.before)
     folding = Folding(folds, step)
@@ -221,7 +260,7 @@ def backward(
 
     def one(state: Any, read: Any) -> Any:
         after, total, folded = state
-        (before, moved), (sliced, x, real, from_output, cut_here, end) = read
+        (before, moved), (sliced, x, real, from_output, cut_here, end, gates) = read
         if cut_here is not None:
             after = _cut(form, after, cut_here)
         if end is not None:
@@ -234,52 +273,54 @@ def backward(
             x = _where(quiet, first, x)
             before = _hold(form, before, start, ~quiet)
         moved = joined(step.moves_on, moved, sliced)
-        through = calculus.at(before, moved, x)
+        through = calculus.at(before, moved, x, gates)
         if from_y is not None and not form.is_leaf:
             adjoint = through.add_output(adjoint, from_y)
         silenced = _silenced(form, adjoint.mantissa, real if waits else None)
         cotangents = (*silenced, from_sliced, from_y)
-        together = form.half or form.shared
-        gradient, earlier, from_x = adjoint.pull(through.transpose, cotangents, together)
+        total, made, earlier, from_x = through.pull(adjoint, cotangents, total)
         if route != "full":
             carried = _without(route, form, step, before, x, silenced[0], earlier[0])
             earlier = (carried, earlier[1])
         if real is not None and waits:
             earlier = _held_back(form, earlier, adjoint.mantissa, real)
         passed = adjoint._replace(mantissa=earlier).normalise()
-        by_fixed, by_sliced = gradient
-        total = jax.tree.map(jnp.add, total, by_fixed)
-        seen = observe(of_states(form, adjoint, batch))
-        folded, kept = folding.step(folded, before, moved, x, real, through.gates)
-        return (passed, total, folded), (adjoint._replace(mantissa=from_x), by_sliced, seen, kept)
+        # Whether it is looked at or not, the adjoint is calculated by the same program.
+        seen = observe(of_states(form, lax.optimization_barrier(adjoint), batch))
+        folded, of_gates = folding.step(folded, before, moved, x, real, through.gates)
+        given = adjoint._replace(mantissa=from_x), made, seen, of_gates
+        return (passed, total, folded), given
 
-    reads = (sliced, trace.inputs, mask, direct_of, cut, ends)
+    reads = (sliced, trace.inputs, mask, direct_of, cut, ends, kept)
     forth = (trace.inputs, mask if waits else None, sliced)
-    (start_adjoint, total, folded), (inputs, by_sliced, observed, kept) = segments.backward(
+    (start_adjoint, total, folded), (inputs, made, observed, of_gates) = segments.backward(
         with_products(one, step.products),
-        _advance(step, wanted=False),
-        (begin, calculus.zeros(), unfolded),
+        _advance(step),
+        (begin, calculus.zeros(kept), unfolded),
         (trace.before, moving),
         (reads, forth),
         steps_at_once,
     )
+    finish = with_products(calculus.finish, step.products)
+    total, from_x = finish(trace, total, inputs.mantissa, made, inputs.exponent)
+    inputs = inputs._replace(mantissa=from_x)
     by_leaves, by_moving = start_adjoint.plain()
     read = None
     if jax.tree.leaves(inputs.mantissa):
         read = inputs._replace(mantissa=inputs.mantissa[0])
         read = read.of_each(batch) if form.shared else read.normalise()
     return Gradients(
-        calculus.gradient(total, by_moving, by_sliced),
+        calculus.gradient(total, by_moving, made),
         read,
         direct,
         observed,
         of_states(form, start_adjoint, batch),
         cotangents_like(jax.tree.leaves(start), form.live, by_leaves),
-        folding.finish(folded, kept),
+        folding.finish(folded, of_gates),
     )
 
 
-class _Calculus:
+class Generic:
     """A step as a function of its inexact arrays, and its transpose.
 
     Half-precision numbers are cast at its border: outside they are in float32.
@@ -304,8 +345,8 @@ class _Calculus:
             for moves, live, old in zip(self.moves, self.live_moved, moved, strict=True)
         ]
 
-    def zeros(self) -> list[Any]:
-        """A gradient of nothing of the fixed arrays."""
+    def zeros(self, _: Any) -> list[Any]:
+        """A gradient of nothing of the fixed arrays, which the loop sums."""
         live = chosen(self.live_fixed, self.step.fixed)
         return [jnp.zeros_like(leaf, dtype=wide_type(leaf)) for leaf in live]
 
@@ -315,6 +356,20 @@ class _Calculus:
         found = wide(moving), wide(sliced)
         return jax.tree.map(jnp.zeros_like, found) if cotangents is None else found
 
+    def finish(
+        self, trace: Trace, total: Any, from_x: Any, made: Any, exponent: jax.Array
+    ) -> tuple[Any, Any]:
+        """What the loop has summed, and the cotangents of what each step read.
+
+        Args:
+          trace: of the forward pass.
+          total: what the loop has summed.
+          from_x: what each step gave as the cotangent of its input.
+          made: what it gave besides.
+          exponent: of the adjoints of each step.
+        """
+        return total, from_x
+
     def gradient(self, fixed: Sequence[Any], moving: Sequence[Any], sliced: Sequence[Any]) -> Any:
         """A cotangent of each array of the Variables, in their own order and axes."""
         step, live = self.step, self.live_moved
@@ -322,7 +377,7 @@ class _Calculus:
         by_fixed = cotangents_like(step.fixed, self.live_fixed, fixed)
         return step.whole(by_fixed, cotangents_like(step.moved, live, moved))
 
-    def at(self, before: Any, moved: Sequence[Any], x: jax.Array) -> _Transposed:
+    def at(self, before: Any, moved: Sequence[Any], x: jax.Array, _: Any) -> Transposed:
         """The step from here on, linearised."""
         form, step = self.form, self.step
         leaves, tree = jax.tree.flatten(before)
@@ -347,7 +402,7 @@ class _Calculus:
         point = (fixed, chosen(form.live, leaves), live_moving, live_sliced, reads)
         results, pull, new = jax.vjp(carried, *point, has_aux=True)
         if form.is_leaf or not jnp.issubdtype(form.output.dtype, jnp.inexact):
-            return _Transposed(pull, results, None, None)
+            return Transposed(form, pull, results, None, None)
         emit = step.emit(before, x, moved)
 
         def output(after: Any, *live: Any) -> Any:
@@ -356,14 +411,15 @@ class _Calculus:
             return emit(own_fixed, own_moved, own_carry, own_x, whole)
 
         y, pull_output = jax.vjp(output, form.live_leaves(new), *point)
-        return _Transposed(pull, results, pull_output, y)
+        return Transposed(form, pull, results, pull_output, y)
 
 
-class _Transposed(NamedTuple):
+class Transposed(NamedTuple):
     """A step's transpose at one point.
 
     Attributes:
-      pull: from cotangents of the new leaves and Variables to those of all that the step reads.
+      form: of the cell.
+      back: from cotangents of the new leaves and Variables to those of all that the step reads.
       results: the primal results of that.
       pull_output: from the cotangent of the output to those of the new leaves and of all that the
         step reads; None where the output is h.
@@ -372,7 +428,8 @@ class _Transposed(NamedTuple):
         transposition has them anyway; None: it does not.
     """
 
-    pull: Callable[[Any], Any]
+    form: Form
+    back: Callable[[Any], Any]
     results: Any
     pull_output: Callable[[Any], Any] | None
     y: Any
@@ -386,6 +443,24 @@ class _Transposed(NamedTuple):
         through, *_ = wide(self.pull_output(from_y.astype(self.y.dtype)))
         return adjoint._replace(mantissa=(jax.tree.map(jnp.add, leaves, through), moving))
 
+    def pull(self, adjoint: Scaled, cotangents: Any, total: Any) -> tuple[Any, Any, Any, Any]:
+        """The step transposed, with the parameters' part at its true scale.
+
+        Args:
+          adjoint: of the state after it.
+          cotangents: the adjoint's mantissas ``(leaves, moving)``, where the step is real, and at
+            the same exponents those of sliced Variables and of the output.
+          total: the gradient that the loop has summed so far.
+
+        Returns:
+          That with this step's own, what else the step gives to :meth:`Generic.gradient`, and
+          mantissas of the cotangents of the earlier state and of the input.
+        """
+        together = self.form.half or self.form.shared
+        gradient, earlier, from_x = adjoint.pull(self.transpose, cotangents, together)
+        by_fixed, by_sliced = gradient
+        return jax.tree.map(jnp.add, total, by_fixed), by_sliced, earlier, from_x
+
     def transpose(self, cotangents: Any) -> tuple[Any, Any, Any]:
         """Cotangents of parameters ``(fixed, sliced)``, of state ``(leaves, moving)``, of input."""
         leaves, moving, sliced, from_y = cotangents
@@ -393,7 +468,7 @@ class _Transposed(NamedTuple):
             sliced = jax.tree.map(jnp.zeros_like, self.results[2])
         after = (leaves, moving, sliced)
         narrow = jax.tree.map(lambda ct, made: ct.astype(made.dtype), after, self.results)
-        found = wide(self.pull(narrow))
+        found = wide(self.back(narrow))
         if self.pull_output is not None and from_y is not None:
             _, *past = self.pull_output(from_y.astype(self.y.dtype))
             found = jax.tree.map(jnp.add, found, tuple(wide(past)))
@@ -440,8 +515,6 @@ def no_cotangent(leaf: Any) -> Any:
 def of_states(form: Form, adjoint: Any, batch: int) -> Any:
     """The adjoint of the states alone, in the order of ``form.states``, an exponent an example."""
     states = tuple(chosen(form.live_batched, adjoint.mantissa[0]))
-    if isinstance(adjoint, Plain):
-        return Plain(states)
     exponent = adjoint.exponent
     return Scaled(states, jnp.broadcast_to(exponent, (batch,)) if form.shared else exponent)
 
@@ -452,12 +525,12 @@ def log2_norms(form: Form, adjoint: Scaled) -> dict[str, jax.Array]:
     return {name: scaling.log2_norm(leaf, adjoint.exponent) for name, leaf in named}
 
 
-def _direct(form: Form, kind: type[Any], direct: Any, sliced: Sequence[Any]) -> Any:
+def _direct(form: Form, direct: Any, sliced: Sequence[Any]) -> Any:
     """What enters at each step: the cotangents of the output, and of the Variables of that step."""
     own = direct.of_batch() if direct is not None and form.shared else direct
     if not sliced or not form.shared:  # no step has changed an inexact one
         return None if own is None else own._replace(mantissa=(own.mantissa, None))
-    ended = kind.of(list(sliced), 1)
+    ended = Scaled.of(list(sliced), 1)
     if own is None:
         return ended._replace(mantissa=(None, ended.mantissa))
     aligned, other = own.align(ended)
@@ -487,11 +560,11 @@ def _cut(form: Form, adjoint: Scaled, cut: jax.Array) -> Scaled:
     return Scaled(mantissa, jnp.where(cut, scaling.ZERO, adjoint.exponent))
 
 
-def _ended(form: Form, kind: type[Any], cotangents: Any, exponent: jax.Array | None) -> Any:
-    """What enters at the end, as numbers of this kind."""
+def _ended(form: Form, cotangents: Any, exponent: jax.Array | None) -> Any:
+    """What enters at the end."""
     if exponent is None:
-        return kind.of(cotangents, 0 if form.shared else 1)
-    return kind(cotangents, jnp.max(exponent) if form.shared else exponent).normalise()
+        return Scaled.of(cotangents, 0 if form.shared else 1)
+    return Scaled(cotangents, jnp.max(exponent) if form.shared else exponent).normalise()
 
 
 def _entered(form: Form, after: Any, late: Any, end: jax.Array) -> Any:

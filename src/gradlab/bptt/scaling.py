@@ -108,51 +108,6 @@ class Scaled(NamedTuple):
         return shift(params, largest), state, x
 
 
-class Plain(NamedTuple):
-    """Numbers as they are: a :class:`Scaled` that costs nothing, for a pass that is not measured.
-
-    Attributes:
-      mantissa: a pytree of arrays.
-    """
-
-    mantissa: Any
-
-    @classmethod
-    def of(cls, tree: Any, axes: int) -> Self:
-        """The arrays themselves."""
-        return cls(tree)
-
-    def normalise(self) -> Self:
-        """The same."""
-        return self
-
-    def align(self, other: Plain) -> tuple[Self, Any]:
-        """Both as they are."""
-        return self, other.mantissa
-
-    def add(self, other: Plain) -> Self:
-        """The sum."""
-        return type(self)(jax.tree.map(jnp.add, self.mantissa, other.mantissa))
-
-    def of_batch(self) -> Self:
-        """The same."""
-        return self
-
-    def of_each(self, batch: int) -> Self:
-        """The same."""
-        return self
-
-    def plain(self) -> Any:
-        """The numbers themselves."""
-        return self.mantissa
-
-    def pull(
-        self, transpose: Callable[[Any], Any], cotangents: Any, together: bool
-    ) -> tuple[Any, Any, Any]:
-        """A step transposed."""
-        return transpose(cotangents)
-
-
 class Sums(NamedTuple):
     """K sums of scaled numbers over their examples, of each of N arrays, at its own exponents.
 

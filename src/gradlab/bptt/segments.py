@@ -90,15 +90,20 @@ def backward(
     return _over(segment, state, stored, reads, length, reverse=True)
 
 
-def every_state(again: Body, stored: Any, reads: Any) -> Any:
-    """``stored`` of every step; arguments as for :func:`backward`, ``reads`` forward."""
+def every_state(again: Body, stored: Any, reads: Any, look: Callable[[Any], Any]) -> Any:
+    """What ``look`` makes of the states before every step, one segment of them at a time.
+
+    Args:
+      again, stored, reads: as for :func:`backward`, ``reads`` forward.
+      look: from states to what is kept of them, time in front of both.
+    """
 
     def segment(_: Any, of_segment: Any) -> Any:
         border, forth = of_segment
-        return (), forward(again, border, forth)[1]
+        return (), look(forward(again, border, forth)[1])
 
     length = math.ceil(_steps(reads) / _steps(stored))
-    return stored if length == 1 else _over(segment, (), stored, reads, length)[1]
+    return look(stored) if length == 1 else _over(segment, (), stored, reads, length)[1]
 
 
 def _steps(tree: Any) -> int:

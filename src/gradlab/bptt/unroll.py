@@ -41,8 +41,9 @@ from gradlab.bptt.passes import (
 )
 from gradlab.bptt.port import Port, is_nothing
 from gradlab.bptt.precision import Products
-from gradlab.bptt.scaling import ZERO, Plain, Scaled, shift
+from gradlab.bptt.scaling import ZERO, Scaled, shift
 from gradlab.bptt.segments import about_root
+from gradlab.bptt.written import written_of
 from gradlab.cells import stock
 from gradlab.errors import BadInput, whole_number
 
@@ -412,7 +413,7 @@ def unroll_plainly(
         )
         spec = _Spec(True, "full", forms, waits, steps_at_once)
         cells, read = _parts(layers), _readable(spec, inputs, mask)
-        ran, _ = _run_forward(spec, cells, carries, read, mask, None, None)
+        ran, _ = _run_forward(spec, cells, carries, read, mask, None, None, keep=False)
         outputs, traces, finals, variables, *_ = ran
         for place in _places(cells) if moves else ():
             _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
@@ -476,9 +477,34 @@ def in_full(
       forms, traces: as it gave them.
     """
 
-    def one(place: tuple[int, int]) -> Trace:
+    return _of_traces(passes.in_full, layers, forms, traces, mask, products)
+
+
+def finite(
+    layers: Sequence[Layer],
+    forms: Forms,
+    traces: Sequence[Sequence[Trace]],
+    mask: jax.Array | None,
+    products: Products = "float32",
+) -> tuple[tuple[list[jax.Array], ...], ...]:
+    """Whether the carry is finite after each step, as of :func:`gradlab.bptt.passes.finite`.
+
+    Arguments as for :func:`in_full`.
+    """
+    return _of_traces(passes.finite, layers, forms, traces, mask, products)
+
+
+def _of_traces(
+    function: Callable[..., Any],
+    layers: Sequence[Layer],
+    forms: Forms,
+    traces: Sequence[Sequence[Trace]],
+    mask: jax.Array | None,
+    products: Products,
+) -> Any:
+    def one(place: tuple[int, int]) -> Any:
         step = Step(*(_at(place, tree) for tree in (_parts(layers), forms)), products)
-        return passes.in_full(step, _at(place, traces), _reading_order(mask, place[1]))
+        return function(step, _at(place, traces), _reading_order(mask, place[1]))
 
     return tuple(
         tuple(one((depth, direction)) for direction in range(len(layer)))
@@ -622,13 +648,14 @@ def backward_of_one(
     leaves, tree = jax.tree.flatten(trace.final)
     ends = joined(form.live, at_one, chosen([not live for live in form.live], leaves))
     parts = Parts.of(cell)
+    step = Step(parts, form)
     found = passes.backward(
-        Step(parts, form),
+        step,
         trace,
         mask,
         direct,
         tree.unflatten(ends),
-        kind=Scaled,
+        written=written_of(step, trace.final, trace.inputs),
         observe=lambda adjoint: adjoint,
         final_exponent=exponent,
         waits=waits,
@@ -661,13 +688,16 @@ class _Spec(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(spec: _Spec, cells, start, inputs, mask, taps, port):
-    return _run_forward(spec, cells, start, inputs, mask, taps, port)[0]
+    return _run_forward(spec, cells, start, inputs, mask, taps, port, keep=False)[0]
 
 
-def _run_forward(spec: _Spec, cells, start, inputs, mask, taps, port):
-    """Outputs, traces, final carries and Variables, a port, and what the backward pass needs."""
+def _run_forward(spec: _Spec, cells, start, inputs, mask, taps, port, keep: bool = True):
+    """Outputs, traces, final carries and Variables, a port, and what the backward pass needs.
+
+    With ``keep`` also the gates, where they are kept.
+    """
     read: Any = inputs
-    traces, finals, variables = [], [], []
+    traces, finals, variables, kept = [], [], [], []
     for depth, layer in enumerate(cells):
         wanted = spec.every or depth < len(cells) - 1
         runs = []
@@ -676,21 +706,13 @@ def _run_forward(spec: _Spec, cells, start, inputs, mask, taps, port):
             own_read, own_mask = _reading_order((read, mask), direction)
             first = start[depth][direction]
             step = Step(cell, form, spec.products)
-            runs.append(
-                passes.forward(
-                    step,
-                    first,
-                    own_read,
-                    own_mask,
-                    wanted,
-                    spec.waits,
-                    spec.steps_at_once,
-                    spec.segments,
-                )
-            )
-        outputs = [_reading_order(own, direction) for direction, (_, own) in enumerate(runs)]
+            options = (wanted, spec.waits, spec.steps_at_once, spec.segments)
+            written = written_of(step, first, own_read) if keep else None
+            runs.append(passes.forward(step, first, own_read, own_mask, *options, written))
+        outputs = [_reading_order(own, direction) for direction, (_, own, _) in enumerate(runs)]
         read = outputs[0] if len(outputs) == 1 or not wanted else jnp.concatenate(outputs, -1)
-        traces.append(tuple(trace for trace, _ in runs))
+        traces.append(tuple(trace for trace, *_ in runs))
+        kept.append(tuple(own for *_, own in runs))
         finals.append(
             tuple(
                 passes.last_carry(trace, None if spec.waits else _reading_order(mask, direction))
@@ -700,11 +722,11 @@ def _run_forward(spec: _Spec, cells, start, inputs, mask, taps, port):
         variables.append(tuple(trace.final_variables for trace in traces[-1]))
     own_port = Port.of(read, wide_type(read)) if spec.ported else None
     results = (read, tuple(traces), tuple(finals), tuple(variables), own_port)
-    return results, (cells, tuple(traces), mask, taps, port)
+    return results, (cells, tuple(traces), tuple(kept), mask, taps, port)
 
 
 def _run_backward(spec: _Spec, residuals, cotangents):
-    cells, traces, mask, taps, port = residuals
+    cells, traces, kept, mask, taps, port = residuals
     from_outputs, _, from_finals, from_variables, from_port = cotangents
     whole = taps is not None and isinstance(taps[0][0].get("adjoint"), dict)
     observe = None if taps is None else _states if whole else passes.log2_norms
@@ -721,6 +743,7 @@ def _run_backward(spec: _Spec, residuals, cotangents):
         observe,
         None,
         from_port,
+        kept,
         folds=_folds(taps),
     )
     grads = [
@@ -835,15 +858,14 @@ def _backward_through(
     observe: Callable[[Form, Scaled], Any] | None,
     cuts: Sequence[jax.Array] | None = None,
     from_port: Port | None = None,
+    kept: Sequence[Sequence[Any]] | None = None,
     folds: Sequence[Sequence[Sequence[Fold]]] | None = None,
 ) -> tuple[list[list[Gradients]], Any]:
     """Every layer's gradients, from the top down, and the inputs' cotangent.
 
-    With nothing to observe, all of it in plain numbers, unless these have few exponents.
+    With nothing to observe the arithmetic is the same, to the last bit of the gradients.
     """
-    few = any(form.half for layer in spec.forms for form in layer)
-    kind = Plain if observe is None and not few else Scaled
-    from_above: Any = None if from_outputs is None else kind.of(wide(from_outputs), 2)
+    from_above: Any = None if from_outputs is None else Scaled.of(wide(from_outputs), 2)
     if from_port is not None:
         handed = from_port.number()
         from_above = handed if from_above is None else handed.add(from_above)
@@ -852,14 +874,16 @@ def _backward_through(
         layer = []
         for direction, cell in enumerate(cells[depth]):
             place, form = (depth, direction), spec.forms[depth][direction]
+            step, trace = Step(cell, form, spec.products), _at(place, traces)
             layer.append(
                 passes.backward(
-                    Step(cell, form, spec.products),
-                    _at(place, traces),
+                    step,
+                    trace,
                     _reading_order(mask, direction),
                     _part_of(from_above, direction, spec.forms[depth]),
                     _at(place, from_finals),
-                    kind=kind,
+                    written=written_of(step, trace.final, trace.inputs),
+                    kept=None if kept is None else _at(place, kept),
                     observe=(lambda _: None) if observe is None else partial(observe, form),
                     final_variables=None if from_variables is None else _at(place, from_variables),
                     waits=spec.waits,

@@ -24,6 +24,10 @@ STRETCH = 100
 """Most steps that are made without a look at whether the run should end or be saved."""
 
 
+Segments = int | Literal["auto"] | None
+"""How many segments time is cut into; ``"auto"``: as the memory asks for; None: it is not cut."""
+
+
 @dataclass(frozen=True)
 class Trainer:
     """How long and how often.
@@ -41,8 +45,8 @@ class Trainer:
       test_lengths: further lengths of the sequences to test at, each once, in timesteps.
       backward: what passes back from each timestep, in the backward pass alone, as for
         :func:`gradlab.bptt.unroll.unroll`.
-      segments: of time, as there; ``"auto"``: some where the states of a step would take too much
-        memory (:func:`gradlab.experiment.build_steps`).
+      segments: of time, as there; ``"auto"``: about √T where all states would take a quarter of the
+        free memory, else None.
       products: of the cells, as there.
 
     Raises:
@@ -59,7 +63,7 @@ class Trainer:
     mesh: Literal["data"] | None = None
     test_lengths: Sequence[int] = ()
     backward: Route = "full"
-    segments: int | Literal["auto"] | None = "auto"
+    segments: Segments = "auto"
     products: Products = "float32"
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ from gradlab.bptt.unroll import (
     Trace,
     check_route,
     check_segments,
+    finite,
     forms_of,
     in_full,
     initial_carries,
@@ -377,14 +378,18 @@ class Steps:
 
     @in_all_digits
     def inspect(self, state: State, data: Any) -> tuple[Any, Any, Any, Any]:
-        """Loss, gradients, log10 adjoints and traces of the step ``state`` is about to make.
+        """Loss, gradients and log10 adjoints of the step ``state`` is about to make.
+
+        And whether its states are finite, as of :func:`gradlab.bptt.unroll.finite`.
 
         For the diagnosis of a step that was not finite.
         """
         batch = self.draw(state, data)
         pulled, passed = self._measured_gradient(state.values, batch)
-        traces = self._in_full(self.model(state.values), passed.traces, batch.mask)
-        return pulled.loss, by_name(pulled.grads), passed.adjoints, traces
+        layers = self.model(state.values).layers
+        forms = forms_of(layers, self.shape, self.reads)
+        states = finite(layers, forms, passed.traces, batch.mask, self.products)
+        return pulled.loss, by_name(pulled.grads), passed.adjoints, states
 
     def _in_full(self, model: SequenceModel, traces: Any, mask: jax.Array | None) -> Any:
         """The traces with every state, made again where segments left them out."""

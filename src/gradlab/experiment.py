@@ -13,14 +13,15 @@ from typing import Any
 import jax
 from flax import nnx
 
+from gradlab.bptt.segments import about_root
 from gradlab.bptt.unroll import initial_carries
 from gradlab.errors import BadInput, cannot_be, whole_number
 from gradlab.model import InitialState, MakeCell, SequenceModel, moving
 from gradlab.probes.base import CloseProbe, Probe
 from gradlab.regularizers.base import Regularizer
 from gradlab.tasks.base import Generated, Task, at_length
-from gradlab.training.loop import Trainer
-from gradlab.training.memory import Need, check_memory, fits
+from gradlab.training.loop import Segments, Trainer
+from gradlab.training.memory import Need, check_memory, fits, free
 from gradlab.training.mesh import DataMesh, best_mesh, mesh_of
 from gradlab.training.optimizer import Optimizer
 from gradlab.training.schedule import Schedule
@@ -69,13 +70,17 @@ class Experiment:
     overrides: Sequence[str] = ()
 
 
-def build_steps(experiment: Experiment, *, split: int | None = None) -> Steps:
+def build_steps(
+    experiment: Experiment, *, split: int | None = None, segments: Segments = "auto"
+) -> Steps:
     """The step functions of an experiment.
 
     Args:
       experiment: its parts.
       split: over how many devices the run that is resumed split its batches: ``trainer.mesh=auto``
         keeps to it where it can, and where it changes a warning is logged. None: for a new run.
+      segments: what "auto" stands for in ``trainer.segments``, where a run is resumed that was cut
+        into these, or not at all.
 
     Raises:
       BadInput: for a cell that returns a wrong carry, a probe, regularizer or way back that the
@@ -110,6 +115,8 @@ def build_steps(experiment: Experiment, *, split: int | None = None) -> Steps:
         test_tasks=test_tasks,
         probes_by_preset=experiment.probes_by_preset,
         backward=experiment.trainer.backward,
+        segments=_segments(experiment, mesh, segments),
+        products=experiment.trainer.products,
     )
     _check_regularizer(steps, experiment.regularizer)
     return steps
@@ -166,6 +173,37 @@ def _model(experiment: Experiment) -> SequenceModel:
         raise BadInput("model.cell", experiment.model_name, cannot_be(error)) from error
 
 
+SHARE = 0.25
+"""Of the free memory: where the states of a batch take more, "auto" cuts time into segments."""
+
+
+def _segments(experiment: Experiment, mesh: DataMesh, automatic: Segments) -> int | None:
+    """How many segments time is cut into; the same for all processes of a run."""
+    asked, length = experiment.trainer.segments, experiment.task.length
+    asked = automatic if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    device, each = jax.local_devices()[0], experiment.layers * (1 + experiment.bidirectional)
+
+    def large(state: int) -> bool:
+        numbers = length * experiment.trainer.batch * each * state // _parts(mesh)
+        return 4 * numbers > SHARE * free(device)
+
+    # First with more than any cell has, since it takes a moment to look at one.
+    cuts = length > 3 and large(8 * experiment.hidden) and large(_sizes(experiment)[1])
+    if not mesh.agree(int(cuts)):
+        return None
+    segments = about_root(length)
+    message = "the states of a step would take much of the memory: time is cut into %d segments"
+    _log.warning(message + " (trainer.segments)", segments)
+    return segments
+
+
+def _parts(mesh: DataMesh) -> int:
+    """How many memories the devices have: on a host they share one, elsewhere each has its own."""
+    return mesh.processes if jax.default_backend() == "cpu" else mesh.devices
+
+
 ROW = 100
 """Bytes that a recorded row takes at least while its step is to come."""
 
@@ -192,9 +230,11 @@ def _needs(experiment: Experiment, mesh: DataMesh, parameters: int, state: int) 
     task, trainer = experiment.task, experiment.trainer
     length, width, hidden = task.length, task.symbols or task.features, experiment.hidden
     directions = experiment.layers * (2 if experiment.bidirectional else 1)
-    step = width + directions * hidden
-    # On a host its devices share one memory; elsewhere each has its own.
-    parts = mesh.processes if jax.default_backend() == "cpu" else mesh.devices
+    kept = directions
+    if trainer.segments is not None:  # then at most what a layer or a readout reads of all steps
+        below = experiment.layers - (task.readout == "last")
+        kept = below * (directions // experiment.layers)
+    step, parts = width + kept * hidden, _parts(mesh)
     needs = [
         Need(
             3 * 4 * parameters,

@@ -19,6 +19,7 @@ from flax import nnx
 from gradlab.bptt.unroll import (
     Form,
     Forms,
+    Products,
     Route,
     Trace,
     forms_of,
@@ -117,6 +118,9 @@ class SequenceModel(nnx.Module):
         mask: jax.Array | None = None,
         taps: Any = None,
         backward: Route = "full",
+        *,
+        segments: int | None = None,
+        products: Products = "float32",
     ) -> Forward:
         """Read ``(T, B, I)``, or ``(T, B)`` int symbols.
 
@@ -125,6 +129,8 @@ class SequenceModel(nnx.Module):
           mask: ``(T, B)`` bool, True where a step is real.
           taps: from :func:`gradlab.bptt.unroll.make_taps`, to measure adjoints.
           backward: what passes back from each step, as for :func:`gradlab.bptt.unroll.unroll`.
+          segments: of time, as there.
+          products: of the cells, as there.
         """
         run = unroll(
             self.layers,
@@ -134,6 +140,8 @@ class SequenceModel(nnx.Module):
             every=self.readout_at == "every",
             start=self.start(),
             backward=backward,
+            segments=segments,
+            products=products,
         )
         return Forward(self.readout(run.last if run.outputs is None else run.outputs), run.traces)
 

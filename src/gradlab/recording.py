@@ -67,7 +67,9 @@ class Recording:
         self.earlier = open_run(folder) if resume else None
         if self.earlier is not None:
             check_whole(self.earlier)
-        self.steps = build_steps(experiment, split=split_of(self.earlier))
+        segments = self.earlier.info.get("facts", {}).get("segments") if self.earlier else "auto"
+        split = split_of(self.earlier)
+        self.steps = build_steps(experiment, split=split, segments=segments)
         self.key = key_of(experiment)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.directory, self.last = RunDirectory(folder, FLUSH_SECONDS), _LastRows()
@@ -270,6 +272,7 @@ def describe(
             "steps": experiment.trainer.steps,
             "split": steps.mesh.devices,
             **({"not_split": steps.mesh.reason} if steps.mesh.reason else {}),
+            **({"segments": steps.segments} if steps.segments else {}),
             "devices": [str(device) for device in jax.devices()],
             "compile_cache": compile_cache(),
             "overrides": list(experiment.overrides),

@@ -7,13 +7,14 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
 
 from gradlab import analysis
 from gradlab.bptt.unroll import make_taps, unroll
-from gradlab.cells import LSTM
+from gradlab.cells import LSTM, SimpleRNN
 from gradlab.model import SequenceModel
 from gradlab.probes.setting import setting_of, supported
 from gradlab.regularizers.flossing import Flossing
@@ -79,3 +80,48 @@ def test_a_long_gradient_is_that_of_float64_on_an_accelerator():
     spec.loader.exec_module(script)
     assert script.lstm_error("h") < 1e-5
     assert script.lstm_error("c") < 1e-5
+
+
+class AnyRNN(SimpleRNN):
+    """The same to the reader, and a cell like any other to the passes."""
+
+    def __call__(self, carry, inputs):
+        return super().__call__(carry, inputs)
+
+
+@pytest.mark.parametrize("kind", [SimpleRNN, AnyRNN])
+def test_products_in_bfloat16_round_their_operands_and_nothing_else(kind):
+    cell = kind(3, 5, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(cell)
+    x, h, by = (
+        jax.random.normal(jax.random.key(seed), shape)
+        for seed, shape in enumerate([(1, 4, 3), (4, 5), (4, 5)])
+    )
+
+    def loss(params, x, h):
+        built = nnx.merge(graph, params, copy=True)
+        run = unroll([[built]], x, start=[[h]], products="bfloat16")
+        return jnp.sum(by * run.last), run.last
+
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    (_, last), (of_params, of_x, of_h) = gradient(params, x, h)
+
+    def rounded(array):
+        return np.asarray(jnp.asarray(array, jnp.bfloat16), np.float64)
+
+    w_x, w_h, bias = (np.asarray(w[...], np.float64) for w in _weights(cell))
+    new = np.tanh(rounded(x[0]) @ rounded(w_x) + rounded(h) @ rounded(w_h) + bias)
+    sums = np.asarray(by) * (1 - new**2)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(last, new, **close)
+    np.testing.assert_allclose(of_x[0], rounded(sums) @ rounded(w_x).T, **close)
+    np.testing.assert_allclose(of_h, rounded(sums) @ rounded(w_h).T, **close)
+    from_x, from_h, of_bias = _weights(of_params)
+    np.testing.assert_allclose(from_x[...], rounded(x[0]).T @ rounded(sums), **close)
+    np.testing.assert_allclose(from_h[...], rounded(h).T @ rounded(sums), **close)
+    # Where the bias is a column of that product, its cotangents are rounded, too.
+    np.testing.assert_allclose(of_bias[...], sums.sum(0), rtol=1e-2)
+
+
+def _weights(of):
+    return of.dense_i.kernel, of.dense_h.kernel, of.dense_i.bias

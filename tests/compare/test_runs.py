@@ -152,7 +152,7 @@ def test_keys_that_nobody_asked_for_are_one_where_they_vary_together(tmp_path):
 
 
 def test_what_an_earlier_version_had_no_choice_of_is_as_it_was_then(tmp_path):
-    new = {"model.initial_state": "zero", "trainer.backward": "full"}
+    new = {"model.initial_state": "zero", "trainer.backward": "full", "trainer.segments": "auto"}
     for number, settings in enumerate((None, new)):
         make_run(tmp_path / f"{number}", [f"seed={number}"], settings=settings)
     runs = runs_in(tmp_path)

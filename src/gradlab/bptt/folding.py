@@ -122,7 +122,8 @@ class Folding:
             return [], []
         gates = self._gates(before, moved, x, found)
         pairs = zip(self._folds, carries, strict=True)
-        both = [fold.step(carry, gates, real) for fold, carry in pairs]
+        with jax.default_matmul_precision("highest"):  # whatever the cell's products are made in
+            both = [fold.step(carry, gates, real) for fold, carry in pairs]
         return [carry for carry, _ in both], [kept for _, kept in both]
 
     def finish(self, carries: Sequence[Any], kept: Sequence[Any]) -> list[Folded]:

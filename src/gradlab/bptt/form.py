@@ -16,6 +16,7 @@ from flax import nnx
 from jax.extend import core
 
 from gradlab.bptt.parts import Parts
+from gradlab.bptt.precision import Products
 from gradlab.errors import BadInput
 
 FIXED, MOVING = "fixed", "moving"
@@ -148,15 +149,16 @@ class Step:
     Args:
       parts: the cell's.
       form: its form.
+      products: what its matrix products are made in, in the loops of a pass.
 
     Attributes:
-      form: as given.
+      form, products: as given.
       fixed: the arrays of its fixed Variables.
       moved: those of the others; such as have an axis of time with that axis in front.
     """
 
-    def __init__(self, parts: Parts, form: Form):
-        self._parts, self.form = parts, form
+    def __init__(self, parts: Parts, form: Form, products: Products = "float32"):
+        self._parts, self.form, self.products = parts, form, products
         self._moves = [kind != FIXED for kind in form.variables]
         moved, self.fixed = parted(self._moves, parts.leaves())
         self.moved_kinds = chosen(self._moves, form.variables)

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradlab.bptt import scaling
+from gradlab.bptt import scaling, segments
 from gradlab.bptt.folding import Fold, Folded, Folding
 from gradlab.bptt.form import Form, Step, chosen, joined, parted
-from gradlab.bptt.precision import in_all_digits
+from gradlab.bptt.precision import in_all_digits, with_products
 from gradlab.bptt.scaling import Scaled
 from gradlab.bptt.written import Written
 from gradlab.cells import stock
@@ -45,11 +45,13 @@ class Trace(NamedTuple):
 
     Attributes:
       before: the carry that each step began from, leaves ``(T, B, H)``; one that is common to the
-        batch is ``(T, ...)``.
+        batch is ``(T, ...)``. Where time is cut into segments, those that the segments began from;
+        :func:`in_full` makes the others.
       inputs: what it read, ``(T, B, I)``.
       final: the carry after the last step, leaves ``(B, H)``.
       variables: the cell's Variables that are not fixed, as each step began with them, stacked
-        over T, in the order of :attr:`gradlab.bptt.form.Step.moved`; None if there are none.
+        over T, in the order of :attr:`gradlab.bptt.form.Step.moved`; None if there are none. Where
+        time is cut into segments, those that move as the segments began with them.
       final_variables: the same after the last step; those with an axis of time have it in front.
     """
 
@@ -92,6 +94,7 @@ def forward(
     wanted: bool,
     waits: bool,
     steps_at_once: int = 1,
+    count: int | None = None,
     written: Written | None = None,
 ) -> tuple[Trace, jax.Array | None, Any]:
     """What a cell goes through from the carry ``start`` on, and its outputs if they are wanted.
@@ -108,21 +111,37 @@ def forward(
         (or 0 where it is not h). There the cell reads the example's first real input; one that
         mixes the examples reads what is there, as it is a part of what it does.
       steps_at_once: ``lax.scan``'s ``unroll``.
+      count: of the segments that time is cut into; None: it is not cut.
       written: the cell's step where that is written out, and a backward pass is to come.
     """
-    form = step.form
     moving, sliced = parted(step.moves_on, step.moved)
     # A state that runs on may come to be NaN where nothing is read, and so would its gates.
-    keeps = written is not None and written.keeps and (mask is None or waits)
+    keeps = written is not None and written.keeps and (mask is None or waits) and count is None
     holds = mask if waits else None
-    if holds is not None and not form.mixes:
+    if holds is not None and not step.form.mixes:
         inputs = harmless(inputs, holds)
+    body = _advance(step, wanted, written if keeps else None)
+    (final, moved), (before, on_way), (made, outputs, kept) = segments.forward(
+        body, (start, moving), (inputs, holds, sliced), count, steps_at_once
+    )
+    if not step.moved:
+        return Trace(before, inputs, final), outputs, kept
+    variables, last = joined(step.moves_on, on_way, sliced), joined(step.moves_on, moved, made)
+    return Trace(before, inputs, final, variables, last), outputs, kept
+
+
+def _advance(step: Step, wanted: bool = False, written: Written | None = None) -> segments.Body:
+    """The body of the forward loop.
+
+    It gives the Variables that the step has made, the output if wanted, and gates if ``written``.
+    """
+    form = step.form
 
     def one(state: Any, read: Any) -> Any:
         carry, moving = state
         x, real, sliced = read
         kept = None
-        if keeps:
+        if written is not None:
             (new, kept), y, after = written(carry, x), None, []
         else:
             new, y, after = step(step.fixed, joined(step.moves_on, moving, sliced), carry, x)
@@ -131,16 +150,46 @@ def forward(
         if wanted:
             output = form.hidden(new) if form.is_leaf else _silent(y, real)
         moving_after, sliced_after = parted(step.moves_on, after)
-        return (new, moving_after), (carry, moving, sliced_after, output, kept)
+        return (new, moving_after), (sliced_after, output, kept)
 
-    reads = (inputs, holds, sliced)
-    (final, moved), (before, on_way, made, outputs, kept) = lax.scan(
-        one, (start, moving), reads, unroll=steps_at_once
-    )
-    if not step.moved:
-        return Trace(before, inputs, final), outputs, kept
-    variables, last = joined(step.moves_on, on_way, sliced), joined(step.moves_on, moved, made)
-    return Trace(before, inputs, final, variables, last), outputs, kept
+    return with_products(one, step.products)
+
+
+@in_all_digits
+def in_full(step: Step, trace: Trace, mask: jax.Array | None, waits: bool = True) -> Trace:
+    """A trace with the carry that every step began from, made again where segments left it out.
+
+    Arguments as for :func:`backward`.
+    """
+    before, on_way = _every_state(step, trace, mask, waits, lambda states: states)
+    _, sliced = parted(step.moves_on, trace.variables or [])
+    variables = joined(step.moves_on, on_way, sliced) if step.moved else None
+    return trace._replace(before=before, variables=variables)
+
+
+@in_all_digits
+def finite(step: Step, trace: Trace, mask: jax.Array | None, waits: bool = True) -> list[jax.Array]:
+    """Of each leaf of the carry whether all of it is finite after each step, ``(T,)`` bool.
+
+    Arguments as for :func:`backward`. Where time is cut into segments it takes the memory of one.
+    """
+
+    def look(states: Any) -> list[jax.Array]:
+        leaves = jax.tree.leaves(states[0])
+        return [jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
+
+    before = _every_state(step, trace, mask, waits, look)
+    last = look((jax.tree.map(lambda leaf: leaf[None], trace.final), ()))
+    return [jnp.concatenate([own[1:], end]) for own, end in zip(before, last, strict=True)]
+
+
+def _every_state(
+    step: Step, trace: Trace, mask: jax.Array | None, waits: bool, look: Callable[[Any], Any]
+) -> Any:
+    """What ``look`` makes of ``(carry, moving Variables)`` before every step."""
+    moving, sliced = parted(step.moves_on, trace.variables or [])
+    forth = (trace.inputs, mask if waits else None, sliced)
+    return segments.every_state(_advance(step), (trace.before, moving), forth, look)
 
 
 @in_all_digits
@@ -211,7 +260,7 @@ def backward(
 
     def one(state: Any, read: Any) -> Any:
         after, total, folded = state
-        before, moved, sliced, x, real, from_output, cut_here, end, gates = read
+        (before, moved), (sliced, x, real, from_output, cut_here, end, gates) = read
         if cut_here is not None:
             after = _cut(form, after, cut_here)
         if end is not None:
@@ -238,14 +287,22 @@ def backward(
         passed = adjoint._replace(mantissa=earlier).normalise()
         # Whether it is looked at or not, the adjoint is calculated by the same program.
         seen = observe(of_states(form, lax.optimization_barrier(adjoint), batch))
-        folded, noted = folding.step(folded, before, moved, x, real, through.gates)
-        return (passed, total, folded), (adjoint._replace(mantissa=from_x), made, seen, noted)
+        folded, of_gates = folding.step(folded, before, moved, x, real, through.gates)
+        given = adjoint._replace(mantissa=from_x), made, seen, of_gates
+        return (passed, total, folded), given
 
-    reads = (trace.before, moving, sliced, trace.inputs, mask, direct_of, cut, ends, kept)
-    (start_adjoint, total, folded), (inputs, made, observed, noted) = lax.scan(
-        one, (begin, calculus.zeros(kept), unfolded), reads, reverse=True, unroll=steps_at_once
+    reads = (sliced, trace.inputs, mask, direct_of, cut, ends, kept)
+    forth = (trace.inputs, mask if waits else None, sliced)
+    (start_adjoint, total, folded), (inputs, made, observed, of_gates) = segments.backward(
+        with_products(one, step.products),
+        _advance(step),
+        (begin, calculus.zeros(kept), unfolded),
+        (trace.before, moving),
+        (reads, forth),
+        steps_at_once,
     )
-    total, from_x = calculus.finish(trace, total, inputs.mantissa, made, inputs.exponent)
+    finish = with_products(calculus.finish, step.products)
+    total, from_x = finish(trace, total, inputs.mantissa, made, inputs.exponent)
     inputs = inputs._replace(mantissa=from_x)
     by_leaves, by_moving = start_adjoint.plain()
     read = None
@@ -259,7 +316,7 @@ def backward(
         observed,
         of_states(form, start_adjoint, batch),
         cotangents_like(jax.tree.leaves(start), form.live, by_leaves),
-        folding.finish(folded, noted),
+        folding.finish(folded, of_gates),
     )
 
 

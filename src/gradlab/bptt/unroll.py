@@ -40,10 +40,12 @@ from gradlab.bptt.passes import (
     wide_type,
 )
 from gradlab.bptt.port import Port, is_nothing
+from gradlab.bptt.precision import Products
 from gradlab.bptt.scaling import ZERO, Scaled, shift
+from gradlab.bptt.segments import about_root
 from gradlab.bptt.written import written_of
 from gradlab.cells import stock
-from gradlab.errors import BadInput
+from gradlab.errors import BadInput, whole_number
 
 Layer = Sequence[nnx.RNNCellBase]
 """The cells that read the same input: one, or a forward and a backward one."""
@@ -296,6 +298,8 @@ def unroll(
     state_axes: Mapping[Any, Any] | None = None,
     broadcast_rngs: Any = None,
     steps_at_once: int = 1,
+    segments: int | None = None,
+    products: Products = "float32",
     port: Port | None = None,
     ported: bool = False,
 ) -> Unrolled:
@@ -329,6 +333,12 @@ def unroll(
       state_axes: as for ``nnx.RNN``: what becomes of the cells' Variables over time.
       broadcast_rngs: as for ``nnx.RNN``: which random streams are the same at every step.
       steps_at_once: how many steps one turn of the compiled loop makes; changes no number.
+      segments: cut time into so many segments and keep the states at their borders only; the
+        backward pass runs each forward again. About √T of them need ``O(√T B H)`` memory in place
+        of ``O(T B H)`` (:mod:`gradlab.bptt.segments`). None: keep all states. A mask needs
+        ``waits``.
+      products: what the matrix products of the cells are made in, forward and backward, as of
+        :func:`gradlab.bptt.precision.with_products`.
       port: of the inputs, which are the outputs of another run: takes their cotangent in their
         place. Only with taps.
       ported: give a port of the outputs. Only with taps.
@@ -337,6 +347,9 @@ def unroll(
       :class:`Unrolled`.
     """
     check_route(backward, layers, "backward")
+    check_segments(segments, inputs.shape[0], "segments")
+    if segments is not None and mask is not None and not waits:
+        raise BadInput("segments", segments, "None where states do not wait beyond the mask")
     with _split_rngs(layers, broadcast_rngs):
         carries, forms = _begun(
             layers,
@@ -348,7 +361,14 @@ def unroll(
             broadcast_rngs=broadcast_rngs,
         )
         spec = _Spec(
-            every or not _top_is_leaf(forms), backward, forms, waits, steps_at_once, ported
+            every or not _top_is_leaf(forms),
+            backward,
+            forms,
+            waits,
+            steps_at_once,
+            ported,
+            segments,
+            products,
         )
         cells = _parts(layers)
         read = _readable(spec, inputs, mask)
@@ -421,6 +441,75 @@ def check_route(route: str, layers: Sequence[Layer], key: str) -> None:
         reason = "has no retention gate, which would divide the way back through time in two"
         allowed = f"full: {type(without[0]).__name__} {reason}"
         raise BadInput(key, route, allowed, "an LSTM or a GRU")
+
+
+def check_segments(segments: int | None, steps: int, key: str) -> None:
+    """Refuse a number of segments that ``T`` steps cannot be cut into.
+
+    Args:
+      segments: None: none.
+      steps: ``T``.
+      key: what a caller calls them.
+
+    Raises:
+      BadInput: naming ``key``.
+    """
+    if segments is not None:
+        whole_number(key, segments, 2)
+        if segments > steps:
+            allowed = f"{steps} at most, the steps of a sequence"
+            raise BadInput(key, segments, allowed, f"{key}={about_root(steps)}, about their root")
+
+
+def in_full(
+    layers: Sequence[Layer],
+    forms: Forms,
+    traces: Sequence[Sequence[Trace]],
+    mask: jax.Array | None,
+    products: Products = "float32",
+) -> tuple[tuple[Trace, ...], ...]:
+    """The traces of :func:`unroll` with every state, made again where segments left them out.
+
+    ``O(T B H)`` memory.
+
+    Args:
+      layers, mask, products: as there.
+      forms, traces: as it gave them.
+    """
+
+    return _of_traces(passes.in_full, layers, forms, traces, mask, products)
+
+
+def finite(
+    layers: Sequence[Layer],
+    forms: Forms,
+    traces: Sequence[Sequence[Trace]],
+    mask: jax.Array | None,
+    products: Products = "float32",
+) -> tuple[tuple[list[jax.Array], ...], ...]:
+    """Whether the carry is finite after each step, as of :func:`gradlab.bptt.passes.finite`.
+
+    Arguments as for :func:`in_full`.
+    """
+    return _of_traces(passes.finite, layers, forms, traces, mask, products)
+
+
+def _of_traces(
+    function: Callable[..., Any],
+    layers: Sequence[Layer],
+    forms: Forms,
+    traces: Sequence[Sequence[Trace]],
+    mask: jax.Array | None,
+    products: Products,
+) -> Any:
+    def one(place: tuple[int, int]) -> Any:
+        step = Step(*(_at(place, tree) for tree in (_parts(layers), forms)), products)
+        return function(step, _at(place, traces), _reading_order(mask, place[1]))
+
+    return tuple(
+        tuple(one((depth, direction)) for direction in range(len(layer)))
+        for depth, layer in enumerate(layers)
+    )
 
 
 class Backward(NamedTuple):
@@ -593,6 +682,8 @@ class _Spec(NamedTuple):
     waits: bool
     steps_at_once: int = 1
     ported: bool = False
+    segments: int | None = None
+    products: Products = "float32"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -614,7 +705,8 @@ def _run_forward(spec: _Spec, cells, start, inputs, mask, taps, port, keep: bool
             form = spec.forms[depth][direction]
             own_read, own_mask = _reading_order((read, mask), direction)
             first = start[depth][direction]
-            step, options = Step(cell, form), (wanted, spec.waits, spec.steps_at_once)
+            step = Step(cell, form, spec.products)
+            options = (wanted, spec.waits, spec.steps_at_once, spec.segments)
             written = written_of(step, first, own_read) if keep else None
             runs.append(passes.forward(step, first, own_read, own_mask, *options, written))
         outputs = [_reading_order(own, direction) for direction, (_, own, _) in enumerate(runs)]
@@ -782,7 +874,7 @@ def _backward_through(
         layer = []
         for direction, cell in enumerate(cells[depth]):
             place, form = (depth, direction), spec.forms[depth][direction]
-            step, trace = Step(cell, form), _at(place, traces)
+            step, trace = Step(cell, form, spec.products), _at(place, traces)
             layer.append(
                 passes.backward(
                     step,

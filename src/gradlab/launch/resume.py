@@ -19,6 +19,7 @@ from gradlab.record.earlier import completed
 
 FREE = (
     *("trainer.steps", "trainer.eval_batch", "trainer.checkpoint_seconds", "trainer.mesh"),
+    "trainer.segments",
     *("trainer.test_lengths", KEY, "objective", "record"),
 )
 """What may be changed when a run is resumed; the curves before and after fit together still."""

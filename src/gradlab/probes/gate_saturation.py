@@ -56,13 +56,13 @@ class GateSaturation(GateProbe):
         return {"gate_saturation": Variable(("layer", "gate"), "1", name)}
 
     def begin(self, gates: Gates) -> Any:
-        """How often each unit of each example was outside so far, by gate; and how many were."""
+        """How often each unit of each example was outside so far, by gate; and the real steps."""
         counts = [jnp.zeros(gate.shape, jnp.int32) for gate in gates.named.values()]
         return counts, jnp.int32(0)
 
     def step(self, carry: Any, gates: Gates, real: jax.Array | None) -> tuple[Any, None]:
         """One step more."""
-        counts, all_ = carry
+        counts, steps = carry
 
         def more(count: jax.Array, gate: jax.Array) -> jax.Array:
             outside = (gate < self.low) | (gate > self.high)
@@ -70,15 +70,16 @@ class GateSaturation(GateProbe):
             return count + outside.astype(count.dtype)
 
         counts = list(map(more, counts, gates.named.values()))
-        examples, units = counts[0].shape
+        examples = counts[0].shape[0]
         rows = jnp.int32(examples) if real is None else jnp.sum(real, dtype=jnp.int32)
-        return (counts, all_ + rows * units), None
+        return (counts, steps + rows), None
 
     def finish(self, carry: Any, kept: None) -> Folded:
         """The sums: ``(gates,)`` outside, of how many."""
-        counts, all_ = carry
-        outside = jnp.stack([jnp.sum(count) for count in counts])
-        return Folded(sums=(outside.astype(jnp.float32), all_.astype(jnp.float32)))
+        counts, steps = carry
+        # As floats: of long sequences all units together are more than an int32 can count.
+        outside = jnp.stack([jnp.sum(count.astype(jnp.float32)) for count in counts])
+        return Folded(sums=(outside, steps.astype(jnp.float32) * counts[0].shape[1]))
 
     def measure(self, folded: Folded, mask: jax.Array) -> dict[str, jax.Array]:
         """See :meth:`gradlab.probes.base.GateProbe.measure`."""

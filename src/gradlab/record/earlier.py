@@ -10,6 +10,8 @@ ADDED: dict[str, Any] = {
     "model.initial_state": "zero",
     "probe.measure.forget_product.quantiles": [0.05, 0.25, 0.5, 0.75, 0.95],
     "trainer.backward": "full",
+    "trainer.products": "float32",
+    "trainer.segments": "auto",
 }
 """Settings that runs of an earlier version had no choice of, and what they were then."""
 

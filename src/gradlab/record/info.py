@@ -94,6 +94,7 @@ _OPTIONAL: dict[str, Check] = {
         parameters=_whole,
         steps=_whole,
         split=_whole,
+        segments=_whole,
     ),
     "baseline": _each(_with(name=_text, loss=_number, accuracy=_number)),
     "overrides": _list(_text),

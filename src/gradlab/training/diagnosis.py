@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 
-from gradlab.bptt.unroll import Trace, forms_of
+from gradlab.bptt.unroll import forms_of
 from gradlab.training.program import Program
 from gradlab.training.step import Steps
 
@@ -23,8 +22,8 @@ def diagnose(program: Program, member: int = 0) -> str:
       member: which; its state is as the last finite step left it.
     """
     steps = program.steps
-    loss, grads, adjoints, traces = program.inspect(member)
-    where = _in_states(steps, traces)
+    loss, grads, adjoints, finite = program.inspect(member)
+    where = _in_states(steps, finite)
     if where is None and not np.isfinite(loss):
         where = f"the loss is {loss}, from finite states"
     if where is None:
@@ -39,21 +38,14 @@ def diagnose(program: Program, member: int = 0) -> str:
     return f"diverged at step {program.step(member)}: {where}"
 
 
-def _in_states(steps: Steps, traces: Any) -> str | None:
-    flat: list[Trace] = [trace for layer in traces for trace in layer]
+def _in_states(steps: Steps, finite: Any) -> str | None:
     layers = steps.model(steps.first).layers
     forms = [form for layer in forms_of(layers, steps.shape, steps.reads) for form in layer]
-    for layer, form, trace in zip(steps.names, forms, flat, strict=True):
-        after = [
-            np.concatenate([before[1:], final[None]])
-            for before, final in zip(
-                jax.tree.leaves(trace.before), jax.tree.leaves(trace.final), strict=True
-            )
-        ]
-        for name, leaf in zip(form.names, after, strict=True):
-            bad = ~np.all(np.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
-            if bad.any():
-                t = int(np.argmax(bad))
+    flat = [states for layer in finite for states in layer]
+    for layer, form, states in zip(steps.names, forms, flat, strict=True):
+        for name, after in zip(form.names, states, strict=True):
+            if not after.all():
+                t = int(np.argmin(after))
                 return f"in layer {layer} the state {name} is not finite from timestep {t} on"
     return None
 

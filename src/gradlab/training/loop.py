@@ -6,11 +6,12 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from gradlab.bptt.passes import Route
+from gradlab.bptt.precision import Products
 from gradlab.errors import BadInput, CannotRecord, number, whole_number
 from gradlab.record.base import AT_LENGTH, Outcome, Row, Sink, figures_of
 from gradlab.training.checkpoint import NOTHING, Best, Position, Since
@@ -28,6 +29,10 @@ TIMED = 5
 """At the start so many calls of each kind are of that kind alone, to compare their times."""
 TIMED_AGAIN = 20
 """Later one is, after so many others."""
+
+
+Segments = int | Literal["auto"] | None
+"""How many segments time is cut into; ``"auto"``: as the memory asks for; None: it is not cut."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class Trainer:
       test_lengths: further lengths of the sequences to test at, each once, in timesteps.
       backward: what passes back from each timestep, in the backward pass alone, as for
         :func:`gradlab.bptt.unroll.unroll`.
+      segments: of time, as there; ``"auto"``: about √T where all states would take a quarter of the
+        free memory, else None.
+      products: of the cells, as there.
 
     Raises:
       BadInput: if one of them is too small or too large.
@@ -63,10 +71,16 @@ class Trainer:
     mesh: Literal["auto", "data"] | None = None
     test_lengths: Sequence[int] = ()
     backward: Route = "full"
+    segments: Segments = "auto"
+    products: Products = "float32"
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch", "eval_every", "eval_batch"):
             whole_number(f"trainer.{key}", getattr(self, key), 1)
+        if self.segments not in ("auto", None):
+            whole_number("trainer.segments", self.segments, 2, otherwise=", auto, or null for none")
+        if self.products not in get_args(Products):
+            raise BadInput("trainer.products", self.products, " | ".join(get_args(Products)))
         if self.checkpoint_seconds is not None:
             number("trainer.checkpoint_seconds", self.checkpoint_seconds, 0, 1e9)
         _ = self.log  # refuses what is no schedule

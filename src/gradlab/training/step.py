@@ -22,13 +22,16 @@ from gradlab.bptt.folding import Folded
 from gradlab.bptt.form import Form, Step
 from gradlab.bptt.parts import Parts, by_name, names_of
 from gradlab.bptt.passes import Route, wide
-from gradlab.bptt.precision import in_all_digits, settled
+from gradlab.bptt.precision import Products, in_all_digits, settled
 from gradlab.bptt.scaling import LOG10_2
 from gradlab.bptt.unroll import (
     FOLDS,
     Trace,
     check_route,
+    check_segments,
+    finite,
     forms_of,
+    in_full,
     initial_carries,
     make_taps,
 )
@@ -153,6 +156,8 @@ class Steps:
       probes_by_preset: whether a preset chose the probes; then those that cannot measure this model
         are left out.
       backward: what passes back from each timestep, as for :func:`gradlab.bptt.unroll.unroll`.
+      segments: of time, as there.
+      products: of the cells, as there; close probes and what is held out are seen in float32.
 
     Attributes:
       left_out: name -> reason, of the probes that were left out.
@@ -176,9 +181,13 @@ class Steps:
         test_tasks: Mapping[int, Task] | None = None,
         probes_by_preset: bool = False,
         backward: Route = "full",
+        segments: int | None = None,
+        products: Products = "float32",
     ):
         check_route(backward, model.layers, "trainer.backward")
+        check_segments(segments, task.length, "trainer.segments")
         self.backward: Route = backward
+        self.segments, self.products = segments, products
         self.mesh, self.test_tasks = mesh, dict(test_tasks or {})
         self.moving = moving(model, batch)
         self.hold(model)
@@ -265,7 +274,14 @@ class Steps:
     def loss(self, values: Values, batch: Batch, taps: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         """``(mean loss, (traces, what the pass has changed))`` of a batch."""
         model = self.model(values, of_device=True)
-        forward = model(batch.inputs, batch.mask, taps, self.backward)
+        forward = model(
+            batch.inputs,
+            batch.mask,
+            taps,
+            self.backward,
+            segments=self.segments,
+            products=self.products,
+        )
         each = per_example_loss(self.task.loss, forward.outputs, batch.targets, batch.weights)
         return jnp.mean(each), (forward.traces, self._changed(model))
 
@@ -373,13 +389,25 @@ class Steps:
 
     @in_all_digits
     def inspect(self, state: State, data: Any) -> tuple[Any, Any, Any, Any]:
-        """Loss, gradients, log10 adjoints and traces of the step ``state`` is about to make.
+        """Loss, gradients and log10 adjoints of the step ``state`` is about to make.
+
+        And whether its states are finite, as of :func:`gradlab.bptt.unroll.finite`.
 
         For the diagnosis of a step that was not finite.
         """
         batch = self.draw(state, data)
         pulled, passed = self._measured_gradient(state.values, batch)
-        return pulled.loss, by_name(pulled.grads), passed.adjoints, passed.traces
+        layers = self.model(state.values).layers
+        forms = forms_of(layers, self.shape, self.reads)
+        states = finite(layers, forms, passed.traces, batch.mask, self.products)
+        return pulled.loss, by_name(pulled.grads), passed.adjoints, states
+
+    def _in_full(self, model: SequenceModel, traces: Any, mask: jax.Array | None) -> Any:
+        """The traces with every state, made again where segments left them out."""
+        if self.segments is None:
+            return traces
+        forms = forms_of(model.layers, self.shape, self.reads)
+        return in_full(model.layers, forms, traces, mask, self.products)
 
     def _gradient(self, values: Values, batch: Batch) -> Pulled:
         """The mean loss of a batch and its gradient."""
@@ -413,7 +441,8 @@ class Steps:
             for tap in norms.pop(FOLDS, ()):
                 rows.append(tap.folded.rows)
                 sums.append(tap.folded.sums)
-            gates = self._gates(self.model(values), traces)
+            model = self.model(values)
+            gates = self._gates(model, self._in_full(model, traces, batch.mask))
             return (Pulled(mean, _descent(grads), changed), sums), (traces, norms, rows, gates)
 
         each = (self._rows(layers), 2, 2, 2)

@@ -69,37 +69,49 @@ class Fold(Protocol):
         ...
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["folded"], meta_fields=["fold"])
-@dataclass(frozen=True)
-class Tap:
-    """What a pass is handed for a fold; its "gradient" holds the result.
+class Folds(NamedTuple):
+    """What is to be made of the gates of a cell.
 
     Attributes:
-      fold: what to do.
-      folded: zeros of the shapes of the result.
+      each: any number of folds; the gates of the cell can be seen if there are some.
+      examples: of how many examples, the first; None: of all.
     """
 
-    fold: Fold
-    folded: Folded
+    each: tuple[Fold, ...] = ()
+    examples: int | None = None
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["folded"], meta_fields=["folds"])
+@dataclass(frozen=True)
+class Tap:
+    """What a pass is handed for folds; its "gradient" holds the results.
+
+    Attributes:
+      folds: what to do.
+      folded: of each, zeros of the shapes of the result.
+    """
+
+    folds: Folds
+    folded: list[Folded]
 
 
 class Folding:
-    """Some folds of one cell's gates at once; of none at all it does nothing.
+    """The folds of one cell's gates at once; without any it does nothing.
 
     Args:
-      folds: any number.
-      step: of the cell, whose gates can be seen if there are folds.
+      folds: see :class:`Folds`.
+      step: of the cell.
     """
 
-    def __init__(self, folds: Sequence[Fold], step: Step):
-        self._folds, self._step = folds, step
+    def __init__(self, folds: Folds, step: Step):
+        self._folds, self._step, self._few = folds, step, slice(folds.examples)
 
     def begin(self, before: Any, moved: Sequence[Any], x: jax.Array) -> list[Any]:
         """What is carried before the last step; given where any step begins."""
-        if not self._folds:
+        if not self._folds.each:
             return []
         gates = jax.eval_shape(self._gates, before, moved, x)
-        return [fold.begin(gates) for fold in self._folds]
+        return [fold.begin(gates) for fold in self._folds.each]
 
     def step(
         self,
@@ -118,21 +130,22 @@ class Folding:
           real: ``(B,)`` bool, where it is real; None: everywhere.
           found: its gates, where they are known.
         """
-        if not self._folds:
+        if not self._folds.each:
             return [], []
         gates = self._gates(before, moved, x, found)
-        pairs = zip(self._folds, carries, strict=True)
+        real = None if real is None else real[self._few]
+        pairs = zip(self._folds.each, carries, strict=True)
         with jax.default_matmul_precision("highest"):  # whatever the cell's products are made in
             both = [fold.step(carry, gates, real) for fold, carry in pairs]
         return [carry for carry, _ in both], [kept for _, kept in both]
 
     def finish(self, carries: Sequence[Any], kept: Sequence[Any]) -> list[Folded]:
         """What came of it."""
-        every = zip(self._folds, carries, kept, strict=True)
+        every = zip(self._folds.each, carries, kept, strict=True)
         return [fold.finish(carry, own) for fold, carry, own in every]
 
-    def taps(self, before: Any, x: jax.Array, length: int) -> list[Tap]:
-        """A tap for each fold over so many steps."""
+    def tap(self, before: Any, x: jax.Array, length: int) -> Tap:
+        """A tap for a pass over so many steps."""
         moved = self._step.moved
 
         def run() -> list[Folded]:
@@ -141,16 +154,19 @@ class Folding:
 
             return self.finish(*lax.scan(one, self.begin(before, moved, x), length=length))
 
-        results = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
-        return [Tap(*pair) for pair in zip(self._folds, results, strict=True)]
+        shapes = jax.eval_shape(run)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return Tap(self._folds, zeros)
 
     def _gates(self, before: Any, moved: Sequence[Any], x: jax.Array, found: Any = None) -> Gates:
-        cell = self._step.module(moved)
+        cell, few = self._step.module(moved), self._few
         view = stock.gate_view(cell)
         if found is None:
-            own = stock.gates(cell, before, x)
-            found = {name: getattr(own, name) for name in view.names}
-        named = {name: _wide(found[name]) for name in view.names}
+            leaves, tree = jax.tree.flatten(before)
+            pairs = zip(self._step.form.batched, leaves, strict=True)
+            own = tree.unflatten([leaf[few] if batched else leaf for batched, leaf in pairs])
+            found = stock.gates(cell, own, x[few])._asdict()
+        named = {name: _wide(found[name][few]) for name in view.names}
         return Gates(named, named.get(view.retention or ""))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from gradlab.bptt import scaling, segments
-from gradlab.bptt.folding import Fold, Folded, Folding
+from gradlab.bptt.folding import Folded, Folding, Folds
 from gradlab.bptt.form import Form, Step, chosen, joined, parted
 from gradlab.bptt.precision import in_all_digits, with_products
 from gradlab.bptt.scaling import Scaled
@@ -209,7 +209,7 @@ def backward(
     cut: jax.Array | None = None,
     route: Route = "full",
     steps_at_once: int = 1,
-    folds: Sequence[Fold] = (),
+    folds: Folds | None = None,
 ) -> Gradients:
     """The gradients of one direction, from those of its outputs and of its final carry.
 
@@ -232,7 +232,7 @@ def backward(
         this one; of scaled numbers only.
       route: what passes back from each step.
       steps_at_once: ``lax.scan``'s ``unroll``.
-      folds: of the gates of each step, of a cell whose gates can be seen.
+      folds: of the gates of each step.
     """
     form, batch = step.form, trace.inputs.shape[1]
     calculus = Generic(step) if written is None else written
@@ -255,7 +255,7 @@ def backward(
     direct_of = _direct(form, direct, end_sliced)
     first = None if mask is None else _first_real(trace.inputs, mask)
     start = jax.tree.map(lambda leaf: leaf[0], trace.before)
-    folding = Folding(folds, step)
+    folding = Folding(folds or Folds(), step)
     unfolded = folding.begin(start, [leaf[0] for leaf in trace.variables or []], trace.inputs[0])
 
     def one(state: Any, read: Any) -> Any:

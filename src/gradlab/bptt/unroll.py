@@ -27,7 +27,7 @@ from flax import nnx
 from jax import lax
 
 from gradlab.bptt import passes
-from gradlab.bptt.folding import Fold, Folding, Tap
+from gradlab.bptt.folding import Fold, Folding, Folds, Tap
 from gradlab.bptt.form import FIXED, Form, Step, chosen, form_of, joined
 from gradlab.bptt.parts import Parts
 from gradlab.bptt.passes import (
@@ -236,7 +236,7 @@ def make_taps(
       shape: ``(T, B, I)`` of the inputs.
       dtype: of the inputs; None: that of the first carry.
       folds: to be made of the gates of cells that all have some; besides the states each dict then
-        has :data:`FOLDS`, a :class:`gradlab.bptt.folding.Tap` for each.
+        has :data:`FOLDS`, a :class:`gradlab.bptt.folding.Tap`.
       scan: ``state_axes`` and ``broadcast_rngs``, as for :func:`unroll`.
     """
     carries, forms = _begun(layers, shape, dtype, **scan)
@@ -246,8 +246,8 @@ def make_taps(
         taps.append([{name: jnp.zeros(shape[:2]) for name in form.states} for form in own])
         for found, cell, carry, form in zip(taps[-1], layer, begun, own, strict=True):
             if folds:
-                folding = Folding(folds, Step(Parts.of(cell), form))
-                found[FOLDS] = folding.taps(carry, jnp.zeros(x.shape, x.dtype), shape[0])
+                folding = Folding(Folds(tuple(folds)), Step(Parts.of(cell), form))
+                found[FOLDS] = folding.tap(carry, jnp.zeros(x.shape, x.dtype), shape[0])
         x = _read_above(x, own)
     return taps
 
@@ -812,19 +812,18 @@ def _array(cotangent: Any) -> Any:
 _run_ported.defvjp(_ported_forward, _ported_backward, symbolic_zeros=True)
 
 
-def _folds(taps: Any) -> list[list[list[Fold]]] | None:
+def _folds(taps: Any) -> list[list[Folds]] | None:
     """What is to be made of the gates, by layer and direction."""
     if taps is None or FOLDS not in taps[0][0]:
         return None
-    return [[[tap.fold for tap in own[FOLDS]] for own in layer] for layer in taps]
+    return [[own[FOLDS].folds for own in layer] for layer in taps]
 
 
 def _observed(result: Gradients, taps: Mapping[str, Any]) -> Any:
     """What was observed of one direction, as its taps have it."""
     if FOLDS not in taps:
         return result.observed
-    pairs = zip(taps[FOLDS], result.folded, strict=True)
-    return {**result.observed, FOLDS: [Tap(tap.fold, folded) for tap, folded in pairs]}
+    return {**result.observed, FOLDS: Tap(taps[FOLDS].folds, list(result.folded))}
 
 
 def _states(_: Form, adjoint: Scaled) -> Scaled:
@@ -859,7 +858,7 @@ def _backward_through(
     cuts: Sequence[jax.Array] | None = None,
     from_port: Port | None = None,
     kept: Sequence[Sequence[Any]] | None = None,
-    folds: Sequence[Sequence[Sequence[Fold]]] | None = None,
+    folds: Sequence[Sequence[Folds]] | None = None,
 ) -> tuple[list[list[Gradients]], Any]:
     """Every layer's gradients, from the top down, and the inputs' cotangent.
 
@@ -890,7 +889,7 @@ def _backward_through(
                     cut=None if cuts is None else cuts[direction],
                     route=spec.backward,
                     steps_at_once=spec.steps_at_once,
-                    folds=() if folds is None else _at(place, folds),
+                    folds=None if folds is None else _at(place, folds),
                 )
             )
         results.insert(0, layer)

@@ -437,10 +437,9 @@ class Steps:
                 values.params, make_taps(layers, shape, self.reads, folds=folds)
             )
             norms = stacked([own for layer in found for own in layer])
-            rows, sums = [], []
-            for tap in norms.pop(FOLDS, ()):
-                rows.append(tap.folded.rows)
-                sums.append(tap.folded.sums)
+            tap = norms.pop(FOLDS, None)
+            folded = [] if tap is None else tap.folded
+            rows, sums = [one.rows for one in folded], [one.sums for one in folded]
             model = self.model(values)
             gates = self._gates(model, self._in_full(model, traces, batch.mask))
             return (Pulled(mean, _descent(grads), changed), sums), (traces, norms, rows, gates)

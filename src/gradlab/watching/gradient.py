@@ -20,9 +20,10 @@ from flax import linen, nnx
 
 from gradlab.bptt.form import Form
 from gradlab.bptt.scaling import LOG10_2
+from gradlab.bptt.unroll import FOLDS
 from gradlab.errors import BadInput, whole_number
 from gradlab.probes.base import norm
-from gradlab.watching.gates import measured_gates
+from gradlab.watching.gates import gate_tap, measured_folds, measured_gates
 from gradlab.watching.layers import RNN
 from gradlab.watching.tape import Call, Tape
 
@@ -103,7 +104,7 @@ def value_and_grad(
         I)`` has B·N sequences, and the mean may be over B).
       allow_int: as for ``nnx.value_and_grad``.
       examples: of how many examples, the first of the batch, the statistics of the gates are;
-        None: of all, at a third more time.
+        None: of all.
       graph: as for ``nnx.value_and_grad``.
       graph_updates: as for ``nnx.value_and_grad``.
 
@@ -138,7 +139,7 @@ def value_and_grad(
         args, kwargs = _by_position(loss, args, kwargs)
         names = _differentiated(loss, chosen, args)
         layers = _layers(args, kwargs)
-        taps = _taps(loss, has_aux, layers, args, kwargs)
+        taps = _taps(loss, has_aux, layers, examples, args, kwargs)
         renamed = {name: tap.form.h for name, tap in taps.items() if "h" not in tap.form.states}
 
         def tapped(*all_args: Any, **kwargs: Any) -> Any:
@@ -156,7 +157,7 @@ def value_and_grad(
             tapped, argnums=(*chosen, len(args)), has_aux=True, allow_int=allow_int, **options
         )
         (value, (aux, calls)), (*grads, found) = grad(*args, taps, **kwargs)
-        own = {name: {**_log10(found[name], one, reduction), **one} for name, one in calls.items()}
+        own = {name: _seen(found[name], one, reduction) for name, one in calls.items()}
         seen = Seen(own, _norms(names, grads), renamed)
         return (value, aux) if has_aux else value, grads[0] if alone else tuple(grads), seen
 
@@ -170,19 +171,25 @@ class _Tap(NamedTuple):
     """What a layer's call is handed, as an argument to differentiate by.
 
     Attributes:
-      taps: as of :func:`gradlab.bptt.unroll.make_taps`; their cotangents are log2 norms.
+      taps: as of :func:`gradlab.bptt.unroll.make_taps`, with that of the gates; the cotangents of
+        the others are log2 norms.
       reached: (); its cotangent is 1 if any gradient comes to the layer. Else JAX skips its
         backward pass, and the cotangents of the taps are 0, as of a norm of 1.
       form: of the cell.
     """
 
-    taps: dict[str, jax.Array]
+    taps: dict[str, Any]
     reached: jax.Array
     form: Form
 
 
 def _taps(
-    loss: Callable[..., Any], has_aux: bool, layers: Sequence[str], args: Any, kwargs: Any
+    loss: Callable[..., Any],
+    has_aux: bool,
+    layers: Sequence[str],
+    examples: int | None,
+    args: Any,
+    kwargs: Any,
 ) -> dict[str, _Tap]:
     """Taps for each call of a layer in the loss, by its name.
 
@@ -190,6 +197,7 @@ def _taps(
       loss: see :func:`value_and_grad`.
       has_aux: see :func:`value_and_grad`.
       layers: paths of those that it could call.
+      examples: see :func:`value_and_grad`.
       args, kwargs: its arguments, of which nothing is changed.
     """
 
@@ -199,7 +207,7 @@ def _taps(
             out = loss(*own, **named)
         _check_result(out, has_aux)
         missed.update(tape.missed)
-        return {name: _tap(call) for name, call in tape.calls.items()}
+        return {name: _tap(call, examples) for name, call in tape.calls.items()}
 
     missed: set[str] = set()
     taps = _abstractly(look)
@@ -219,10 +227,11 @@ def _abstractly(look: Callable[[], Any]) -> Any:
     return look()
 
 
-def _tap(call: Call) -> _Tap:
-    (form,) = call.run.forms[0]
-    shape = call.run.traces[0][0].inputs.shape[:2]
-    return _Tap({name: jnp.zeros(shape) for name in form.states}, jnp.zeros(()), form)
+def _tap(call: Call, examples: int | None) -> _Tap:
+    (form,), trace = call.run.forms[0], call.run.traces[0][0]
+    taps = {name: jnp.zeros(trace.inputs.shape[:2]) for name in form.states}
+    folds = gate_tap(call.cell, form, trace, examples)
+    return _Tap({**taps, FOLDS: folds}, jnp.zeros(()), form)
 
 
 @jax.custom_vjp
@@ -237,10 +246,24 @@ _through.defvjp(
 
 
 def _of_call(call: Call, examples: int | None) -> dict[str, Any]:
-    """What is seen of a call in the forward pass; of the gates, that of so many examples."""
+    """What is seen of a call without its backward pass; of the gates, that of so many examples."""
     trace = call.run.traces[0][0]
     mask = jnp.ones(trace.inputs.shape[:2], bool) if call.mask is None else call.mask
     return {"mask": mask.T, "measured": measured_gates(call.cell, trace, mask, examples)}
+
+
+def _seen(found: _Tap, seen: Mapping[str, Any], reduction: str | int) -> dict[str, Any]:
+    """What is seen of a call.
+
+    Args:
+      found: the cotangents of its taps.
+      seen: without its backward pass.
+      reduction: see :func:`value_and_grad`.
+    """
+    there = found.reached != 0
+    folded = measured_folds(found.taps[FOLDS], seen["mask"].T)
+    measured = {name: jnp.where(there, folded[name], own) for name, own in seen["measured"].items()}
+    return {**_log10(found, seen, reduction), **seen, "measured": measured}
 
 
 def _log10(found: _Tap, seen: Mapping[str, Any], reduction: str | int) -> dict[str, jax.Array]:
@@ -251,7 +274,10 @@ def _log10(found: _Tap, seen: Mapping[str, Any], reduction: str | int) -> dict[s
         log10 = (log2 + jnp.log2(jnp.asarray(batch, log2.dtype))) * LOG10_2
         return jnp.where(found.reached == 0, -jnp.inf, log10).T
 
-    norms = {"h": found.taps[found.form.h], **found.taps}
+    norms = {
+        "h": found.taps[found.form.h],
+        **{name: found.taps[name] for name in found.form.states},
+    }
     return {f"adj_{name}_log10": own(log2) for name, log2 in norms.items()}
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
 
+from gradlab.__main__ import main
 from gradlab.launch import cores as room
 from gradlab.launch.cores import cores, cores_of_job, use_cores
 from gradlab.record.reader import open_run
+from tests import ROOT
 from tests.small import QUIET, TINY
 
 
@@ -75,8 +79,46 @@ def test_the_users_own_number_of_devices_holds(monkeypatch):
     assert asked == [("jax_num_cpu_devices", 8)]
 
 
-def test_a_run_keeps_its_split_and_a_worker_takes_no_second_core(process, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
-    line = [*TINY, *QUIET, "trainer.batch=4", "hydra.run.dir=run"]
-    done = process(*line, "trainer.mesh=data").communicate(timeout=120)
-    assert open_run(tmp_path / "run").info["facts"]["split"] == 2, done
+SPLIT = [
+    *(*TINY, *QUIET, "model=rnn", "probe=grad_norm", "record.wandb.mode=disabled"),
+    *("trainer.batch=4", "trainer.log_every=1", "trainer.mesh=data"),
+]
+
+
+def two_devices() -> None:
+    """A run over two of them in one go, and one that is resumed half-way by ``auto``."""
+    use_cores(2)
+    assert jax.device_count() == 2
+    use_cores(3)  # too late, and no error
+    for line in (
+        [*SPLIT, "trainer.steps=6", "hydra.run.dir=straight"],
+        [*SPLIT, "trainer.steps=3", "hydra.run.dir=resumed"],
+        ["trainer.resume=resumed", "trainer.steps=6", "trainer.mesh=auto"],
+    ):
+        sys.argv[1:] = line
+        main()
+
+
+def test_a_resumed_run_keeps_its_split_or_says_that_it_cannot(command, tmp_path, caplog):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.launch.test_cores"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    straight, resumed = (open_run(tmp_path / name) for name in ("straight", "resumed"))
+    assert [run.info["facts"]["split"] for run in (straight, resumed)] == [2, 2]
+    assert "not_split" not in resumed.info["facts"]
+    for name in ("train/loss", "train/grad_norm"):
+        assert list(resumed.scalars[name].values) == list(straight.scalars[name].values)
+    done = command("trainer.resume=resumed", "trainer.steps=7", "trainer.mesh=auto")
+    assert done.code == 0
+    assert caplog.text.count("resumed over 1 device where it was split over 2 before") == 1
+    facts = open_run(tmp_path / "resumed").info["facts"]
+    assert (facts["split"], facts["not_split"]) == (1, "there is one core for it")
+
+
+if __name__ == "__main__":
+    two_devices()

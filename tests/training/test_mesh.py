@@ -133,7 +133,7 @@ def choose() -> None:
     assert split(8, PAYS, kept=1) == 1
     assert split(8, PAYS, kept=8) == 4  # of a machine with more
     auto = Trainer(steps=2, batch=8, mesh="auto")
-    large = experiment(trainer=auto, task=Adding(length=8000, held_out_examples=2))
+    large = experiment(trainer=auto, hidden=300, task=Adding(length=30, held_out_examples=2))
     assert build_steps(large).mesh.devices == 4
     assert build_steps(experiment(trainer=auto)).mesh.devices == 1
     penalised = dataclasses.replace(large, regularizer=Omega())

@@ -174,8 +174,11 @@ def read_once():
 @pytest.fixture
 def command(read_once, tmp_path, monkeypatch, capsys):
     """``command("trainer.steps=2", ...)`` in this process, in a folder of the test's own."""
+    import jax
+
     from gradlab.__main__ import main
 
+    jax.devices()  # there is one in a process of tests; a command would make one for each core
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

@@ -99,10 +99,9 @@ def build_steps(
     if kind == "auto":
         mesh = best_mesh(experiment.trainer.batch, _work(experiment, model), split)
     if split not in (None, mesh.devices):
-        change = (
-            "resumed with each batch on %d device(s), split over %d before: last bits will differ"
-        )
-        _log.warning(change, mesh.devices, split)
+        many = f"{mesh.devices} device{'s' if mesh.devices > 1 else ''}"
+        change = "resumed over %s where it was split over %d before: the last bits will differ"
+        _log.warning(change, many, split)
     steps = Steps(
         model,
         task,

@@ -30,7 +30,7 @@ from gradlab.tasks.adding import Adding
 from gradlab.tasks.copying import Copying
 from gradlab.training.checkpoint import Best, Position, Since, from_bytes, to_bytes
 from gradlab.training.loop import Member, Trainer, train
-from gradlab.training.mesh import ONE_DEVICE, mesh_of
+from gradlab.training.mesh import ONE_DEVICE, PAYS, best_mesh, mesh_of
 from gradlab.training.program import Solo
 from gradlab.training.schedule import Schedule
 from tests import ROOT
@@ -115,6 +115,30 @@ def same(given, wanted):
         np.testing.assert_allclose(given[name], value, rtol=limit, atol=limit, err_msg=name)
 
 
+def choose() -> None:
+    """What ``auto`` makes of four devices."""
+
+    def split(batch: int, work: float, kept: int | None = None) -> int:
+        mesh = best_mesh(batch, work, kept)
+        assert (mesh.devices > 1) != bool(mesh.reason)
+        return mesh.devices
+
+    assert [split(batch, PAYS) for batch in (8, 6, 2, 1, 7)] == [4, 3, 2, 1, 1]
+    assert [split(8, PAYS / rows) for rows in (2, 4, 7, 8, 9)] == [4, 2, 1, 1, 1]
+    assert "7 does not divide" in best_mesh(7, PAYS).reason
+    assert split(8, 0.0) == 1
+    assert split(8, PAYS, kept=2) == 2  # a resumed run
+    assert split(8, 0.0, kept=4) == 4
+    assert split(8, PAYS, kept=1) == 1
+    assert split(8, PAYS, kept=8) == 4  # of a machine with more
+    auto = Trainer(steps=2, batch=8, mesh="auto")
+    large = experiment(trainer=auto, hidden=300, task=Adding(length=30, held_out_examples=2))
+    assert build_steps(large).mesh.devices == 4
+    assert build_steps(experiment(trainer=auto)).mesh.devices == 1
+    penalised = dataclasses.replace(large, regularizer=Omega())
+    assert build_steps(penalised).mesh.devices == 1
+
+
 def child(*words, devices=4):
     many = f"--xla_force_host_platform_device_count={devices}"
     flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {many}"}
@@ -130,7 +154,7 @@ def child(*words, devices=4):
 
 
 def test_four_devices_give_what_one_gives_and_refuse_a_batch_they_cannot_split():
-    out = child("masked lstm", "refuse")
+    out = child("masked lstm", "refuse", "auto")
     assert "trainer.batch: got 50" in out
     assert "try: trainer.batch=48 or trainer.batch=52" in out
 
@@ -154,6 +178,16 @@ def test_one_device_says_so_and_runs_as_without(caplog):
     assert caplog.text == ""
     assert mesh_of("data", 5) is ONE_DEVICE
     assert "there is one device" in caplog.text
+
+
+def test_auto_says_why_it_splits_nothing_and_never_refuses(caplog):
+    mesh = best_mesh(7, 1e12)
+    assert (mesh.devices, mesh.reason) == (1, "there is one core for it")
+    trainer = Trainer(steps=2, batch=7, mesh="auto")
+    assert build_steps(experiment(trainer=trainer), split=1).mesh.devices == 1
+    assert caplog.text == ""
+    assert build_steps(experiment(trainer=trainer), split=7).mesh.devices == 1
+    assert "over 1 device where it was split over 7 before" in caplog.text
 
 
 def test_a_position_reaches_another_process_bit_by_bit():
@@ -401,5 +435,7 @@ if __name__ == "__main__":
                 mesh_of("data", 50)
             except BadInput as error:
                 print(error)
+        elif word == "auto":
+            choose()
         else:
             compare(word)

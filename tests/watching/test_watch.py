@@ -145,6 +145,14 @@ def test_where_there_is_nothing_to_see_it_says_what_to_do(given, said):
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 3), (0, 4, 3)])
+def test_nothing_to_measure_is_refused_and_without_a_measurement_it_is_flaxs(shape):
+    layer = gradlab.watch(nnx.RNN(nnx.SimpleCell(3, 2, rngs=nnx.Rngs(0))))
+    with pytest.raises(BadInput, match="at least one of each"):
+        gradlab.value_and_grad(lambda layer: jnp.sum(layer(jnp.zeros(shape))))(layer)
+    assert layer(jnp.zeros(shape)).shape == (*shape[:2], 2)
+
+
 def test_two_layers_of_one_name_are_refused_and_nothing_is_changed():
     module = nnx.Dict({"a/b": rnn(), "a": nnx.Dict({"b": rnn()})})
     with pytest.raises(BadInput, match="two layers of this name"):

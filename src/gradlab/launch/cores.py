@@ -21,7 +21,7 @@ def cores(environment: Mapping[str, str] = os.environ) -> int:
     """
     machine = os.cpu_count() or 1
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
-    return max(1, min(machine, own, _quota(), _of_slurm(environment)))
+    return max(1, int(min(machine, own, _quota(), _of_slurm(environment))))
 
 
 def cores_of_job(*, elsewhere: bool, launcher: str) -> int:
@@ -45,19 +45,20 @@ def use_cores(count: int) -> None:
     """
     import jax
 
-    if _BY_XLA not in os.environ.get("XLA_FLAGS", "") and jax.config.jax_num_cpu_devices == -1:
+    told = jax.config.values.get("jax_num_cpu_devices", -1) != -1
+    if _BY_XLA not in os.environ.get("XLA_FLAGS", "") and not told:
         with suppress(RuntimeError):  # jax has been used in this process
             jax.config.update("jax_num_cpu_devices", count)
 
 
-def _of_slurm(environment: Mapping[str, str]) -> int | float:
+def _of_slurm(environment: Mapping[str, str]) -> float:
     if (given := environment.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
         return int(given)
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     return 1 if tasks.isdecimal() and int(tasks) > 1 else math.inf
 
 
-def _quota(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | float:
+def _quota(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float:
     """Whole cores of the tightest quota of this process's control groups (version 2)."""
     found = math.inf
     with suppress(OSError, ValueError):

@@ -22,6 +22,7 @@ from flax.nnx.nn.recurrent import flip_sequences
 
 from gradlab.bptt.port import Port
 from gradlab.bptt.unroll import Unrolled, unroll
+from gradlab.errors import BadInput
 from gradlab.watching import tape as tapes
 from gradlab.watching.tape import Tape
 
@@ -103,6 +104,9 @@ class RNN(nnx.RNN):
         if tape is None:
             return unroll(cells, read, **options)
         name, more = tape.name(self.path, self.cell), ()
+        if 0 in read.shape[:2]:
+            given = f"{read.shape[0]} timesteps of {read.shape[1]} examples"
+            raise BadInput(f"layer {name}", given, "at least one of each, to be measured")
         if name in tape.given:
             run, state = tape.given[name]
             nnx.update(self.cell, state)

@@ -135,6 +135,7 @@ class Recorder:
         sinks, self._wandb = sinks_of(record, self.folder)
         self._sinks, self._latest = [Guarded(sink) for sink in sinks], _Latest()
         self._row: _OpenRow | None = None
+        self._taken: set[str] = set()  # names of scalars that need no further check
         self._last, self._trouble = -1, ""
         self._shown = self._ended = False
         self._directory = RunDirectory(self.folder, resumed_by=_RESUMED_BY)
@@ -179,6 +180,7 @@ class Recorder:
         row = self._row_of(step)
         if row is not None:
             row.take(named, measured, getattr(seen, "gradient_norms", {}))
+            self._taken |= named.keys()
             if self._directory.is_due:
                 self._settle(row)
         self._clock.logged(step)
@@ -310,13 +312,16 @@ class Recorder:
         return found
 
     def _check_scalars(self, named: Mapping[str, Any]) -> None:
-        known, waiting = self._description.variables, self._row.names if self._row else ()
-        taken = {stored_name(one): one for one in [*known, *waiting]}
         for name, value in named.items():
             if not _is_number(value):
                 shape = getattr(value, "shape", None)
                 given = f"an array of shape {shape}" if shape else type(value).__name__
                 raise BadInput(name, given, "a number, or an array of shape ()")
+        if named.keys() <= self._taken:
+            return
+        known, waiting = self._description.variables, self._row.names if self._row else ()
+        taken = {stored_name(one): one for one in [*known, *waiting]}
+        for name in named:
             stored = stored_name(name)
             other = taken.setdefault(stored, name) != name or (name in known and known[name].dims)
             if (
@@ -370,21 +375,27 @@ class Recorder:
 
     def _settle(self, row: _OpenRow) -> None:
         """Hand what is known of the open row to the run directory; waits for the device."""
-        waiting = jax.device_get(row.scalars)
+        waiting, measured = jax.device_get((row.scalars, row.measured))
         scalars = {name: float(value) for name, value in waiting.items()}
         arrays: dict[str, np.ndarray] = {}
-        if (measured := row.measured) is not None:
-            row.broken = first_broken(measured)
-            self._extend(self._watched.variables(), self._watched.coords(row.norms))
-            arrays = {**jax.device_get(measured.arrays)}
+        if measured is not None:
+            row.broken, arrays = first_broken(measured), {**measured.arrays}
+            if arrays.keys() - self._description.variables.keys() or self._has_new_layers():
+                self._extend(self._watched.variables(), self._watched.coords(row.norms))
             if NORM in arrays and GRAD_NORM not in row.names:
                 scalars[GRAD_NORM] = math.hypot(*map(float, arrays[NORM]))
         for look in row.looks:
             arrays |= self._of_look(look)
-        self._extend({name: _scalar(name) for name in scalars}, {})
+        if scalars.keys() - self._description.variables.keys():
+            self._extend({name: _scalar(name) for name in scalars}, {})
         new = Row(row.step, scalars, arrays)
         self._directory.log(new)
         row.write(new)  # last of all: what Ctrl-C interrupts before is done again
+
+    def _has_new_layers(self) -> bool:
+        """Whether layers were seen of which the run directory does not say so."""
+        told = self._description.facts["layers"].values()
+        return len(self._watched.settings) > sum("T" in one for one in told)
 
     def _of_look(self, found: xarray.Dataset) -> dict[str, np.ndarray]:
         coords = {str(dim): found[dim].values.tolist() for dim in found.dims}

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
+from numcodecs.zstd import Zstd
 
 from gradlab.errors import BadInput, CannotRecord
 from gradlab.record import shard as shard_module
@@ -331,6 +332,67 @@ def test_what_is_written_again_stays_in_two_places(tmp_path):
     assert (tmp_path / "0").stat().st_size == 4 * 16 + 8
     again = shard_module.Shard(tmp_path / "0", 4, 1000)
     assert [again.read(n) for n in range(4)] == [None, b"done", b"next", None]
+
+
+def test_however_rows_are_flushed_a_closed_run_has_the_same_bytes(tmp_path, monkeypatch):
+    """Each alone, or in blocks of up to all of them: also the chunk that was written in a hurry."""
+    from gradlab.record import arrays
+
+    monkeypatch.setattr(arrays, "CHUNK_ROWS", 8)
+    description = describe(T=12, steps=60, lstm=False)
+    rows = [make_row(description, step)._replace(step=step) for step in range(13)]
+    files = {}
+    for name, flush_seconds in (("one by one", 0), ("at once", 1000)):
+        directory = RunDirectory(tmp_path / name, flush_seconds)
+        directory.open(description)
+        for row in rows:
+            directory.log(row)
+        directory.close(finished())
+        found = (tmp_path / name / "arrays.zarr").rglob("*")
+        files[name] = {
+            str(path.relative_to(tmp_path / name)): path.read_bytes()
+            for path in found
+            if path.is_file()
+        }
+    assert files["one by one"] == files["at once"]
+    level_1 = Zstd(level=arrays.LEVEL, checksum=True)
+    block = np.full((8, 1, 12), np.nan, "<f4")
+    block[:5] = [row.arrays["adj_h_log10"] for row in rows[8:]]
+    assert files["at once"]["arrays.zarr/adj_h_log10/c/0/0/0"].endswith(level_1.encode(block))
+
+
+def test_a_row_costs_as_much_after_many_as_at_the_beginning(tmp_path, monkeypatch):
+    """Counted in bytes: a flush writes one chunk a variable, files are packed ever more rarely."""
+    from gradlab.record import arrays
+
+    monkeypatch.setattr(arrays, "CHUNK_ROWS", 4)
+    write_at, written = shard_module._write_at, []
+
+    def counted(descriptor, content, offset):
+        written.append(len(content))
+        write_at(descriptor, content, offset)
+
+    monkeypatch.setattr(shard_module, "_write_at", counted)
+    description = describe(T=12, steps=60, lstm=False)
+    row = make_row(description, 0)
+    directory = RunDirectory(tmp_path, flush_seconds=1000)
+    directory.open(description)
+    directory._flushed = time.monotonic()
+    columns, flushes, quarters = len(description.variables) + 1, [], []
+    for quarter in range(4):
+        before = sum(written)
+        for step in range(32 * quarter, 32 * (quarter + 1)):
+            calls = len(written)
+            directory.log(row._replace(step=step))
+            assert step % 4 == 0 or len(written) == calls  # in memory until a chunk is full
+        quarters.append(sum(written) - before)
+        calls = len(written)
+        directory.flush()
+        flushes.append(len(written) - calls)
+    directory.close(finished())
+    assert set(flushes) == {3 * columns + 1}  # two a place, one an entry; one for all
+    assert max(quarters) == quarters[0]
+    assert open_run(tmp_path).curves.sizes["step"] == 128
 
 
 # Going on with a run.

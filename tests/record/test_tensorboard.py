@@ -120,6 +120,16 @@ def test_the_first_event_says_which_format_it_is(recorded):
     assert all(event.wall_time >= first.wall_time > 1.7e9 for event in others)
 
 
+@pytest.mark.parametrize("content", [b"", b"123456789", bytes(range(256)) * 5])
+def test_the_framing_is_that_of_tensorboards_own_writer(tmp_path, content):
+    from tensorboardX import RecordWriter
+
+    writer = RecordWriter(str(tmp_path / "file"))
+    writer.write(content)
+    writer.close()
+    assert tensorboard_sink.framed(content) == (tmp_path / "file").read_bytes()
+
+
 def test_heatmaps_are_colour_images(recorded):
     _, found = recorded
     shown = images(found)

@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from gradlab.record import terminal as terminal_module
 from gradlab.record.base import Description, Outcome, Row
 from gradlab.record.terminal import Terminal
 from tests.record.synthetic import describe, finished, make_row
@@ -80,6 +81,25 @@ def test_live_line(monkeypatch):
     assert "step 98/100" in text
     assert text.endswith("back.\n")
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is shown again
+
+
+def test_rows_that_come_in_one_block_are_not_taken_for_a_great_speed(monkeypatch):
+    clock, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(terminal_module.time, "monotonic", lambda: clock[0])
+    description = describe(T=64, layers=[0], steps=100)
+    terminal = Terminal(stream)
+    terminal.open(description)
+    for block in (range(50), range(50, 100)):
+        clock[0] += 10.0
+        for step in block:
+            clock[0] += 1e-4
+            terminal.log(make_row(description, step))
+    terminal.close(finished())
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("step ")]
+    speeds = {int(line[5:].split("/")[0]): line.split()[-4] for line in lines if "left" in line}
+    assert list(speeds) == [10, 20, 30, 40, 50, 60, 70, 80, 90, 99]
+    assert float(speeds[10]) == pytest.approx(11 / 10, rel=0.01)
+    assert float(speeds[99]) == pytest.approx(99 / 10, rel=0.01)
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Tty()])

@@ -26,7 +26,7 @@ class Gates(NamedTuple):
     """The gates of one step, in at least float32.
 
     Attributes:
-      named: gate name -> ``(B, H)`` activations.
+      named: gate name -> ``(B, H)`` activations, in the cell's own order.
       retention: those of the gate that multiplies the old state, or None.
     """
 
@@ -145,16 +145,12 @@ class Folding:
         return [Tap(*pair) for pair in zip(self._folds, results, strict=True)]
 
     def _gates(self, before: Any, moved: Sequence[Any], x: jax.Array, found: Any = None) -> Gates:
-        # Barriers, so that what is read of a step changes nothing of how it is compiled.
-        if found is None:
-            before, moved, x = lax.optimization_barrier((before, moved, x))
         cell = self._step.module(moved)
         view = stock.gate_view(cell)
         if found is None:
             own = stock.gates(cell, before, x)
             found = {name: getattr(own, name) for name in view.names}
-        found = lax.optimization_barrier({name: found[name] for name in view.names})
-        named = {name: _wide(gate) for name, gate in found.items()}
+        named = {name: _wide(found[name]) for name in view.names}
         return Gates(named, named.get(view.retention or ""))
 
 
@@ -163,7 +159,9 @@ def fold_over(fold: Fold, gates: Gates, mask: jax.Array) -> Folded:
     begun = fold.begin(jax.tree.map(lambda gate: gate[0], gates))
 
     def one(carry: Any, read: Any) -> Any:
-        return fold.step(carry, *read)
+        here, real = read
+        in_order = {name: here.named[name] for name in gates.named}  # which JAX does not keep
+        return fold.step(carry, here._replace(named=in_order), real)
 
     return fold.finish(*lax.scan(one, begun, (gates, mask), reverse=True))
 

@@ -210,3 +210,28 @@ class _Rounded(_Rewritten):
         # Not a conversion there and back, which a compiler may leave out.
         rounded = [lax.reduce_precision(value, 8, 7) for value in values]
         return self.bound(eqn, rounded, eqn.params)
+
+
+def settled(tree: Any, zero: jax.Array) -> Any:
+    """The same numbers, each rounded before anything is made of it.
+
+    A compiler may join a multiplication and the addition that follows into one operation, which
+    rounds once, and does not where the product is read elsewhere, too. What is made of settled
+    numbers has the same bits in every program. (On a CPU ``lax.optimization_barrier`` is gone
+    before XLA joins operations.)
+
+    Args:
+      tree: of arrays.
+      zero: () integer, 0, in a way that the compiler does not know.
+    """
+
+    def one(leaf: jax.Array) -> jax.Array:
+        if jnp.iscomplexobj(leaf):
+            return lax.complex(one(leaf.real), one(leaf.imag))
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        whole = {1: jnp.int8, 2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[leaf.dtype.itemsize]
+        bits = lax.bitcast_convert_type(leaf, whole) ^ zero.astype(whole)
+        return lax.bitcast_convert_type(bits, leaf.dtype)
+
+    return jax.tree.map(one, tree)

@@ -15,7 +15,6 @@ Shapes: ``L`` layers (both directions of a bidirectional one counted), ``T`` ste
 from __future__ import annotations
 
 import abc
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -181,9 +180,13 @@ class GateProbe(StepProbe):
 
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """See :meth:`StepProbe.__call__`."""
-        kept = Gates(seen.gates, seen.retention), seen.mask
-        layers = [jax.tree.map(operator.itemgetter(at), kept) for at in range(len(seen.mask))]
-        return self.measure(stacked([fold_over(self, *layer) for layer in layers]), seen.mask)
+
+        def of_layer(at: int) -> Folded:
+            named = {name: gate[at] for name, gate in seen.gates.items()}
+            kept = None if seen.retention is None else seen.retention[at]
+            return fold_over(self, Gates(named, kept), seen.mask[at])
+
+        return self.measure(stacked(list(map(of_layer, range(len(seen.mask))))), seen.mask)
 
 
 def stacked(layers: Sequence[Any]) -> Any:

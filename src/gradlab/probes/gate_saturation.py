@@ -57,7 +57,7 @@ class GateSaturation(GateProbe):
 
     def begin(self, gates: Gates) -> Any:
         """How often each unit of each example was outside so far, by gate; and the real steps."""
-        counts = {name: jnp.zeros(one.shape, jnp.int32) for name, one in gates.named.items()}
+        counts = [jnp.zeros(gate.shape, jnp.int32) for gate in gates.named.values()]
         return counts, jnp.int32(0)
 
     def step(self, carry: Any, gates: Gates, real: jax.Array | None) -> tuple[Any, None]:
@@ -69,8 +69,8 @@ class GateSaturation(GateProbe):
             outside = outside if real is None else outside & real[:, None]
             return count + outside.astype(count.dtype)
 
-        counts = {name: more(counts[name], gate) for name, gate in gates.named.items()}
-        examples = next(iter(counts.values())).shape[0]
+        counts = list(map(more, counts, gates.named.values()))
+        examples = counts[0].shape[0]
         rows = jnp.int32(examples) if real is None else jnp.sum(real, dtype=jnp.int32)
         return (counts, steps + rows), None
 
@@ -78,9 +78,8 @@ class GateSaturation(GateProbe):
         """The sums: ``(gates,)`` outside, of how many."""
         counts, steps = carry
         # As floats: of long sequences all units together are more than an int32 can count.
-        outside = jnp.stack([jnp.sum(count.astype(jnp.float32)) for count in counts.values()])
-        units = next(iter(counts.values())).shape[1]
-        return Folded(sums=(outside, steps.astype(jnp.float32) * units))
+        outside = jnp.stack([jnp.sum(count.astype(jnp.float32)) for count in counts])
+        return Folded(sums=(outside, steps.astype(jnp.float32) * counts[0].shape[1]))
 
     def measure(self, folded: Folded, mask: jax.Array) -> dict[str, jax.Array]:
         """See :meth:`gradlab.probes.base.GateProbe.measure`."""

@@ -21,7 +21,7 @@ from gradlab.bptt.folding import Folded
 from gradlab.bptt.form import Form, Step
 from gradlab.bptt.parts import Parts, by_name, names_of
 from gradlab.bptt.passes import Route, wide
-from gradlab.bptt.precision import Products, in_all_digits
+from gradlab.bptt.precision import Products, in_all_digits, settled
 from gradlab.bptt.scaling import LOG10_2
 from gradlab.bptt.unroll import (
     FOLDS,
@@ -408,7 +408,7 @@ class Steps:
             (mean, (_, changed)), grads = jax.value_and_grad(loss, has_aux=True)(values.params)
             return Pulled(mean, _descent(grads), changed), ()
 
-        return lax.optimization_barrier(self.mesh.over_batch(of)(values, batch)[0])
+        return self.mesh.over_batch(of)(values, batch)[0]
 
     def _measured_gradient(
         self, values: Values, batch: Batch, folds: Sequence[GateProbe] = ()
@@ -435,9 +435,7 @@ class Steps:
             return (Pulled(mean, _descent(grads), changed), sums), (traces, norms, rows, gates)
 
         each = (self._rows(layers), 2, 2, 2)
-        (pulled, sums), (traces, *seen) = lax.optimization_barrier(
-            self.mesh.over_batch(of, each)(values, batch)
-        )
+        (pulled, sums), (traces, *seen) = self.mesh.over_batch(of, each)(values, batch)
         norms, rows, gates = self.mesh.whole(seen)
         # The mean over the rows of a device divides every example's own adjoint by their number.
         shift = jnp.log2(jnp.float32(self.batch // self.mesh.devices))
@@ -501,8 +499,9 @@ class Steps:
         grads, penalty = self._regularized(state, batch, pulled.grads)
         before, variables = self._after_pass(state.values, pulled.changed)
         full = wide(before)
-        # Barriers, so that what is measured in between changes no bit of the parameters.
-        clipped, clip_state = lax.optimization_barrier(clip(grads, state.opt_state[0], full))
+        # Settled, so that what the probes read of it changes no bit of the parameters.
+        zero = jnp.minimum(state.step, 0)
+        clipped, clip_state = settled(clip(grads, state.opt_state[0], full), zero)
         with jax.numpy_dtype_promotion("standard"):  # Adam's own code mixes types
             updates, rule_state = lax.optimization_barrier(rule(clipped, state.opt_state[1], full))
         params = _as_before(optax.apply_updates(full, updates), before)

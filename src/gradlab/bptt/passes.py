@@ -287,13 +287,13 @@ def backward(
         passed = adjoint._replace(mantissa=earlier).normalise()
         # Whether it is looked at or not, the adjoint is calculated by the same program.
         seen = observe(of_states(form, lax.optimization_barrier(adjoint), batch))
-        folded, of_gates = folding.step(folded, before, moved, x, real, through.gates)
-        given = adjoint._replace(mantissa=from_x), made, seen, of_gates
+        folded, noted = folding.step(folded, before, moved, x, real, through.gates)
+        given = adjoint._replace(mantissa=from_x), made, seen, noted
         return (passed, total, folded), given
 
     reads = (sliced, trace.inputs, mask, direct_of, cut, ends, kept)
     forth = (trace.inputs, mask if waits else None, sliced)
-    (start_adjoint, total, folded), (inputs, made, observed, of_gates) = segments.backward(
+    (start_adjoint, total, folded), (inputs, made, observed, noted) = segments.backward(
         with_products(one, step.products),
         _advance(step),
         (begin, calculus.zeros(kept), unfolded),
@@ -316,7 +316,7 @@ def backward(
         observed,
         of_states(form, start_adjoint, batch),
         cotangents_like(jax.tree.leaves(start), form.live, by_leaves),
-        folding.finish(folded, of_gates),
+        folding.finish(folded, noted),
     )
 
 

@@ -195,11 +195,8 @@ def _all_of(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-HEADLINES = {
-    "gradlab-standard-split": "gradlab, standard",
-    "gradlab-standard": "gradlab, standard, one device",
-}
 PLAIN = {"gradlab-standard-split": "gradlab-split", "gradlab-standard": "gradlab"}
+"""Whose measured step it is, and its own plain one."""
 
 
 def _headlines(rows: list[dict[str, Any]]) -> str:
@@ -214,9 +211,9 @@ def _headlines(rows: list[dict[str, Any]]) -> str:
     ]
     lines = [_line([*heads, ""]), _line(["---"] * (len(heads) + 1))]
     for size, took in _by_size(rows).items():
-        for name, label in HEADLINES.items():
+        for name, plain in PLAIN.items():
             if name in took:
-                peers = ("flax", "flax-split", "torch", PLAIN[name])
+                peers, label = ("flax", "flax-split", "torch", plain), CONTESTANTS[name].label
                 ratios = [ratio(took, name, peer) for peer in peers]
                 lines.append(_line([str(size), label, *ratios, verdict(took, name)]))
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,11 +13,18 @@ import numpy as np
 from gradlab.bptt.parts import by_name
 from gradlab.experiment import Experiment, build_steps
 from gradlab.probes.setting import coords_of
-from gradlab.record.base import AT_LENGTH, Description, Outcome, Row, Sink, Variable, crashed
+from gradlab.record.base import (
+    AT_LENGTH,
+    FIGURES,
+    Description,
+    Outcome,
+    Row,
+    Sink,
+    Variable,
+    crashed,
+)
 from gradlab.record.directory import RunDirectory
-from gradlab.record.finish import FIGURES, complete, replay
 from gradlab.record.lags import FORGET, RESIDUAL
-from gradlab.record.reader import Run, check_whole, open_run
 from gradlab.record.sinks import Guarded
 from gradlab.record.verdict import Network, against_baseline, at_other_lengths, verdict
 from gradlab.tasks.base import Split
@@ -25,6 +33,11 @@ from gradlab.training.checkpoint import Checkpoints, Position
 from gradlab.training.compile_cache import compile_cache
 from gradlab.training.loop import SECONDS, Member
 from gradlab.training.step import Steps
+
+if TYPE_CHECKING:
+    from gradlab.record.reader import Run
+
+# What reads and draws runs is imported when that is due: xarray and pandas take long to load.
 
 FLUSH_SECONDS = 2.0 - 2 * SECONDS
 """Least time between two flushes. A row waits for the end of its call, and, when the first of those
@@ -64,12 +77,9 @@ class Recording:
         self, experiment: Experiment, folder: Path, sinks: Sequence[Sink] = (), *, resume=False
     ):
         self.experiment, self.folder = experiment, folder
-        self.earlier = open_run(folder) if resume else None
-        if self.earlier is not None:
-            check_whole(self.earlier)
+        self.earlier = _whole(folder) if resume else None
         segments = self.earlier.info.get("facts", {}).get("segments") if self.earlier else "auto"
-        split = split_of(self.earlier)
-        self.steps = build_steps(experiment, split=split, segments=segments)
+        self.steps = build_steps(experiment, split=split_of(self.earlier), segments=segments)
         self.key = key_of(experiment)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.directory, self.last = RunDirectory(folder, FLUSH_SECONDS), _LastRows()
@@ -101,6 +111,8 @@ class Recording:
         for sink in (self.last, *self.others):
             sink.open(self.description)
         if self.earlier is not None:
+            from gradlab.record.finish import replay
+
             replay(self.earlier, [self.last, *self.others])
         self.checkpoints.prepare()
 
@@ -157,6 +169,8 @@ class Recording:
         Raises:
           CannotRecord: if no figure can be written.
         """
+        from gradlab.record.finish import complete
+
         complete(self.directory, self.others, outcome)
 
     def release(self) -> None:
@@ -170,6 +184,8 @@ class Recording:
           BadInput: if somebody else is writing to the folder.
           CannotRecord: if it cannot be recorded.
         """
+        from gradlab.record.finish import complete
+
         try:
             self.directory.reopen()
         finally:
@@ -188,6 +204,15 @@ class Recording:
             backward=self.experiment.config.get("trainer", {}).get("backward", "full"),
         )
         return verdict(self.last.row, network, self.last.paths)
+
+
+def _whole(folder: Path) -> Run:
+    """The run in a folder, refused where it is damaged."""
+    from gradlab.record.reader import check_whole, open_run
+
+    run = open_run(folder)
+    check_whole(run)
+    return run
 
 
 class _LastRows:

@@ -33,6 +33,8 @@ Status = Literal["running", "finished", "diverged", "interrupted", "crashed"]
 AT_LENGTH = "/length_"
 """Between the name of a test figure and the length that it is of, one of
 ``trainer.test_lengths``: ``test/loss/length_200``."""
+FIGURES = "figures"
+"""What is drawn of a run, as ``run.json`` names it when it is left to do, and its folder."""
 OWN_LOOP = "own"
 """The fact ``loop`` of a run that a loop of the user's own made."""
 

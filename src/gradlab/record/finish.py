@@ -17,14 +17,14 @@ import xarray
 
 from gradlab.errors import CannotRecord, first_line
 from gradlab.record import figures
-from gradlab.record.base import Description, Outcome, Sink, Variable
+from gradlab.record.base import FIGURES, Description, Outcome, Sink, Variable
 from gradlab.record.directory import RunDirectory
 from gradlab.record.output import protect
 from gradlab.record.reader import Run, check_whole, open_run, recorded_rows
 from gradlab.record.sinks import Guarded, sinks_of
 from gradlab.record.wandb.sink import WandbSink
 
-FIGURES, TENSORBOARD = "figures", "tensorboard"
+TENSORBOARD = "tensorboard"
 _log = logging.getLogger(__name__)
 
 

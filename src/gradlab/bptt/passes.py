@@ -110,7 +110,7 @@ def forward(
     form = step.form
     moving, sliced = parted(step.moves_on, step.moved)
     # A state that runs on may come to be NaN where nothing is read, and so would its gates.
-    keeps = written is not None and written.keeps and (mask is None or waits)
+    keeper = written if written and written.keeps and (mask is None or waits) else None
     holds = mask if waits else None
     if holds is not None and not form.mixes:
         inputs = harmless(inputs, holds)
@@ -119,10 +119,11 @@ def forward(
         carry, moving = state
         x, real, sliced = read
         kept = None
-        if keeps:
-            (new, kept), y, after = written(carry, x), None, []
-        else:
+        if keeper is None:
             new, y, after = step(step.fixed, joined(step.moves_on, moving, sliced), carry, x)
+        else:
+            new, kept = keeper(carry, x)
+            y, after = form.hidden(new), []
         new = _hold(form, new, carry, real)
         output = None
         if wanted:

@@ -116,11 +116,11 @@ def forward(
     """
     moving, sliced = parted(step.moves_on, step.moved)
     # A state that runs on may come to be NaN where nothing is read, and so would its gates.
-    keeps = written is not None and written.keeps and (mask is None or waits) and count is None
+    keeper = written if written and written.keeps and (mask is None or waits) else None
     holds = mask if waits else None
     if holds is not None and not step.form.mixes:
         inputs = harmless(inputs, holds)
-    body = _advance(step, wanted, written if keeps else None)
+    body = _advance(step, wanted, keeper if count is None else None)
     (final, moved), (before, on_way), (made, outputs, kept) = segments.forward(
         body, (start, moving), (inputs, holds, sliced), count, steps_at_once
     )
@@ -130,10 +130,10 @@ def forward(
     return Trace(before, inputs, final, variables, last), outputs, kept
 
 
-def _advance(step: Step, wanted: bool = False, written: Written | None = None) -> segments.Body:
+def _advance(step: Step, wanted: bool = False, keeper: Written | None = None) -> segments.Body:
     """The body of the forward loop.
 
-    It gives the Variables that the step has made, the output if wanted, and gates if ``written``.
+    It gives the Variables that the step has made, the output if wanted, and gates by a ``keeper``.
     """
     form = step.form
 
@@ -141,10 +141,11 @@ def _advance(step: Step, wanted: bool = False, written: Written | None = None) -
         carry, moving = state
         x, real, sliced = read
         kept = None
-        if written is not None:
-            (new, kept), y, after = written(carry, x), None, []
-        else:
+        if keeper is None:
             new, y, after = step(step.fixed, joined(step.moves_on, moving, sliced), carry, x)
+        else:
+            new, kept = keeper(carry, x)
+            y, after = form.hidden(new), []
         new = _hold(form, new, carry, real)
         output = None
         if wanted:

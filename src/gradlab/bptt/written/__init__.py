@@ -28,9 +28,7 @@ from gradlab.bptt.written.base import Gates, Weights, WrittenStep
 from gradlab.bptt.written.gru import WrittenGRU
 from gradlab.bptt.written.lstm import WrittenLSTM, WrittenLSTMCell
 from gradlab.bptt.written.rnn import WrittenRNN
-from gradlab.cells.gru import GRU
-from gradlab.cells.lstm import LSTM
-from gradlab.cells.rnn import SimpleRNN
+from gradlab.cells.stock import GRU, LSTM, SimpleRNN
 
 FAMILIES: dict[type[Any], type[WrittenStep]] = {
     SimpleRNN: WrittenRNN,

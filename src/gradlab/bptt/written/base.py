@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gradlab.cells.rnn import ACTIVATIONS
+from gradlab.cells.stock import ACTIVATIONS
 
 Pull = Callable[[jax.Array], jax.Array]
 """From the cotangent of a function's value to that of its argument."""

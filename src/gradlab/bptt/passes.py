@@ -140,6 +140,7 @@ def _advance(step: Step, wanted: bool = False, written: Written | None = None) -
     def one(state: Any, read: Any) -> Any:
         carry, moving = state
         x, real, sliced = read
+        y: Any
         kept = None
         if written is not None:
             (new, kept), y, after = written(carry, x), None, []

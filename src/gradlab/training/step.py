@@ -186,7 +186,8 @@ class Steps:
         check_route(backward, model.layers, "trainer.backward")
         check_segments(segments, task.length, "trainer.segments")
         self.backward: Route = backward
-        self.segments, self.products = segments, products
+        self.segments = segments
+        self.products: Products = products
         self.mesh, self.test_tasks = mesh, dict(test_tasks or {})
         self.moving = moving(model, batch)
         self.hold(model)

@@ -136,7 +136,7 @@ TYPED = {
         "try: an LSTM or a GRU",
     ],
     "trainer.segments=1": ["trainer.segments: got 1", "at least 2, auto, or null for none"],
-    "trainer.segments=many": ["trainer.segments: got 'many'", "auto, or null for none"],
+    "trainer.segments=many": ["trainer.segments: got 'many'", "a whole number, or auto, or null"],
     "task.length=100 trainer.segments=101": [
         "trainer.segments: got 101",
         "100 at most",

@@ -158,7 +158,8 @@ class Step:
     """
 
     def __init__(self, parts: Parts, form: Form, products: Products = "float32"):
-        self._parts, self.form, self.products = parts, form, products
+        self._parts, self.form = parts, form
+        self.products: Products = products
         self._moves = [kind != FIXED for kind in form.variables]
         moved, self.fixed = parted(self._moves, parts.leaves())
         self.moved_kinds = chosen(self._moves, form.variables)

@@ -140,6 +140,7 @@ def _advance(step: Step, wanted: bool = False, keeper: Written | None = None) ->
     def one(state: Any, read: Any) -> Any:
         carry, moving = state
         x, real, sliced = read
+        y: Any
         kept = None
         if keeper is None:
             new, y, after = step(step.fixed, joined(step.moves_on, moving, sliced), carry, x)

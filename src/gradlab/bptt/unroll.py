@@ -503,7 +503,7 @@ def _of_traces(
     products: Products,
 ) -> Any:
     def one(place: tuple[int, int]) -> Any:
-        step = Step(*(_at(place, tree) for tree in (_parts(layers), forms)), products)
+        step = Step(_at(place, _parts(layers)), _at(place, forms), products)
         return function(step, _at(place, traces), _reading_order(mask, place[1]))
 
     return tuple(

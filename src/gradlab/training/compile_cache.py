@@ -22,9 +22,11 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
+FOLDER, ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 MOST_BYTES = 2**29
 """About the most that the entries take together."""
 _DIGEST = hashlib.sha256().digest_size
@@ -32,21 +34,16 @@ _log = logging.getLogger(__name__)
 _why_none = "none was asked for"
 
 
-def keep_compiled(folder: Path | None = None) -> None:
-    """Keep what is compiled from now on, unless the user has said where jax does, or that it not.
+def keep_compiled() -> None:
+    """Keep what is compiled from now on in the user's cache folder.
 
-    A folder that cannot be used costs time only: it is told, and everything is compiled.
-
-    Args:
-      folder: where; None: the user's cache folder.
+    What the user has told jax of its cache stays as it is. A folder that cannot be used costs time
+    only: it is told, and everything is compiled.
     """
     global _why_none
-    if jax.config.jax_compilation_cache_dir is not None:
+    if _asked(FOLDER) is not None or not _asked(ENABLED):
         return
-    if not jax.config.jax_enable_compilation_cache:
-        _why_none = "jax_enable_compilation_cache is off"
-        return
-    folder = folder or _users_folder()
+    folder = _users_folder()
     if folder is None:
         _why_none = "there is no home folder"
         return
@@ -60,9 +57,14 @@ def keep_compiled(folder: Path | None = None) -> None:
 
 def compile_cache() -> str:
     """The folder of the compile cache, or why there is none."""
-    if not jax.config.jax_enable_compilation_cache:
+    if not _asked(ENABLED):
         return "none: jax_enable_compilation_cache is off"
-    return jax.config.jax_compilation_cache_dir or f"none: {_why_none}"
+    return _asked(FOLDER) or f"none: {_why_none}"
+
+
+def _asked(setting: str) -> Any:
+    """What the user or somebody else has set of jax's cache."""
+    return getattr(jax.config, setting)
 
 
 def _users_folder() -> Path | None:
@@ -111,7 +113,7 @@ def _hand_to_jax(folder: Path) -> None:
         return (entries, path) if path == str(folder) else jaxs_own(path)
 
     compilation_cache.get_file_cache = get_file_cache
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update(FOLDER, str(folder))
     # A start compiles many small programs, too; together they take as long as a large one.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # On a GPU XLA would keep files of its own beside the entries, and fail where it cannot.

@@ -12,7 +12,7 @@ from tests import ROOT
 sys.path.append(str(ROOT / "scripts"))
 
 import benchmark
-from benchmarks import contestants, problem, reference, steps
+from benchmarks import contestants, flax_loop, problem, reference, steps
 from benchmarks.process import Desk
 
 TINY = problem.Size(5, 3, 2, 4)
@@ -34,6 +34,15 @@ def test_contestants_compute_what_numpy_computes(cell, name):
     assert found["loss"] < 1e-6
     assert desk.time(name, 2, 1)["steps"] > 0
     assert desk.temporaries(name) > 0
+
+
+def test_the_plain_loop_says_when_its_first_step_is_done_and_how_long_the_others_took(capsys):
+    with jax.numpy_dtype_promotion("standard"):
+        flax_loop.main(3, 4, 2, 3)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 0/3 loss 0.")
+    assert last.startswith("step 2/3 loss ")
+    assert float(last.split("train_seconds ")[1]) > 0
 
 
 def test_what_computes_something_else_is_not_timed():

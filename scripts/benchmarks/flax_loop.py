@@ -36,7 +36,7 @@ class Net(nnx.Module):
 
 def main(steps: int, length: int, batch: int, hidden: int) -> None:
     """Train."""
-    graph, params = nnx.split(Net(hidden))
+    graph, params, rest = nnx.split(Net(hidden), nnx.Param, ...)
     state, key = RULE.init(params), jax.random.key(0)
 
     def draw(key):
@@ -48,7 +48,7 @@ def main(steps: int, length: int, batch: int, hidden: int) -> None:
         return jnp.stack([numbers, marked], axis=-1), jnp.sum(numbers * marked, axis=0)[:, None]
 
     def loss(params, inputs, targets):
-        return jnp.mean(jnp.square(nnx.merge(graph, params)(inputs) - targets))
+        return jnp.mean(jnp.square(nnx.merge(graph, params, rest)(inputs) - targets))
 
     @jax.jit
     def step(params, state, key):

@@ -25,8 +25,10 @@ def measure(options: Any) -> dict[str, Any]:
                 for value in values:
                     size = BASE._replace(**{axis: value})
                     for row in field.compete(cell, size, options.repeats or 3):
-                        held = field.of(row["contestant"]).ask("temporaries", row["contestant"])
-                        rows.append(row | {"axis": axis, "temporaries": held})
+                        rows.append(row | {"axis": axis})
+                        if "refused" not in row:
+                            name = row["contestant"]
+                            rows[-1]["temporaries"] = field.of(name).ask("temporaries", name)
     return {"rows": rows, "skipped": field.skipped}
 
 
@@ -62,8 +64,8 @@ def _value(row: dict[str, Any], axis: str) -> int:
 
 def _held(rows: dict[str, dict[str, Any]]) -> float | None:
     """What measuring holds besides, for each timestep and example."""
-    if not {"gradlab", "gradlab-standard"} <= rows.keys():
+    plain, measured = (rows.get(name, {}) for name in ("gradlab", "gradlab-standard"))
+    if "temporaries" not in plain or "temporaries" not in measured:
         return None
-    plain, measured = (rows[name] for name in ("gradlab", "gradlab-standard"))
     size = Size(*plain["size"])
     return (measured["temporaries"] - plain["temporaries"]) / (size.T * size.B)

@@ -165,7 +165,8 @@ class Folding:
             leaves, tree = jax.tree.flatten(before)
             pairs = zip(self._step.form.batched, leaves, strict=True)
             own = tree.unflatten([leaf[few] if batched else leaf for batched, leaf in pairs])
-            found = stock.gates(cell, own, x[few])._asdict()
+            at: Any = stock.gates(cell, own, x[few])
+            found = at._asdict()
         named = {name: _wide(found[name][few]) for name in view.names}
         return Gates(named, named.get(view.retention or ""))
 

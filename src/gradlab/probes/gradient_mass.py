@@ -66,8 +66,9 @@ def mass_horizon(log10: jax.Array, mask: jax.Array, share: float) -> jax.Array:
     upto = jnp.cumsum(mass, axis=1)
     wanted = share * upto[:, -1:]
     last = jnp.argmax(upto >= wanted, axis=1, keepdims=True)
-    mass_there, upto_there, steps = (
-        jnp.take_along_axis(array, last, axis=1)[:, 0]
-        for array in (mass, upto, jnp.cumsum(mask, axis=1))
+    lags = jnp.arange(mask.shape[1], dtype=last.dtype)[None, :, None]
+    steps = jnp.sum(mask & (lags <= last), axis=1)
+    mass_there, upto_there = (
+        jnp.take_along_axis(array, last, axis=1)[:, 0] for array in (mass, upto)
     )
     return steps.astype(mass.dtype) - (upto_there - wanted[:, 0]) / mass_there

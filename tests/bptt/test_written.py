@@ -67,6 +67,7 @@ def measured(monkeypatch, route, make, dtype, *, masked=False, **options):
         def loss(params, inputs, start, taps):
             built = nnx.merge(graph, params, rest, copy=True)
             run = unroll([[built]], inputs, mask=mask, start=start, taps=taps, **options)
+            assert run.outputs is not None
             drawn = jax.random.normal(jax.random.key(2), run.outputs.shape, dtype)
             ends = sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(run.finals))
             return jnp.sum(drawn * run.outputs) + jnp.sum(run.last) + ends

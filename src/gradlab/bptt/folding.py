@@ -184,4 +184,4 @@ def fold_over(fold: Fold, gates: Gates, mask: jax.Array) -> Folded:
 
 
 def _wide(gate: jax.Array) -> jax.Array:
-    return gate.astype(jnp.promote_types(gate.dtype, jnp.float32))
+    return gate.astype(jnp.float32) if jnp.finfo(gate.dtype).bits < 32 else gate

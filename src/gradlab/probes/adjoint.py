@@ -92,17 +92,24 @@ class Adjoint(StepProbe):
 
     def __call__(self, seen: Seen) -> dict[str, jax.Array]:
         """See the class."""
-        found = {}
         also_h = {} if seen.hidden is None else {"h": seen.hidden}
-        for name, log10 in {**seen.adjoints, **also_h}.items():
-            zero = jnp.sum(seen.mask & (log10 == -jnp.inf), axis=-1)
-            quantiles, by_lag = both_ways(self._quantiles, log10, seen.mask)
-            found |= both_means(f"adj_{name}_log10", log10, seen.mask) | {
-                f"adj_{name}_log10_q": quantiles,
-                f"adj_{name}_over_lag_log10_q": by_lag,
-                f"adj_{name}_zero": zero / jnp.sum(seen.mask, axis=-1),
-            }
-        return found
+        norms = {**seen.adjoints, **also_h}
+        # Of all of them at once, one state after the other as if they were layers.
+        log10 = jnp.concatenate(list(norms.values()))
+        mask = jnp.concatenate([seen.mask] * len(norms))
+        quantiles = both_ways(self._quantiles, log10, mask)
+        zero = jnp.sum(mask & (log10 == -jnp.inf), axis=-1) / jnp.sum(mask, axis=-1)
+        of_all = {
+            **both_means("adj_{}_log10", log10, mask),
+            "adj_{}_log10_q": quantiles[0],
+            "adj_{}_over_lag_log10_q": quantiles[1],
+            "adj_{}_zero": zero,
+        }
+        return {
+            key.format(name): own
+            for key, values in of_all.items()
+            for name, own in zip(norms, jnp.split(values, len(norms)), strict=True)
+        }
 
     def _quantiles(self, log10: jax.Array, mask: jax.Array) -> jax.Array:
         """Over examples: ``(L, T, B) -> (L, Q, T)``."""

@@ -15,6 +15,7 @@ Shapes: ``L`` layers (both directions of a bidirectional one counted), ``T`` ste
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -308,8 +309,10 @@ def nearest_quantiles(values: jax.Array, quantiles: Sequence[float]) -> jax.Arra
 
 
 def greatest(values: jax.Array) -> jax.Array:
-    """The largest of the last axis where none is nan. XLA is slow at that of floats on a CPU."""
-    return _as_floats(jnp.max(_ordered_bits(values)[0], axis=-1), values.dtype)
+    """The largest of the last axis. By halves, since XLA is slow at it on a CPU."""
+    while values.shape[-1] > 8 and values.shape[-1] % 2 == 0:
+        values = jnp.maximum(*jnp.split(values, 2, axis=-1))
+    return jnp.max(values, axis=-1)
 
 
 def _ordered_bits(values: jax.Array) -> tuple[jax.Array, int]:
@@ -363,14 +366,19 @@ def state_log10(adjoints: Mapping[str, jax.Array]) -> jax.Array:
     parts = jnp.stack(list(adjoints.values()))
     largest = jnp.max(parts, axis=0)
     finite = jnp.where(jnp.isfinite(largest), largest, 0)
-    joined = finite + 0.5 * jnp.log10(jnp.sum(jnp.square(10.0 ** (parts - finite[None])), axis=0))
+    joined = finite + 0.5 * jnp.log10(jnp.sum(pow10(2 * (parts - finite[None])), axis=0))
     return jnp.where(jnp.isfinite(largest), joined, largest)
+
+
+def pow10(values: jax.Array) -> jax.Array:
+    """``10**values``, several times as fast as a power."""
+    return jnp.exp(math.log(10) * values)
 
 
 def norm(array: jax.Array) -> jax.Array:
     """The plain 2-norm in at least float32, with no square below or above the float range."""
-    array = jnp.abs(array) if jnp.iscomplexobj(array) else array
-    array = wide(array)
-    largest = jnp.max(jnp.abs(array))
+    sizes = wide(jnp.abs(array)).ravel()
+    largest = _as_floats(jnp.max(_ordered_bits(sizes)[0], initial=0), sizes.dtype)
     safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return safe * jnp.linalg.norm((array / safe).ravel())
+    near_one = sizes / safe
+    return safe * jnp.sqrt(jnp.vdot(near_one, near_one, precision=lax.Precision.HIGHEST))

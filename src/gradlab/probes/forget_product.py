@@ -106,14 +106,13 @@ class ForgetProduct(GateProbe):
         if real is not None:
             log2 = jnp.where(real[:, None], log2, 0)
             counted &= real[:, None]
-        ones = jnp.ones(product.shape[:1], product.dtype)
         units = jnp.ones(product.shape[1:], product.dtype)
         kept = _Kept(
             typical=product @ units,
             largest=largest,
             squares=jnp.exp2(2 * apart) @ units,
-            total=ones @ jnp.where(counted, product, 0),
-            count=ones @ counted.astype(product.dtype),
+            total=jnp.sum(jnp.where(counted, product, 0), axis=0),
+            count=jnp.sum(counted, axis=0, dtype=product.dtype),
         )
         return carry.plus(log2), kept
 

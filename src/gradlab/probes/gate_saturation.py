@@ -56,30 +56,30 @@ class GateSaturation(GateProbe):
         return {"gate_saturation": Variable(("layer", "gate"), "1", name)}
 
     def begin(self, gates: Gates) -> Any:
-        """How often each unit of each example was outside so far, by gate; and the real steps."""
-        counts = [jnp.zeros(gate.shape, jnp.int32) for gate in gates.named.values()]
-        return counts, jnp.int32(0)
+        """How often each unit of each example was outside so far, by gate; and how many there were.
+
+        As floats, which XLA adds fastest, and which count up to 2^24.
+        """
+        counts = [jnp.zeros(gate.shape, jnp.float32) for gate in gates.named.values()]
+        return counts, jnp.float32(0)
 
     def step(self, carry: Any, gates: Gates, real: jax.Array | None) -> tuple[Any, None]:
         """One step more."""
-        counts, steps = carry
+        counts, all_ = carry
 
         def more(count: jax.Array, gate: jax.Array) -> jax.Array:
             outside = (gate < self.low) | (gate > self.high)
             outside = outside if real is None else outside & real[:, None]
             return count + outside.astype(count.dtype)
 
-        counts = list(map(more, counts, gates.named.values()))
-        examples = counts[0].shape[0]
-        rows = jnp.int32(examples) if real is None else jnp.sum(real, dtype=jnp.int32)
-        return (counts, steps + rows), None
+        examples, units = counts[0].shape
+        rows = jnp.float32(examples) if real is None else jnp.sum(real, dtype=all_.dtype)
+        return (list(map(more, counts, gates.named.values())), all_ + rows * units), None
 
     def finish(self, carry: Any, kept: None) -> Folded:
         """The sums: ``(gates,)`` outside, of how many."""
-        counts, steps = carry
-        # As floats: of long sequences all units together are more than an int32 can count.
-        outside = jnp.stack([jnp.sum(count.astype(jnp.float32)) for count in counts])
-        return Folded(sums=(outside, steps.astype(jnp.float32) * counts[0].shape[1]))
+        counts, all_ = carry
+        return Folded(sums=(jnp.stack([jnp.sum(count) for count in counts]), all_))
 
     def measure(self, folded: Folded, mask: jax.Array) -> dict[str, jax.Array]:
         """See :meth:`gradlab.probes.base.GateProbe.measure`."""

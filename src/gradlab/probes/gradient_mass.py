@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.errors import number
-from gradlab.probes.base import Seen, Setting, StepProbe, state_log10
+from gradlab.probes.base import Seen, Setting, StepProbe, pow10, state_log10
 from gradlab.variable import Variable
 
 
@@ -62,7 +62,7 @@ class GradientMass(StepProbe):
 def mass_horizon(log10: jax.Array, mask: jax.Array, share: float) -> jax.Array:
     """The horizon of curves over lag, ``(L, T, B) -> (L, B)``; nan if nothing or not finite."""
     # Relative to the largest: what underflows then is nothing beside it.
-    mass = 10.0 ** (log10 - jnp.max(log10, axis=1, keepdims=True))
+    mass = pow10(log10 - jnp.max(log10, axis=1, keepdims=True))
     upto = jnp.cumsum(mass, axis=1)
     wanted = share * upto[:, -1:]
     last = jnp.argmax(upto >= wanted, axis=1, keepdims=True)

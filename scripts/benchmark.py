@@ -50,12 +50,17 @@ def main() -> None:
             print(_page(found), "\n")
         return
     table = next((name for name in TABLES if getattr(options, name)), "steps")
-    found = {"table": table, **machine.facts(), "load_before": machine.load()}
-    found |= _room(table).measure(options)
-    found["load_after"] = machine.load()
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(_page(found))
+    begun = {"table": table, **machine.facts(), "load_before": machine.load()}
+
+    def keep(part: dict[str, Any]) -> dict[str, Any]:
+        """Write down what was measured so far."""
+        found = {**begun, **part, "load_after": machine.load()}
+        if options.out:
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+        return found
+
+    options.keep = keep
+    print(_page(keep(_room(table).measure(options))))
 
 
 def joined(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

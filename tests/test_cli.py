@@ -257,7 +257,7 @@ def test_tensorboard_without_its_package_is_refused(command, tmp_path, monkeypat
 
 
 def test_an_interrupt_before_the_run_leaves_nothing(command, tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gradlab.recording.build_steps", interrupt)

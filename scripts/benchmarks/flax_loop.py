@@ -48,7 +48,7 @@ def main(steps: int, length: int, batch: int, hidden: int) -> None:
         return jnp.stack([numbers, marked], axis=-1), jnp.sum(numbers * marked, axis=0)[:, None]
 
     def loss(params, inputs, targets):
-        return jnp.mean(jnp.square(nnx.merge(graph, params, rest)(inputs) - targets))
+        return jnp.mean(jnp.square(nnx.merge(graph, params, rest, copy=True)(inputs) - targets))
 
     @jax.jit
     def step(params, state, key):

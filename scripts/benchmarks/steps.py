@@ -38,16 +38,15 @@ def chosen(options: Any) -> tuple[Sequence[str], Sequence[Size], Sequence[str]]:
 def measure(options: Any) -> dict[str, Any]:
     """Time them; rows of each cell, size and contestant, and why some took no part."""
     cells, sizes, names = chosen(options)
+    found: dict[str, Any] = {"rows": [], "skipped": {}, "tolerance": TOLERANCE}
     with Field(names) as field:
-        rows = [
-            row
-            for cell in cells
-            for size in sizes
-            for row in field.compete(
-                cell, size, options.repeats or 5, () if options.contestants else SLOW_TO_BUILD[cell]
-            )
-        ]
-    return {"rows": rows, "skipped": field.skipped, "tolerance": TOLERANCE}
+        found["skipped"] = field.skipped
+        for cell in cells:
+            without = () if options.contestants else SLOW_TO_BUILD[cell]
+            for size in sizes:
+                found["rows"] += field.compete(cell, size, options.repeats or 5, without)
+                options.keep(found)
+    return found
 
 
 class Field:

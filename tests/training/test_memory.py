@@ -30,10 +30,10 @@ def test_free_memory_of_a_gpu_is_its_own():
 
 
 def test_time_is_cut_where_the_states_would_take_a_quarter_of_the_memory(monkeypatch, caplog):
-    def segments(there, asked="auto", *earlier):
+    def segments(there, asked="auto", **earlier):
         monkeypatch.setattr("gradlab.experiment.free", lambda device: there)
         parts = experiment(trainer=Trainer(steps=1, batch=4, segments=asked))
-        steps = build_steps(parts, *earlier)
+        steps = build_steps(parts, **earlier)
         assert describe(parts, steps).facts.get("segments") == steps.segments
         return steps.segments
 
@@ -44,8 +44,8 @@ def test_time_is_cut_where_the_states_would_take_a_quarter_of_the_memory(monkeyp
     assert "cut into 2 segments" in caplog.text
     assert segments(1, None) is None
     assert segments(2**60, 4) == 4
-    assert segments(2**60, "auto", 4) == 4  # resumed, as it was
-    assert segments(1, "auto", None) is None
+    assert segments(2**60, segments=4) == 4  # resumed, as it was
+    assert segments(1, segments=None) is None
 
 
 def temporaries(steps, batch, hidden, segments=None):

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import tarfile
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +47,6 @@ def read(folder: Path) -> dict:
 def table(sweep: Path, file: Path) -> str:
     write_csv(runs_in(sweep), file)
     return file.read_text(encoding="utf-8")
-
-
-def machine() -> list[str]:
-    """Two runs are the same to the last bit where this is the same."""
-    cpu = Path("/proc/cpuinfo")
-    text = cpu.read_text(encoding="utf-8") if cpu.exists() else ""
-    kind = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")]
-    return [version("jaxlib"), platform.machine(), *kind[:1]]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +92,7 @@ def test_runs_of_different_shapes_are_compared(records, tmp_path):
     assert statuses == [2, 1, 1]
 
 
-def test_an_interrupted_run_ends_as_the_run_that_was_never_stopped(command, records, expected):
+def test_an_interrupted_run_ends_as_the_run_that_was_never_stopped(command, records):
     folder, whole = records("interrupted"), records("whole")
     done = command(f"trainer.resume={folder}")
     assert done.code == 0, done.err
@@ -110,7 +100,7 @@ def test_an_interrupted_run_ends_as_the_run_that_was_never_stopped(command, reco
     assert (run.status, run.damage, len(run.info["resumed"])) == ("finished", (), 1)
     mine, theirs = everything(folder), everything(whole)
     known = {name: mine[name] for name in theirs}
-    assert_same(known, theirs, exact=expected["machine"] == machine())
+    assert_same(known, theirs)
     # What that version did not measure is measured from here on.
     new = run.curves["decades_lost"].values[:, 0]
     again = run.curves["step"].values > 18
@@ -157,15 +147,11 @@ def everything(folder: Path) -> dict[str, np.ndarray]:
     return arrays | {key: value for key, value in run.summary.items() if key not in timed}
 
 
-def assert_same(mine: dict, theirs: dict, *, exact: bool) -> None:
-    """To the last bit, or to the rounding of thirty steps in float32.
-
-    Slope and horizon are of the curve over the lag by now, and summed up in another order.
-    """
+def assert_same(mine: dict, theirs: dict) -> None:
+    """To the rounding of thirty steps in float32: a step is calculated otherwise by now."""
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
-        exact_here = exact and not name.startswith(("adjoint_slope", "memory_horizon"))
-        if exact_here or np.asarray(value).dtype.kind != "f":
+        if np.asarray(value).dtype.kind != "f":
             np.testing.assert_array_equal(mine[name], value, err_msg=name)
         else:
             np.testing.assert_allclose(mine[name], value, rtol=1e-3, atol=1e-5, err_msg=name)

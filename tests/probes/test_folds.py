@@ -14,7 +14,7 @@ from flax import nnx
 from gradlab.cells import GRU, LSTM
 from gradlab.cells.base import Cell, HiddenCarry
 from gradlab.model import SequenceModel
-from gradlab.probes import Adjoint, ForgetProduct, GateSaturation, GradNorm
+from gradlab.probes import ForgetProduct, GateSaturation, GradNorm
 from gradlab.probes.base import StepProbe
 from gradlab.tasks import Adding
 from gradlab.training.optimizer import Optimizer
@@ -75,9 +75,10 @@ def steps_of(cell, probes, *, rule=optax.adam, **options):
     return Steps(model, task, optimizer, probes, BATCH)
 
 
+DEEP = "gates that it has not, deep, both directions"
 CASES = {
     "gates that the pass has, padded": (LSTM, {"padded": True}),
-    "gates that it has not, deep, both directions": (
+    DEEP: (
         partial(GRU, gate_fn=jax.nn.hard_sigmoid),
         {"padded": True, "layers": 2, "bidirectional": True},
     ),
@@ -85,19 +86,20 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.slow] if one == DEEP else []) for one in CASES]
+)
 def test_by_products_of_the_pass_are_what_gates_over_time_give(name):
     cell, options = CASES[name]
     probes = {
         "forget_product": ForgetProduct(),
-        "adjoint": Adjoint(),
         "whole": Whole(),
         "gate_saturation": GateSaturation(low=0.4, high=0.6),
     }
     steps = steps_of(cell, probes, **options)
     _, _, found = jax.jit(steps.probe)(steps.start(jax.random.key(0)), ())
     whole = {key.removeprefix("whole_"): found.pop(key) for key in list(found) if "whole" in key}
-    assert whole.keys() == {key for key in found if not key.startswith("adj")}
+    assert whole.keys() == found.keys()
     for key, value in whole.items():
         assert np.isfinite(value).mean() > 0, key
         np.testing.assert_allclose(found[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
@@ -105,6 +107,7 @@ def test_by_products_of_the_pass_are_what_gates_over_time_give(name):
     assert len(set(np.asarray(found["gate_saturation"]).ravel().tolist())) > 1 or cell is Tiring
 
 
+@pytest.mark.slow
 def test_members_that_differ_in_what_a_fold_reads_share_a_program():
     """Its limits are then arrays that are traced."""
 
@@ -122,7 +125,7 @@ def test_members_that_differ_in_what_a_fold_reads_share_a_program():
     assert np.all(np.diff(np.sum(together, axis=(1, 2))) > 0)
 
 
-@pytest.mark.parametrize("cell", [LSTM, GRU])
+@pytest.mark.parametrize("cell", [LSTM, pytest.param(GRU, marks=pytest.mark.slow)])
 def test_trained_parameters_have_the_same_bits_with_probes_and_without(cell):
     probes = {
         "grad_norm": GradNorm(),

@@ -2,6 +2,9 @@
 
 import json
 import shlex
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import ClassVar
 from urllib.parse import quote
 
 import pytest
@@ -51,6 +54,23 @@ def test_a_long_secret_that_yaml_would_fold_is_whole_in_what_is_dumped(monkeypat
     dumped = yaml.dump(scrub({"a": {"b": ["x" * 70 + value]}, "t": (value, 3)}))
     assert "s3cret" not in dumped
     assert dumped.count("<MY_PASSPHRASE>") == 2
+
+
+def test_a_variable_that_another_thread_takes_away_meanwhile_is_no_error(monkeypatch):
+    class Going(Mapping):
+        there: ClassVar = {"GH_PAT": "ghp_0123456789abcdef"}
+
+        def __getitem__(self, name):
+            return self.there[name]
+
+        def __iter__(self):
+            return iter([*self.there, "GONE_TOKEN"])
+
+        def __len__(self):
+            return len(self.there) + 1
+
+    monkeypatch.setattr("gradlab.record.private.os", SimpleNamespace(environ=Going()))
+    assert hide("ghp_0123456789abcdef") == "<GH_PAT>"
 
 
 def test_one_secret_inside_another(monkeypatch):

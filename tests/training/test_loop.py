@@ -199,7 +199,8 @@ def test_rows_come_at_the_logged_steps_with_every_variable_announced():
         assert math.isfinite(row.scalars["train/loss"])
     assert ["val/loss" in row.scalars for row in sink.rows] == [True, True, True, True]
     assert outcome.timings["steps_per_second"] > 0
-    assert outcome.timings["probe_overhead"] > 0
+    overhead = outcome.timings["probe_overhead"]
+    assert overhead is None or overhead > 0  # of steps as short as these it may not be seen
     assert {
         "train/loss",
         "val/loss",

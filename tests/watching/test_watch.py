@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import gradlab
 from gradlab.errors import BadInput
@@ -151,6 +153,21 @@ def test_nothing_to_measure_is_refused_and_without_a_measurement_it_is_flaxs(sha
     with pytest.raises(BadInput, match="at least one of each"):
         gradlab.value_and_grad(lambda layer: jnp.sum(layer(jnp.zeros(shape))))(layer)
     assert layer(jnp.zeros(shape)).shape == (*shape[:2], 2)
+
+
+def test_a_mesh_with_explicit_axes_is_refused_and_one_with_automatic_ones_is_followed():
+    layer = gradlab.watch(nnx.RNN(nnx.SimpleCell(3, 2, rngs=nnx.Rngs(0))))
+    measured = gradlab.value_and_grad(lambda layer, x: jnp.mean(layer(x) ** 2))
+    x = jnp.ones((2, 4, 3))
+    due, *_ = measured(layer, x)
+
+    def on(kind):
+        mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
+        return jax.device_put(x, NamedSharding(mesh, P("data")))
+
+    with pytest.raises(BadInput, match=r"AxisType\.Explicit.*\n.*AxisType\.Auto"):
+        measured(layer, on(AxisType.Explicit))
+    np.testing.assert_allclose(measured(layer, on(AxisType.Auto))[0], due, rtol=1e-6)
 
 
 def test_two_layers_of_one_name_are_refused_and_nothing_is_changed():

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import AxisType
 
 from gradlab.bptt import passes
 from gradlab.bptt.folding import Fold, Folding, Folds, Tap
@@ -348,6 +349,7 @@ def unroll(
     """
     check_route(backward, layers, "backward")
     check_segments(segments, inputs.shape[0], "segments")
+    _check_axes(inputs)
     if segments is not None and mask is not None and not waits:
         raise BadInput("segments", segments, "None where states do not wait beyond the mask")
     with _split_rngs(layers, broadcast_rngs):
@@ -401,6 +403,7 @@ def unroll_plainly(
     the traces. The cells' Variables stay what they are, unless ``moves``. Other arguments as for
     :func:`unroll`.
     """
+    _check_axes(inputs)
     with _split_rngs(layers, broadcast_rngs):
         carries, forms = _begun(
             layers,
@@ -419,6 +422,15 @@ def unroll_plainly(
             _update(*(_at(place, one) for one in (layers, cells, forms, variables)))
     last = _last(forms, outputs, finals, mask)
     return Unrolled(outputs, last, traces, finals, forms=forms)
+
+
+def _check_axes(inputs: jax.Array) -> None:
+    """Refuse inputs on a mesh whose axes JAX follows from operation to operation."""
+    if AxisType.Explicit in jax.typeof(inputs).sharding.mesh.axis_types:
+        hint = (
+            "jax.make_mesh(…, axis_types=(AxisType.Auto,)): then the layers are split as they are"
+        )
+        raise BadInput("inputs", "an array on a mesh with AxisType.Explicit", "AxisType.Auto", hint)
 
 
 def check_route(route: str, layers: Sequence[Layer], key: str) -> None:

@@ -83,9 +83,11 @@ def hide(text: str) -> str:
     """
     if len(text) < SHORTEST:
         return text
+    # W&B's thread sets a variable of its own now and then: what is gone meanwhile is no secret.
+    there = [(name, os.environ.get(name, "")) for name in list(os.environ)]
     known = tuple(
         (name, value)
-        for name, value in os.environ.items()
+        for name, value in there
         if len(value) >= SHORTEST and (is_secret(name) or "://" in value)
     )
     if known:

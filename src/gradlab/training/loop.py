@@ -121,13 +121,15 @@ class Clock:
     def timings(self) -> dict[str, float | None]:
         """``steps_per_second`` over all steps, and what measuring costs; None where unmeasured.
 
-        ``probe_overhead`` is the time of a probed step over that of a plain one, ``close_look``
-        the seconds of one look of the close probes, which ``steps_per_second`` leaves out.
+        ``probe_overhead`` is the time of a probed step over that of a plain one, unmeasured where
+        either is less than what a call costs by itself; ``close_look`` the seconds of one look of
+        the close probes, which ``steps_per_second`` leaves out.
         """
         plain, probed, close = self.plain[1:], self.probed[1:], self.close[1:]
         calls = [*plain, *probed, *self.mixed[1:]]
         seconds, steps = sum(s for s, _ in calls), sum(n for _, n in calls)
-        overhead = self._of_step(probed) / self._of_step(plain) if plain and probed else None
+        each = [self._of_step(kind) for kind in (probed, plain) if kind]
+        overhead = each[0] / each[1] if len(each) == 2 and min(each) > 0 else None
         return {
             "steps_per_second": steps / seconds if steps else None,
             "probe_overhead": overhead,

@@ -172,7 +172,7 @@ def mesh_of(kind: str | None, batch: int) -> DataMesh:
     return DataMesh(jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,)))
 
 
-PAYS = 20e6
+PAYS = 2e6
 """Multiply-adds of a device's own rows, forward, from which it is worth a device of its own."""
 
 
@@ -181,7 +181,7 @@ def best_mesh(batch: int, work: float, kept: int | None = None) -> DataMesh:
 
     On a CPU it is the largest number of the process's devices that divides the batch and leaves
     each of them :data:`PAYS` multiply-adds a step; where there is none, one device. Below that the
-    message between devices, some 0.3 ms a step, costs more than the second core gains. On an
+    message between devices, some 0.2 ms a step, costs more than the second core gains. On an
     accelerator it is one device, since nobody has measured yet what a network of this kind gains by
     several, and the others may be somebody else's.
 
@@ -199,7 +199,7 @@ def best_mesh(batch: int, work: float, kept: int | None = None) -> DataMesh:
     elif len(devices) == 1:
         many, reason = 1, "there is one core for it"
     elif len(fitting) == 1:
-        many, reason = 1, f"a batch of {batch} does not divide over 2 to {len(devices)} cores"
+        many, reason = 1, f"a batch of {batch} does not divide over {len(devices)} cores or fewer"
     else:
         many = max((n for n in fitting if batch // n * work >= PAYS), default=1)
         reason = (
